@@ -1,0 +1,8 @@
+//! Casemate: one daemon that gives every session its own gVisor sandbox under rootless podman.
+//!
+//! The modules are the floors of the house, lowest first; a file names only floors below its own.
+//! `docs/architecture.md` is the plan, `tests/architecture.rs` enforces it.
+
+pub mod base; // 0: ids, clock, secret, error chain
+pub mod model; // 1: the nouns
+pub mod runtime; // 4: rootless podman + gVisor

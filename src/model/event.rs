@@ -1,0 +1,191 @@
+//! What an auditor reads: one variant for each thing an auditor asks about.
+//!
+//! Each change to the world leaves two records: an *intent*, written before the effect, and an
+//! *outcome*, written after it. What merely happened leaves one *fact*. The JSON form is a promise:
+//! fields are added, never renamed.
+
+use serde::{Deserialize, Serialize};
+
+use super::image::ImageDigest;
+use super::name::Name;
+use super::session::{Phase, Reason};
+use crate::base::clock::Timestamp;
+use crate::base::id::{EventId, KeyId, SessionId};
+
+/// What happened, or is about to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum AuditEvent {
+    /// A session was asked for.
+    #[serde(rename = "session.create")]
+    SessionCreate {
+        /// The recipe.
+        template: Name,
+        /// The pinned image.
+        image: ImageDigest,
+        /// The name that was asked for.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        name: Option<Name>,
+    },
+    /// A session changed its phase.
+    #[serde(rename = "session.phase")]
+    SessionPhase {
+        /// The phase it left.
+        from: Phase,
+        /// The phase it is in.
+        to: Phase,
+        /// Why.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
+    },
+    /// A session was asked to end.
+    #[serde(rename = "session.delete")]
+    SessionDelete {},
+    /// A program was asked for.
+    #[serde(rename = "session.run")]
+    SessionRun {
+        /// The program's name; arguments may hold secrets and are only counted.
+        program: String,
+        /// How many arguments followed it.
+        arguments: usize,
+        /// Who it runs as inside.
+        user: String,
+        /// Its time limit.
+        timeout_s: u64,
+    },
+    /// An API key was made.
+    #[serde(rename = "key.create")]
+    KeyCreate {
+        /// Its public part.
+        key: KeyId,
+        /// What it is for.
+        name: Name,
+    },
+    /// An image was loaded into the store.
+    #[serde(rename = "image.import")]
+    ImageImport {},
+    /// Somebody asked at the admin socket.
+    #[serde(rename = "admin.command")]
+    AdminCommand {
+        /// The command's name.
+        command: String,
+    },
+    /// A peer of the admin socket was turned away.
+    #[serde(rename = "admin.refused")]
+    AdminRefused {
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+    /// A container without a session was removed.
+    #[serde(rename = "sandbox.orphan")]
+    SandboxOrphan {
+        /// The container.
+        container: String,
+    },
+    /// The daemon became ready.
+    #[serde(rename = "daemon.start")]
+    DaemonStart {
+        /// Its version.
+        version: String,
+    },
+    /// The daemon ended in order.
+    #[serde(rename = "daemon.stop")]
+    DaemonStop {},
+    /// Settings were read again.
+    #[serde(rename = "daemon.reload")]
+    DaemonReload {},
+}
+
+impl AuditEvent {
+    /// The word in the field `kind`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::SessionCreate { .. } => "session.create",
+            Self::SessionPhase { .. } => "session.phase",
+            Self::SessionDelete {} => "session.delete",
+            Self::SessionRun { .. } => "session.run",
+            Self::KeyCreate { .. } => "key.create",
+            Self::ImageImport {} => "image.import",
+            Self::AdminCommand { .. } => "admin.command",
+            Self::AdminRefused { .. } => "admin.refused",
+            Self::SandboxOrphan { .. } => "sandbox.orphan",
+            Self::DaemonStart { .. } => "daemon.start",
+            Self::DaemonStop {} => "daemon.stop",
+            Self::DaemonReload {} => "daemon.reload",
+        }
+    }
+}
+
+/// Where a record stands to the effect it tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Written before the effect; without it there is none.
+    Intent,
+    /// Written after the effect; names its intent.
+    Outcome,
+    /// Something that happened; nothing was asked.
+    Fact,
+}
+
+/// How an intent ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "result")]
+pub enum Outcome {
+    /// As asked.
+    Ok {
+        /// Figures that an auditor wants, for example an exit code.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
+    /// Not as asked.
+    Failed {
+        /// The stable code of the failure.
+        code: String,
+    },
+}
+
+/// One line of the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// Its name.
+    pub id: EventId,
+    /// When it was written.
+    pub at: Timestamp,
+    /// Where it stands to the effect.
+    pub stage: Stage,
+    /// The intent that an outcome belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intent: Option<EventId>,
+    /// Who asked.
+    pub principal: String,
+    /// The session it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// What.
+    pub event: AuditEvent,
+    /// How it ended, in an outcome.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_is_the_tag_on_the_wire() {
+        let events = [
+            AuditEvent::SessionDelete {},
+            AuditEvent::AdminRefused { uid: 1, gid: 2 },
+            AuditEvent::DaemonStart { version: "1".into() },
+            AuditEvent::SessionPhase { from: Phase::Pending, to: Phase::Starting, reason: None },
+        ];
+        for event in events {
+            assert_eq!(serde_json::to_value(&event).unwrap()["kind"], event.kind());
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Floor 1: the nouns. Data and their own invariants; no I/O, no async, no clock.
+
+pub mod event;
+pub mod image;
+pub mod key;
+pub mod name;
+pub mod principal;
+pub mod process;
+pub mod sandbox;
+pub mod session;
+pub mod template;

@@ -1,0 +1,188 @@
+//! The isolated container: what to build, and what was found.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::image::ImageDigest;
+use crate::base::id::{InstallationId, SessionId};
+
+/// One gibibyte, the step in which gVisor's files can be capped.
+pub const GIB: u64 = 1 << 30;
+
+/// What a sandbox may use.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory of the whole sandbox, gVisor's own included.
+    pub memory_bytes: u64,
+    /// Processor cores, in parts of one: 0.5 is half a core.
+    pub cpus: f64,
+    /// Processes and threads of one user inside.
+    pub pids: u32,
+    /// Bytes in the writable layer.
+    pub disk_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: GIB,
+            cpus: 1.0,
+            pids: 256,
+            disk_bytes: 4 * GIB,
+        }
+    }
+}
+
+/// A limit that no sandbox can have, with the bounds.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("limits.{field} must be {bounds}")]
+pub struct InvalidLimit {
+    /// The field's name on the wire.
+    pub field: &'static str,
+    /// What it may be.
+    pub bounds: &'static str,
+}
+
+impl Limits {
+    /// Checks each limit against what any sandbox can be given.
+    ///
+    /// # Errors
+    /// The first limit that is out of bounds.
+    pub fn validate(&self) -> Result<(), InvalidLimit> {
+        let bad = |field, bounds| Err(InvalidLimit { field, bounds });
+        if !(64 << 20..=1 << 40).contains(&self.memory_bytes) {
+            return bad("memory_bytes", "64 MiB to 1 TiB");
+        }
+        if !(0.01..=1024.0).contains(&self.cpus) {
+            return bad("cpus", "0.01 to 1024");
+        }
+        if !(16..=65_536).contains(&self.pids) {
+            return bad("pids", "16 to 65536");
+        }
+        if !(GIB..=1 << 44).contains(&self.disk_bytes) {
+            return bad("disk_bytes", "1 GiB to 16 TiB");
+        }
+        Ok(())
+    }
+
+    /// The cap on each file that gVisor keeps on the host for a sandbox: one holds its memory, one
+    /// its writable layer. The larger of both limits, because the kernel knows one cap for all
+    /// files of a process (setrlimit(2), `RLIMIT_FSIZE`).
+    #[must_use]
+    pub fn file_limit_bytes(&self) -> u64 {
+        self.memory_bytes.max(self.disk_bytes).next_multiple_of(GIB)
+    }
+}
+
+/// What to build for a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SandboxSpec {
+    /// Who owns the container: only an installation's own containers are ever touched.
+    pub installation: InstallationId,
+    /// The session it is for.
+    pub session: SessionId,
+    /// What it is made of.
+    pub image: ImageDigest,
+    /// What it may use.
+    pub limits: Limits,
+    /// Its host name.
+    pub hostname: String,
+    /// The directory on the host that holds the link socket; mounted read-only.
+    pub link_dir: PathBuf,
+}
+
+/// Names a container: 64 hexadecimal digits.
+///
+/// Fixed in length because runsc takes a prefix for an ambiguous name and then fails.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    /// The 64 digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The text does not name a container.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a container id is 64 lowercase hexadecimal digits")]
+pub struct InvalidSandboxId;
+
+impl TryFrom<String> for SandboxId {
+    type Error = InvalidSandboxId;
+
+    fn try_from(text: String) -> Result<Self, InvalidSandboxId> {
+        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidSandboxId)
+        }
+    }
+}
+
+impl std::fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How far a container has come, as the runtime sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxPhase {
+    /// Made, never started.
+    Created,
+    /// Its first process runs, or podman believes so.
+    Running,
+    /// Its first process has ended.
+    Exited,
+    /// Anything else: half made, half removed, paused by hand.
+    Other,
+}
+
+/// A container as the runtime sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SandboxState {
+    /// The container.
+    pub id: SandboxId,
+    /// The session in its label; `None` when the label is missing or not ours.
+    pub session: Option<SessionId>,
+    /// How far it has come.
+    pub phase: SandboxPhase,
+    /// Exit code, once it has exited.
+    pub exit_code: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_are_possible() {
+        assert_eq!(Limits::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn impossible_limits_are_named() {
+        let cases = [
+            (Limits { memory_bytes: 1, ..Limits::default() }, "memory_bytes"),
+            (Limits { cpus: f64::NAN, ..Limits::default() }, "cpus"),
+            (Limits { pids: 0, ..Limits::default() }, "pids"),
+            (Limits { disk_bytes: 0, ..Limits::default() }, "disk_bytes"),
+        ];
+        for (limits, field) in cases {
+            assert_eq!(limits.validate().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn the_file_limit_covers_memory_and_disk_in_whole_gibibytes() {
+        let limits = Limits { memory_bytes: GIB + 1, disk_bytes: GIB, ..Limits::default() };
+        assert_eq!(limits.file_limit_bytes(), 2 * GIB);
+    }
+}

@@ -1,0 +1,213 @@
+//! A principal's lease on one sandbox.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::image::ImageDigest;
+use super::name::Name;
+use super::sandbox::{Limits, SandboxId};
+use crate::base::clock::Timestamp;
+use crate::base::id::SessionId;
+
+/// How far a session has come. Drawn in `session/mod.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Admitted and recorded; nothing runs yet.
+    Pending,
+    /// Its sandbox is being made, started and linked.
+    Starting,
+    /// Its guest answers.
+    Ready,
+    /// Its sandbox is being taken down.
+    Stopping,
+    /// Ended as somebody wished; nothing is left of it.
+    Stopped,
+    /// Ended as nobody wished; the reason says why.
+    Failed,
+}
+
+impl Phase {
+    /// Every phase, in the order of a life.
+    pub const ALL: [Self; 6] = [
+        Self::Pending,
+        Self::Starting,
+        Self::Ready,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Failed,
+    ];
+
+    /// Whether nothing can follow.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed)
+    }
+
+    /// The word on the wire and in the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Reads the word.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.as_str() == text)
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a session is in its phase, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// A client asked for it.
+    Client,
+    /// An operator asked for it.
+    Operator,
+    /// Its time was over.
+    Deadline,
+    /// The sandbox could not be brought up.
+    LaunchFailed,
+    /// The sandbox ended by itself.
+    SandboxDied,
+    /// After a restart there was no sandbox left to adopt.
+    SandboxMissing,
+    /// The sandbox runs, but its guest did not come back in time.
+    GuestLost,
+    /// A defect in Casemate.
+    Internal,
+}
+
+impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 8] = [
+        Self::Client,
+        Self::Operator,
+        Self::Deadline,
+        Self::LaunchFailed,
+        Self::SandboxDied,
+        Self::SandboxMissing,
+        Self::GuestLost,
+        Self::Internal,
+    ];
+
+    /// The word on the wire and in the store.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Operator => "operator",
+            Self::Deadline => "deadline",
+            Self::LaunchFailed => "launch_failed",
+            Self::SandboxDied => "sandbox_died",
+            Self::SandboxMissing => "sandbox_missing",
+            Self::GuestLost => "guest_lost",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Reads the word.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+/// Where a session stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// How far it has come.
+    pub phase: Phase,
+    /// Why, for programs; `None` while nothing needs a reason.
+    pub reason: Option<Reason>,
+    /// Why, for people.
+    pub message: Option<String>,
+    /// Grows by one with each change of the status.
+    pub generation: u64,
+}
+
+/// What was asked for, after defaults and checks. Never changes in a session's life.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionSpec {
+    /// A name that no other live session of the team has.
+    pub name: Option<Name>,
+    /// The recipe's name.
+    pub template: Name,
+    /// The image, pinned when the session was admitted.
+    pub image: ImageDigest,
+    /// The team that owns it.
+    pub team: Name,
+    /// Who asked, as the audit log writes principals.
+    pub created_by: String,
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+    /// Given to every process. May hold what the client wants kept quiet: never logged.
+    pub env: BTreeMap<String, String>,
+    /// Where processes start when they do not say.
+    pub workdir: Option<String>,
+    /// What the sandbox may use.
+    pub limits: Limits,
+    /// Lifetime after it became ready, in seconds.
+    pub timeout_s: u64,
+}
+
+/// A session as the store keeps it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// Its name for programs.
+    pub id: SessionId,
+    /// What was asked for.
+    pub spec: SessionSpec,
+    /// Where it stands.
+    pub status: Status,
+    /// Its container, from creation to removal.
+    pub sandbox: Option<SandboxId>,
+    /// When it was admitted.
+    pub created_at: Timestamp,
+    /// When its guest first answered.
+    pub ready_at: Option<Timestamp>,
+    /// When it will be stopped.
+    pub ends_at: Timestamp,
+    /// When it reached its final phase.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Most labels of a session.
+pub const MAX_LABELS: usize = 64;
+/// Longest label key or value, in bytes.
+pub const MAX_LABEL_BYTES: usize = 256;
+/// Longest lifetime: 30 days.
+pub const MAX_TIMEOUT_S: u64 = 30 * 24 * 3600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_reads_back_and_is_the_wire_word() {
+        for phase in Phase::ALL {
+            assert_eq!(Phase::parse(phase.as_str()), Some(phase));
+            assert_eq!(serde_json::to_value(phase).unwrap(), phase.as_str());
+        }
+        for reason in Reason::ALL {
+            assert_eq!(Reason::parse(reason.as_str()), Some(reason));
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+}

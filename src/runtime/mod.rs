@@ -1,0 +1,190 @@
+//! Floor 4: what runs sandboxes. One trait, two implementations that pass the same contract suite:
+//! [`podman`] (rootless podman with gVisor) and [`fake`] (faithful, in memory, fails on demand).
+//!
+//! The promise of this folder: **a sandbox that it reports as created is a gVisor sandbox without
+//! network, without privileges and with the asked image and limits, because each was read back.**
+//! podman drops unknown fields, ignores `oci_runtime` and only warns of limits it cannot apply, so
+//! nothing is believed because it was asked for.
+
+pub mod fake;
+pub mod podman;
+pub mod spec;
+
+mod libpod;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use crate::base::id::InstallationId;
+use crate::model::image::{Image, ImageDigest};
+use crate::model::sandbox::{SandboxId, SandboxSpec, SandboxState};
+
+/// What the runtime stands on, found by [`SandboxRuntime::probe`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeFacts {
+    /// podman's version.
+    pub podman_version: String,
+    /// The OCI runtime's path, as podman reports it.
+    pub runtime_path: String,
+    /// What the OCI runtime prints as its version, for example `runsc version 0.0~20240729.0`.
+    pub runtime_version: String,
+    /// Limits that this machine cannot enforce from outside the sandbox (no delegated cgroup v2):
+    /// `memory`, `cpu`, `pids`.
+    pub unenforced_limits: Vec<&'static str>,
+}
+
+/// A program run in a sandbox around the guest, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOutcome {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// Both of its outputs, bounded by [`EXEC_OUTPUT_BYTES`].
+    pub output: Vec<u8>,
+}
+
+/// Most output kept of one [`SandboxRuntime::exec`].
+pub const EXEC_OUTPUT_BYTES: usize = 256 * 1024;
+
+/// Bytes of an image archive, as they arrive.
+pub type ArchiveStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// What runs sandboxes.
+///
+/// Every call has a deadline inside. Dropping a call leaves an effect that was begun to finish or
+/// to be found again by [`SandboxRuntime::list`].
+#[async_trait]
+pub trait SandboxRuntime: Send + Sync {
+    /// Finds out whether this machine can run sandboxes at all.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unfit`] with what to do about it, or [`RuntimeError::Unavailable`].
+    async fn probe(&self) -> Result<RuntimeFacts, RuntimeError>;
+
+    /// Makes a sandbox and verifies it, without starting it. What does not verify is removed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageMissing`], [`RuntimeError::NotAsAsked`], [`RuntimeError::Unavailable`].
+    async fn create(&self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError>;
+
+    /// Starts a sandbox; already running is success.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Failed`] with the end of what its first process said.
+    async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// The sandbox now; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError>;
+
+    /// Waits until the sandbox has ended; its exit code, or `None` when it is gone.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] when the connection is lost; the caller waits again.
+    async fn wait(&self, id: &SandboxId) -> Result<Option<i32>, RuntimeError>;
+
+    /// Ends and removes a sandbox. Gone already is success. When this returns `Ok`, nothing of it
+    /// is left in the runtime.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`]; the caller tries again.
+    async fn remove(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Every sandbox with this installation's label, running or not.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError>;
+
+    /// Runs a program in a running sandbox around the guest: an independent witness for
+    /// [`crate::runtime`]'s promise. Slow (a tenth of a second); never on the way of a call.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Failed`], [`RuntimeError::Unavailable`].
+    async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError>;
+
+    /// What the sandbox's first process has said so far, at most its last few KiB.
+    async fn last_words(&self, id: &SandboxId) -> String;
+
+    /// The images that sandboxes can be made of.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Loads an OCI or docker archive; streams, never holds it in memory.
+    ///
+    /// # Errors
+    /// [`RuntimeError::BadArchive`], [`RuntimeError::Unavailable`].
+    async fn load_image(&self, archive: ArchiveStream) -> Result<ImageDigest, RuntimeError>;
+}
+
+/// What went wrong, split by what the caller does next.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nobody answers at podman's socket, or not in time. Try again later.
+    #[error("reach podman ({doing})")]
+    Unavailable {
+        /// What was being asked.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// This machine cannot run sandboxes as it is. Refuse to start.
+    #[error("{what}; {mend}")]
+    Unfit {
+        /// What was found.
+        what: String,
+        /// What to do about it.
+        mend: String,
+    },
+    /// The image is not in podman's store.
+    #[error("image {0} is not in podman's store")]
+    ImageMissing(ImageDigest),
+    /// What podman made is not what was asked for; it has been removed. Refuse.
+    #[error("sandbox is not as asked: {field} is {found}, must be {wanted}")]
+    NotAsAsked {
+        /// The field that differs.
+        field: &'static str,
+        /// What was read back.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The archive is not an image.
+    #[error("image archive was refused: {0}")]
+    BadArchive(String),
+    /// podman refused. Report.
+    #[error("podman refused to {doing}: {message}")]
+    Failed {
+        /// What was being asked.
+        doing: &'static str,
+        /// What podman said; bounded, for the log and the operator.
+        message: String,
+    },
+}
+
+/// How podman is reached and what it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// podman's API socket.
+    pub socket: std::path::PathBuf,
+    /// The OCI runtime that podman must use, as an absolute path.
+    pub runtime: std::path::PathBuf,
+    /// The guest binary on the host, mounted into each sandbox.
+    pub guest: std::path::PathBuf,
+    /// For an ordinary call.
+    pub call_deadline: Duration,
+    /// For making, starting and removing a sandbox.
+    pub sandbox_deadline: Duration,
+    /// For loading an image.
+    pub load_deadline: Duration,
+    /// Whether limits that cannot be enforced are a reason to refuse (production) or to say so
+    /// (development).
+    pub require_limits: bool,
+}
