@@ -1,0 +1,106 @@
+//! Floor 2: pure decisions on the nouns. No I/O, no clock; the same question has the same answer.
+//!
+//! Deny is the default: what no rule allows is denied. Another team's session is answered as if it
+//! did not exist, so that nobody can probe for names.
+
+use crate::model::name::Name;
+use crate::model::principal::Principal;
+
+/// What somebody wants to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a session for the principal's own team.
+    CreateSession,
+    /// List the sessions that the principal may see.
+    ListSessions,
+    /// See, use or end a session of this team.
+    UseSession {
+        /// The session's owner.
+        team: Name,
+    },
+    /// Read the audit log.
+    ReadAudit,
+    /// Anything at the admin socket.
+    Administer,
+}
+
+/// The answer, with the rule that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Whether it may be done.
+    pub allowed: bool,
+    /// The rule's name, for the refusal and the record.
+    pub rule: &'static str,
+    /// Whether the caller must be told that the thing does not exist.
+    pub hidden: bool,
+}
+
+const fn allow(rule: &'static str) -> Decision {
+    Decision {
+        allowed: true,
+        rule,
+        hidden: false,
+    }
+}
+
+const fn deny(rule: &'static str) -> Decision {
+    Decision {
+        allowed: false,
+        rule,
+        hidden: false,
+    }
+}
+
+/// Decides whether `principal` may do `action`.
+#[must_use]
+pub fn decide(principal: &Principal, action: &Action) -> Decision {
+    match (principal, action) {
+        (Principal::Operator { .. }, _) => allow("operators-administer"),
+        (Principal::Daemon, _) => allow("casemate-keeps-house"),
+        (Principal::Key { .. }, Action::CreateSession | Action::ListSessions) => {
+            allow("members-use-their-team")
+        }
+        (Principal::Key { team: own, .. }, Action::UseSession { team }) if own == team => {
+            allow("members-use-their-team")
+        }
+        (Principal::Key { .. }, Action::UseSession { .. }) => Decision {
+            hidden: true,
+            ..deny("teams-are-apart")
+        },
+        // A member sees what its own team did; the caller filters by team.
+        (Principal::Key { .. }, Action::ReadAudit | Action::Administer) => {
+            deny("only-operators-administer")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::id::KeyId;
+
+    fn key(team: &str) -> Principal {
+        Principal::Key {
+            id: KeyId::from_bytes([1; 16]),
+            team: team.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_member_uses_its_own_team_s_sessions_only() {
+        let of = |team: &str| Action::UseSession {
+            team: team.parse().unwrap(),
+        };
+        assert!(decide(&key("a"), &of("a")).allowed);
+        let other = decide(&key("a"), &of("b"));
+        assert!(!other.allowed && other.hidden);
+    }
+
+    #[test]
+    fn a_member_does_not_administer() {
+        for action in [Action::ReadAudit, Action::Administer] {
+            assert!(!decide(&key("a"), &action).allowed);
+            assert!(decide(&Principal::Operator { uid: 0 }, &action).allowed);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+-- Sessions, keys and the audit log. Times are milliseconds since the Unix epoch.
+
+CREATE TABLE installation (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    id  TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE sessions (
+    id              TEXT PRIMARY KEY,
+    name            TEXT,
+    team            TEXT NOT NULL,
+    template        TEXT NOT NULL,
+    image           TEXT NOT NULL,
+    created_by      TEXT NOT NULL,
+    labels          TEXT NOT NULL,
+    env             TEXT NOT NULL,
+    workdir         TEXT,
+    memory_bytes    INTEGER NOT NULL,
+    cpus            REAL NOT NULL,
+    pids            INTEGER NOT NULL,
+    disk_bytes      INTEGER NOT NULL,
+    timeout_s       INTEGER NOT NULL,
+    phase           TEXT NOT NULL,
+    reason          TEXT,
+    message         TEXT,
+    generation      INTEGER NOT NULL,
+    sandbox         TEXT,
+    created_at      INTEGER NOT NULL,
+    ready_at        INTEGER,
+    ends_at         INTEGER NOT NULL,
+    ended_at        INTEGER
+) STRICT;
+
+-- A name belongs to one live session of a team; an ended one gives it back.
+CREATE UNIQUE INDEX sessions_live_name ON sessions (team, name)
+    WHERE name IS NOT NULL AND ended_at IS NULL;
+CREATE INDEX sessions_live ON sessions (id) WHERE ended_at IS NULL;
+CREATE INDEX sessions_of_team ON sessions (team, id);
+
+-- What a repeated POST must answer again instead of doing again.
+CREATE TABLE idempotency (
+    principal TEXT NOT NULL,
+    key       TEXT NOT NULL,
+    request   BLOB NOT NULL,
+    session   TEXT NOT NULL REFERENCES sessions (id),
+    at        INTEGER NOT NULL,
+    PRIMARY KEY (principal, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_at ON idempotency (at);
+
+CREATE TABLE keys (
+    id         TEXT PRIMARY KEY,
+    name       TEXT NOT NULL,
+    team       TEXT NOT NULL,
+    digest     BLOB NOT NULL CHECK (length(digest) = 32),
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE audit (
+    seq       INTEGER PRIMARY KEY AUTOINCREMENT,
+    id        TEXT NOT NULL UNIQUE,
+    at        INTEGER NOT NULL,
+    stage     TEXT NOT NULL,
+    intent    TEXT,
+    principal TEXT NOT NULL,
+    session   TEXT,
+    kind      TEXT NOT NULL,
+    event     TEXT NOT NULL,
+    outcome   TEXT
+) STRICT;
+CREATE INDEX audit_session ON audit (session, seq) WHERE session IS NOT NULL;

@@ -1,0 +1,269 @@
+//! Floor 4: SQLite (`rusqlite` lives only in this folder).
+//!
+//! One thread owns the writing connection and commits what is waiting in one transaction, so that
+//! many callers share the cost of one commit; a few threads own read-only connections. A caller is
+//! answered only after its commit: what was acknowledged survives `kill -9` of the daemon.
+//!
+//! Invariant: nobody else writes to the database, and a database of another program or of a newer
+//! Casemate is refused, never touched.
+
+mod audit;
+mod keys;
+mod migrate;
+mod sessions;
+mod threads;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+pub use self::audit::AuditFilter;
+pub use self::sessions::{Admission, Idempotency, SessionFilter};
+use self::threads::{Readers, Writer};
+use crate::base::id::InstallationId;
+
+/// How long a caller waits for its turn and its commit. Far above any healthy commit; a disk that
+/// takes longer is reported as a failure instead of piling up callers.
+const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a connection waits for another one's lock. Only a backup or a stranger can hold one.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Read-only connections. Reads are short; two keep one slow list from blocking the rest.
+const READERS: usize = 2;
+
+/// How much a write must survive before it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The end of this process, however sudden: it is in the write-ahead log.
+    Process,
+    /// The loss of power: the log was flushed to the disk.
+    Power,
+}
+
+/// The state of one installation.
+#[derive(Clone)]
+pub struct Store {
+    writer: Writer,
+    readers: Readers,
+    installation: InstallationId,
+}
+
+/// What went wrong, split by what the caller does next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file cannot be opened or created. Refuse to start.
+    #[error("open the database {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// The file belongs to another program. Refuse to start.
+    #[error(
+        "{path} is not a Casemate database (application id {found:#x}); set state_dir to another directory or move the file away"
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// The application id in it.
+        found: i32,
+    },
+    /// A newer Casemate wrote it. Refuse to start.
+    #[error(
+        "{path} was written by a newer Casemate (schema {found}, this one knows {known}); install that version again, or restore a backup that this version made"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema version.
+        found: u32,
+        /// The newest one that this program knows.
+        known: u32,
+    },
+    /// A statement failed. Report.
+    #[error("database: {doing}")]
+    Sql {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A row cannot be understood. Report.
+    #[error("database: {doing}: a row of {table} cannot be understood ({what})")]
+    BadRow {
+        /// What was being done.
+        doing: &'static str,
+        /// The table.
+        table: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Too many callers wait already. Try again later.
+    #[error("database: too many callers wait ({0})")]
+    Busy(&'static str),
+    /// No answer in time; whether it was written is unknown. Report.
+    #[error("database: no answer in time ({0})")]
+    Deadline(&'static str),
+    /// The store has been closed.
+    #[error("database: closed ({0})")]
+    Closed(&'static str),
+    /// The operating system gave no thread or no randomness.
+    #[error("database: {doing}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// Wraps a statement's error with what was being done.
+    fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {
+        move |source| Self::Sql { doing, source }
+    }
+}
+
+impl Store {
+    /// Opens or creates the database, brings it up to date and starts its threads.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`], [`StoreError::NotOurs`], [`StoreError::Newer`], [`StoreError::Sql`].
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = connect(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        )?;
+        migrate::bring_up_to_date(&mut connection, path)?;
+        let installation = migrate::installation(&connection)?;
+        let mut readers = Vec::with_capacity(READERS);
+        for _ in 0..READERS {
+            readers.push(connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?);
+        }
+        Ok(Self {
+            writer: Writer::start(connection)?,
+            readers: Readers::start(readers)?,
+            installation,
+        })
+    }
+
+    /// The name of this installation, chosen when the database was made.
+    #[must_use]
+    pub const fn installation(&self) -> InstallationId {
+        self.installation
+    }
+
+    /// Proves that a commit goes through now.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn check_writable(&self) -> Result<(), StoreError> {
+        self.writer
+            .call(
+                "check that the database can be written",
+                Durability::Process,
+                |db| {
+                    // Takes the write lock and dirties a page without changing anything.
+                    db.execute("UPDATE installation SET id = id", [])
+                        .map(drop)
+                        .map_err(StoreError::sql("check that the database can be written"))
+                },
+            )
+            .await
+    }
+
+    /// Ends the threads after what waits is written, and folds the write-ahead log into the file.
+    pub async fn close(self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+/// Opens a connection that trusts nothing in the file.
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let open = |source| StoreError::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let connection = Connection::open_with_flags(
+        path,
+        flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW,
+    )
+    .map_err(open)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+    let pragmas = if flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
+        "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
+    } else {
+        // NORMAL keeps every commit over kill -9; `Durability::Power` raises it for its batch.
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
+         PRAGMA trusted_schema = OFF;"
+    };
+    connection.execute_batch(pragmas).map_err(open)?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        (directory, store)
+    }
+
+    #[tokio::test]
+    async fn an_installation_keeps_its_name() {
+        let (directory, store) = store();
+        let name = store.installation();
+        store.check_writable().await.unwrap();
+        store.close().await;
+        let again = Store::open(&directory.path().join("state.db")).unwrap();
+        assert_eq!(again.installation(), name);
+    }
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused_and_left_alone() {
+        let (directory, store) = store();
+        store.close().await;
+        let path = directory.path().join("state.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch("PRAGMA user_version = 4711").unwrap();
+        drop(raw);
+        let before = std::fs::read(&path).unwrap();
+        let error = Store::open(&path).err().unwrap();
+        assert!(
+            matches!(error, StoreError::Newer { found: 4711, .. }),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_stranger_s_database_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let raw = Connection::open(&path).unwrap();
+        raw.execute_batch("CREATE TABLE theirs (x); PRAGMA application_id = 7")
+            .unwrap();
+        drop(raw);
+        assert!(matches!(
+            Store::open(&path),
+            Err(StoreError::NotOurs { found: 7, .. })
+        ));
+    }
+
+    #[test]
+    fn a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
+    }
+}
