@@ -134,6 +134,17 @@ impl PresentedKey {
     }
 }
 
+/// SHA-256, to recognise a repeated request.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    let made = ring::digest::digest(&ring::digest::SHA256, bytes);
+    for (to, from) in digest.iter_mut().zip(made.as_ref()) {
+        *to = *from;
+    }
+    digest
+}
+
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
     bytes

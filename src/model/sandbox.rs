@@ -36,6 +36,33 @@ impl Default for Limits {
     }
 }
 
+/// The limits that a client asks for; what it leaves out is the template's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WantedLimits {
+    /// See [`Limits::memory_bytes`].
+    pub memory_bytes: Option<u64>,
+    /// See [`Limits::cpus`].
+    pub cpus: Option<f64>,
+    /// See [`Limits::pids`].
+    pub pids: Option<u32>,
+    /// See [`Limits::disk_bytes`].
+    pub disk_bytes: Option<u64>,
+}
+
+impl WantedLimits {
+    /// These, and those of `base` where nothing is asked for.
+    #[must_use]
+    pub fn over(self, base: Limits) -> Limits {
+        Limits {
+            memory_bytes: self.memory_bytes.unwrap_or(base.memory_bytes),
+            cpus: self.cpus.unwrap_or(base.cpus),
+            pids: self.pids.unwrap_or(base.pids),
+            disk_bytes: self.disk_bytes.unwrap_or(base.disk_bytes),
+        }
+    }
+}
+
 /// A limit that no sandbox can have, with the bounds.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("limits.{field} must be {bounds}")]

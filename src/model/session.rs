@@ -163,7 +163,7 @@ pub struct SessionSpec {
     pub workdir: Option<String>,
     /// What the sandbox may use.
     pub limits: Limits,
-    /// Lifetime after it became ready, in seconds.
+    /// Lifetime from its admission, in seconds.
     pub timeout_s: u64,
 }
 

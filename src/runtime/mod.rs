@@ -45,6 +45,16 @@ pub struct ExecOutcome {
     pub output: Vec<u8>,
 }
 
+/// Who dialled a sandbox's link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dialler {
+    /// The process on the other end, as the kernel tells it (`SO_PEERCRED`): gVisor's gofer, which
+    /// dials on behalf of its sandbox.
+    pub pid: Option<i32>,
+    /// First lines of the kernel log that the guest saw.
+    pub kernel_banner: String,
+}
+
 /// Most output kept of one [`SandboxRuntime::exec`].
 pub const EXEC_OUTPUT_BYTES: usize = 256 * 1024;
 
@@ -106,6 +116,13 @@ pub trait SandboxRuntime: Send + Sync {
     /// # Errors
     /// [`RuntimeError::Failed`], [`RuntimeError::Unavailable`].
     async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError>;
+
+    /// Vouches that whoever dialled a sandbox's link is that sandbox's own first process, inside
+    /// gVisor. Asked before the first byte is sent to it.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotAsAsked`] when it is not.
+    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError>;
 
     /// What the sandbox's first process has said so far, at most its last few KiB.
     async fn last_words(&self, id: &SandboxId) -> String;

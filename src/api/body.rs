@@ -1,0 +1,144 @@
+//! Bodies and queries: bounded, strict, with a sentence for whoever got them wrong.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
+
+use super::error::Problem;
+use super::route::Call;
+
+/// How long a client may take to send a body that fits into memory.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads a whole body, at most `max_bytes` of it.
+pub(super) async fn read(body: Incoming, max_bytes: u64) -> Result<Bytes, Problem> {
+    let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("the body has more than {max_bytes} bytes"),
+        )
+    };
+    if let (lower, _) = size_hint(&body)
+        && lower > max_bytes
+    {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Problem::bad_request("the body ended before its time")),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_too_slow",
+            format!(
+                "the body did not arrive within {} s",
+                BODY_DEADLINE.as_secs()
+            ),
+        )),
+    }
+}
+
+fn size_hint(body: &Incoming) -> (u64, Option<u64>) {
+    let hint = http_body::Body::size_hint(body);
+    (hint.lower(), hint.upper())
+}
+
+/// Reads a JSON body. An empty body reads as `{}`.
+pub(super) fn json<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
+    if call.body.is_empty() {
+        return parse(b"{}");
+    }
+    if !is_json(&call.headers) {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send JSON with Content-Type: application/json",
+        ));
+    }
+    parse(&call.body)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let what = if error.is_syntax() || error.is_eof() {
+            "the body is not JSON"
+        } else {
+            "the body is not what this route takes"
+        };
+        Problem::bad_request(format!("{what}: {error}"))
+    })
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return false;
+    };
+    let essence = value.to_str().unwrap_or("").split(';').next().unwrap_or("");
+    essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// The pairs of a query, percent-decoded; every name must be one of `known`.
+pub(super) fn query(call: &Call, known: &[&str]) -> Result<Vec<(String, String)>, Problem> {
+    let mut pairs = Vec::new();
+    for pair in call.query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decode(name)?, decode(value)?);
+        if !known.contains(&name.as_str()) {
+            return Err(Problem::bad_request(format!(
+                "there is no query parameter {name:?}; there are {}",
+                known.join(", ")
+            )));
+        }
+        pairs.push((name, value));
+    }
+    Ok(pairs)
+}
+
+fn decode(text: &str) -> Result<String, Problem> {
+    let bad = || Problem::bad_request("the query is not percent-encoded UTF-8");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let mut digit = || {
+                    rest.next()
+                        .and_then(|b| char::from(b).to_digit(16))
+                        .ok_or_else(bad)
+                };
+                let value = digit()? * 16 + digit()?;
+                u8::try_from(value).map_err(|_| bad())?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn percent_encoding_is_undone_once() {
+        assert_eq!(decode("a%2Bb+c%25").unwrap(), "a+b c%");
+        assert!(decode("%").is_err());
+        assert!(decode("%zz").is_err());
+        assert!(decode("%ff").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_it_panic(text in "\\PC{0,60}") {
+            let _ = decode(&text);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The one place where a failure becomes a status, a code and a sentence for the caller.
+//!
+//! Causes inside the daemon go to the log under the request's id, never into an answer.
+
+use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::route::Reply;
+use crate::app::AppError;
+use crate::base::id::RequestId;
+use crate::runtime::RuntimeError;
+use crate::session::SessionError;
+
+/// Seconds that a client should wait before it tries again when the daemon is merely busy.
+const RETRY_AFTER_S: &str = "2";
+
+/// A failure as the caller sees it.
+#[derive(Debug)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    headers: Vec<(header::HeaderName, HeaderValue)>,
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The body of every failure: `application/problem+json`, RFC 9457.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub(super) struct ProblemBody {
+    /// `about:blank`: the code says more than a link would.
+    r#type: &'static str,
+    /// The status in words.
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// A stable word for programs.
+    code: &'static str,
+    /// A sentence for people.
+    detail: String,
+    /// Find the whole story in the daemon's log with this.
+    request_id: String,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            headers: Vec::new(),
+            cause: None,
+        }
+    }
+
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    pub(super) fn internal(what: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "something failed inside casemated; its log has the story under this request_id",
+        )
+        .because(std::io::Error::other(what.into()))
+    }
+
+    pub(super) fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+            "send a valid API key as Authorization: Bearer or X-API-Key; make one with `casemate admin key create`",
+        )
+        .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    pub(super) fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    fn again_later(self) -> Self {
+        self.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S))
+    }
+
+    /// The stable word.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The answer, after the cause has gone to the log.
+    pub(super) fn into_reply(self, request: RequestId) -> Reply {
+        if let Some(cause) = &self.cause {
+            crate::app::report(&request, cause.as_ref());
+        }
+        let body = ProblemBody {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: self.detail,
+            request_id: request.to_string(),
+        };
+        let mut reply = Reply::json(self.status, &body);
+        reply.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        for (name, value) in self.headers {
+            reply.headers_mut().insert(name, value);
+        }
+        reply
+    }
+}
+
+impl From<AppError> for Problem {
+    fn from(error: AppError) -> Self {
+        match error {
+            AppError::Unauthenticated => Self::unauthenticated(),
+            AppError::Denied(rule) => Self::new(
+                StatusCode::FORBIDDEN,
+                "denied",
+                format!("the rule {rule} denies this"),
+            ),
+            AppError::Session(error) => error.into(),
+            AppError::Store(error) => {
+                unavailable("store_failed", "the state cannot be reached").because(error)
+            }
+            AppError::Audit(error) => unavailable(
+                "audit_failed",
+                "the audit log cannot be written, so nothing was done",
+            )
+            .because(error),
+            AppError::Runtime(error) => error.into(),
+            AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
+            AppError::Internal(what) => Self::internal(what),
+        }
+    }
+}
+
+impl From<SessionError> for Problem {
+    fn from(error: SessionError) -> Self {
+        let (code, text) = (error.code(), error.to_string());
+        let plain = |status| Self::new(status, code, text.clone());
+        match error {
+            SessionError::NotFound => plain(StatusCode::NOT_FOUND),
+            SessionError::UnknownTemplate(_) | SessionError::Invalid { .. } => {
+                plain(StatusCode::BAD_REQUEST)
+            }
+            SessionError::NameTaken(_) | SessionError::NotReady { .. } => {
+                plain(StatusCode::CONFLICT)
+            }
+            SessionError::KeyReused => plain(StatusCode::CONFLICT),
+            SessionError::Full(_) => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
+            SessionError::Busy(_) => plain(StatusCode::SERVICE_UNAVAILABLE).again_later(),
+            SessionError::Draining => plain(StatusCode::SERVICE_UNAVAILABLE).again_later(),
+            SessionError::Refused { code, message } => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "program_refused",
+                format!("{message} ({code})"),
+            ),
+            SessionError::GuestGone(error) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                code,
+                "the session's guest went away; the program may or may not have run",
+            )
+            .because(error),
+            SessionError::LaunchFailed(_) => Self::new(
+                StatusCode::BAD_GATEWAY,
+                code,
+                "the sandbox could not be brought up; an operator finds why in the session's message and the log",
+            ),
+            SessionError::Runtime(error) => error.into(),
+            SessionError::Store(error) => {
+                unavailable(code, "the state cannot be reached").because(error)
+            }
+            SessionError::Audit(error) => {
+                unavailable(code, "the audit log cannot be written, so nothing was done")
+                    .because(error)
+            }
+            SessionError::System { .. } => Self::internal(text),
+        }
+    }
+}
+
+impl From<RuntimeError> for Problem {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::BadArchive(what) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bad_archive",
+                format!("this is not an OCI or docker archive that podman takes: {what}"),
+            ),
+            other => unavailable(
+                "runtime_unavailable",
+                "the sandbox runtime cannot do it now",
+            )
+            .because(other),
+        }
+    }
+}
+
+fn unavailable(code: &'static str, detail: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, detail).again_later()
+}

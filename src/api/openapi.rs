@@ -1,0 +1,154 @@
+//! The OpenAPI 3.1 document, made from the table that dispatches.
+
+use bytes::Bytes;
+use http::StatusCode;
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::error::{Problem, ProblemBody};
+use super::route::{Access, Call, Reply, Route, schema_of};
+use super::routes::ROUTES;
+
+/// Failures that every route may answer with.
+const COMMON_FAILURES: [u16; 4] = [400, 413, 415, 503];
+
+/// Answers with the document.
+pub(super) async fn serve(_: &Call) -> Result<Reply, Problem> {
+    let text = serde_json::to_vec_pretty(&document())
+        .map_err(|error| Problem::internal(error.to_string()))?;
+    Ok(Reply::bytes(
+        StatusCode::OK,
+        "application/json",
+        Bytes::from(text),
+    ))
+}
+
+/// The document.
+#[must_use]
+pub fn document() -> Value {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.definitions_path = "/components/schemas".into();
+    settings.meta_schema = None;
+    let mut generator = settings.into_generator();
+    let mut paths = Map::new();
+    for route in ROUTES.iter() {
+        let item = paths
+            .entry(route.path)
+            .or_insert_with(|| Value::Object(Map::new()));
+        if let Some(item) = item.as_object_mut() {
+            let method = route.method.as_str().to_ascii_lowercase();
+            item.insert(method, operation(route, &mut generator));
+        }
+    }
+    let schemas = generator.take_definitions(true);
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Casemate",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    })
+}
+
+fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
+    let mut parameters: Vec<Value> = route
+        .path
+        .split('/')
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+        .collect();
+    parameters.extend(route.query.iter().map(|parameter| {
+        json!({
+            "name": parameter.name,
+            "in": "query",
+            "description": parameter.about,
+            "schema": {"type": "string"},
+        })
+    }));
+    let mut responses = Map::new();
+    let mut answer = json!({"description": "As asked."});
+    if let (Some(schema), Some(answer)) = (route.answer, answer.as_object_mut()) {
+        let schema = schema(generator);
+        answer.insert(
+            "content".into(),
+            json!({"application/json": {"schema": schema}}),
+        );
+    }
+    responses.insert(route.status.to_string(), answer);
+    let problem = schema_of::<ProblemBody>(generator);
+    let unauthenticated = (route.access == Access::Key).then_some(401);
+    for status in route
+        .failures
+        .iter()
+        .chain(&COMMON_FAILURES)
+        .copied()
+        .chain(unauthenticated)
+    {
+        let title = StatusCode::from_u16(status)
+            .ok()
+            .and_then(|status| status.canonical_reason())
+            .unwrap_or("Failure");
+        responses.insert(
+            status.to_string(),
+            json!({
+                "description": title,
+                "content": {"application/problem+json": {"schema": problem}},
+            }),
+        );
+    }
+    let mut operation = json!({
+        "operationId": route.name,
+        "summary": route.about,
+        "parameters": parameters,
+        "responses": responses,
+        "security": match route.access {
+            Access::Open => json!([]),
+            Access::Key => json!([{"bearer": []}, {"key": []}]),
+        },
+    });
+    if let (Some(schema), Some(operation)) = (route.request, operation.as_object_mut()) {
+        let schema = schema(generator);
+        operation.insert(
+            "requestBody".into(),
+            json!({"required": true, "content": {"application/json": {"schema": schema}}}),
+        );
+    }
+    operation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_and_every_reference_resolves() {
+        let document = document();
+        for route in ROUTES.iter() {
+            let method = route.method.as_str().to_ascii_lowercase();
+            assert!(
+                document["paths"][route.path][method].is_object(),
+                "{}",
+                route.name
+            );
+        }
+        let text = document.to_string();
+        let mut seen = 0;
+        for reference in text.split("\"$ref\":\"#").skip(1) {
+            let pointer = reference.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+            seen += 1;
+        }
+        assert!(seen > 5);
+    }
+}

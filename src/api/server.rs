@@ -1,0 +1,343 @@
+//! Accepts connections, reads requests, finds the route, lets its handler answer.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use super::body;
+use super::error::Problem;
+use super::route::{Access, Call, Reply, Route};
+use super::routes::ROUTES;
+use crate::app::App;
+use crate::base::id::RequestId;
+
+/// Longest head of a request: 32 KiB hold every sensible header and the largest token.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Most headers of a request.
+const MAX_HEADERS: usize = 100;
+
+/// Most requests at a time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+
+/// Pause after a failed `accept`, which means that the process has no descriptor to spare.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How the door is set up.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Longest body that is held in memory.
+    pub max_body_bytes: u64,
+    /// Connections at one time.
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+}
+
+/// The HTTP door.
+pub struct Server {
+    app: App,
+    config: ServerConfig,
+    table: Table,
+}
+
+/// Paths to the routes that share them.
+type Table = matchit::Router<Vec<&'static Route>>;
+
+/// The table cannot be built: two routes contradict each other.
+#[derive(Debug, thiserror::Error)]
+#[error("the routes contradict each other")]
+pub struct BadRoutes(#[source] matchit::InsertError);
+
+impl Server {
+    /// A door to this app.
+    ///
+    /// # Errors
+    /// When the table of routes is broken, which a test would have found.
+    pub fn new(app: App, config: ServerConfig) -> Result<Self, BadRoutes> {
+        let mut by_path: BTreeMap<&'static str, Vec<&'static Route>> = BTreeMap::new();
+        for route in ROUTES.iter() {
+            by_path.entry(route.path).or_default().push(route);
+        }
+        let mut table = Table::new();
+        for (path, routes) in by_path {
+            table.insert(path, routes).map_err(BadRoutes)?;
+        }
+        Ok(Self { app, config, table })
+    }
+
+    /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken, grace: Duration) {
+        let this = Arc::new(self);
+        let room = Arc::new(Semaphore::new(this.config.max_connections));
+        let connections = TaskTracker::new();
+        loop {
+            // The place is taken before the connection: what does not fit waits in the kernel.
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = async {
+                    let place = Arc::clone(&room).acquire_owned().await;
+                    (place, listener.accept().await)
+                } => accepted,
+            };
+            match accepted {
+                (Ok(place), Ok((stream, peer))) => {
+                    let this = Arc::clone(&this);
+                    let stop = stop.clone();
+                    connections.spawn(async move {
+                        this.converse(stream, peer, stop).await;
+                        drop(place);
+                    });
+                }
+                (Ok(_), Err(error)) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                (Err(_), _) => break,
+            }
+        }
+        drop(listener);
+        connections.close();
+        if tokio::time::timeout(grace, connections.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                left = connections.len(),
+                "cut connections that did not finish in time"
+            );
+        }
+    }
+
+    async fn converse(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        stop: CancellationToken,
+    ) {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.config.header_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .max_headers(MAX_HEADERS);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(Some(Duration::from_secs(30)));
+        let service = service_fn(move |request| {
+            let this = Arc::clone(&self);
+            async move { Ok::<_, Infallible>(this.answer(request).await) }
+        });
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let outcome = tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            outcome = connection.as_mut() => outcome,
+        };
+        if let Err(error) = outcome {
+            debug!(%peer, %error, "a connection ended badly");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let Ok(request_id) = RequestId::generate(self.app.now()) else {
+            return Reply::empty(StatusCode::SERVICE_UNAVAILABLE).0;
+        };
+        let echoed = request
+            .headers()
+            .get("x-request-id")
+            .filter(|value| is_request_id(value))
+            .cloned();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let answered = AssertUnwindSafe(self.dispatch(request_id, request))
+            .catch_unwind()
+            .await;
+        let mut reply = match answered {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(problem)) => {
+                info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
+                problem.into_reply(request_id)
+            }
+            Err(_) => {
+                error!(request = %request_id, %method, path, "a handler panicked");
+                Problem::internal("a handler panicked").into_reply(request_id)
+            }
+        };
+        let ours = HeaderValue::from_str(&request_id.to_string()).ok();
+        let headers = reply.headers_mut();
+        if let Some(value) = echoed.or(ours) {
+            headers.insert("x-request-id", value);
+        }
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        reply.0
+    }
+
+    async fn dispatch(
+        &self,
+        request_id: RequestId,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Problem> {
+        let (head, incoming) = request.into_parts();
+        let found = self.table.at(head.uri.path()).map_err(|_| {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no_such_route",
+                "there is nothing at this path; /openapi.json lists what there is",
+            )
+        })?;
+        let route = *found
+            .value
+            .iter()
+            .find(|route| route.method == head.method)
+            .ok_or_else(|| method_not_allowed(found.value))?;
+        let principal = match route.access {
+            Access::Open => None,
+            Access::Key => {
+                let presented = credentials(&head.headers).ok_or_else(Problem::unauthenticated)?;
+                Some(self.app.authenticate(presented).await?)
+            }
+        };
+        let path = found
+            .params
+            .iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let call = Call {
+            app: self.app.clone(),
+            request_id,
+            principal,
+            path,
+            query: head.uri.query().unwrap_or("").to_owned(),
+            headers: head.headers,
+            // Read only now: a stranger's body is not.
+            body: body::read(incoming, self.config.max_body_bytes).await?,
+        };
+        (route.handler)(&call).await
+    }
+}
+
+fn method_not_allowed(routes: &[&Route]) -> Problem {
+    let allowed: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+    let problem = Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        format!("this path takes {}", allowed.join(", ")),
+    );
+    match HeaderValue::from_str(&allowed.join(", ")) {
+        Ok(value) => problem.header(header::ALLOW, value),
+        Err(_) => problem,
+    }
+}
+
+/// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
+/// of them counts must not be a matter of taste.
+fn credentials(headers: &HeaderMap) -> Option<&str> {
+    let mut bearer = headers.get_all(header::AUTHORIZATION).iter();
+    let mut key = headers.get_all("x-api-key").iter();
+    match (bearer.next(), bearer.next(), key.next(), key.next()) {
+        (Some(value), None, None, None) => {
+            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+            scheme
+                .eq_ignore_ascii_case("bearer")
+                .then_some(token.trim())
+        }
+        (None, None, Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+fn is_request_id(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    (1..=128).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use http::Method;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(n, v)| {
+                (
+                    n.parse::<header::HeaderName>().unwrap(),
+                    HeaderValue::from_static(v),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn one_credential_in_one_place() {
+        assert_eq!(
+            credentials(&headers(&[("authorization", "Bearer k")])),
+            Some("k")
+        );
+        assert_eq!(
+            credentials(&headers(&[("authorization", "bearer k")])),
+            Some("k")
+        );
+        assert_eq!(credentials(&headers(&[("x-api-key", "k")])), Some("k"));
+        assert_eq!(credentials(&headers(&[("authorization", "Basic k")])), None);
+        assert_eq!(
+            credentials(&headers(&[
+                ("authorization", "Bearer k"),
+                ("x-api-key", "k")
+            ])),
+            None
+        );
+        assert_eq!(credentials(&headers(&[])), None);
+        let mut twice = headers(&[("x-api-key", "k")]);
+        twice.append("x-api-key", HeaderValue::from_static("l"));
+        assert_eq!(credentials(&twice), None);
+    }
+
+    #[test]
+    fn every_route_has_a_known_method() {
+        let known = [
+            Method::GET,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+        ];
+        for route in ROUTES.iter() {
+            assert!(known.contains(&route.method), "{}", route.name);
+        }
+    }
+}

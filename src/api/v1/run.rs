@@ -1,0 +1,201 @@
+//! Running a program, on the wire. What it writes comes back unharmed: as text where it is UTF-8,
+//! in base 64 where it is not, and the answer says which.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::StatusCode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::api::body;
+use crate::api::error::Problem;
+use crate::api::route::{Call, Reply};
+use crate::model::process::{RunOutcome, RunSpec};
+
+/// The shell that runs a `command`: a login shell, so that it finds what a person would.
+const SHELL: [&str; 3] = ["/bin/bash", "-l", "-c"];
+
+/// A program to run: `argv`, or `command` for a shell.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunRequest {
+    /// Program and arguments; the program is looked up in `PATH`.
+    argv: Option<Vec<String>>,
+    /// A command line for a login shell.
+    command: Option<String>,
+    /// Added to the session's environment.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// Where it starts.
+    cwd: Option<String>,
+    /// Who it runs as inside; `user` when absent.
+    user: Option<String>,
+    /// What it reads.
+    #[serde(default)]
+    stdin: String,
+    /// How `stdin` is written.
+    #[serde(default)]
+    stdin_encoding: Encoding,
+    /// Its whole process group is ended after this time.
+    timeout_s: Option<u64>,
+    /// Kept of each of its two outputs; the rest is dropped and `truncated` says so.
+    max_output_bytes: Option<u64>,
+}
+
+/// How bytes are written in JSON.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum Encoding {
+    /// As text.
+    #[default]
+    #[serde(rename = "utf-8")]
+    Utf8,
+    /// In base 64 (RFC 4648 section 4, padded).
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// How a run ended.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct RunAnswer {
+    /// Exit code; absent when a signal ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    /// The signal that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    stdout: String,
+    stdout_encoding: Encoding,
+    stderr: String,
+    stderr_encoding: Encoding,
+    /// Whether some of either output was dropped.
+    truncated: bool,
+    /// Whether its time was over before it ended.
+    timed_out: bool,
+    duration_ms: u64,
+}
+
+pub(crate) async fn run(call: &Call) -> Result<Reply, Problem> {
+    let principal = call.principal()?;
+    let id = call.segment("id")?;
+    let request: RunRequest = body::json(call)?;
+    let bounds = call.app.settings();
+    let spec = request.into_spec(&bounds.sessions)?;
+    let outcome = call.app.run(principal, id, spec).await?;
+    Ok(Reply::json(StatusCode::OK, &RunAnswer::from(outcome)))
+}
+
+impl RunRequest {
+    fn into_spec(
+        self,
+        bounds: &crate::model::settings::SessionsConfig,
+    ) -> Result<RunSpec, Problem> {
+        let argv = match (self.argv, self.command) {
+            (Some(argv), None) if !argv.is_empty() => argv,
+            (Some(_), None) => return Err(Problem::bad_request("argv: name at least a program")),
+            (None, Some(command)) => SHELL
+                .map(str::to_owned)
+                .into_iter()
+                .chain([command])
+                .collect(),
+            (None, None) | (Some(_), Some(_)) => {
+                return Err(Problem::bad_request("give either argv or command"));
+            }
+        };
+        let stdin = match self.stdin_encoding {
+            Encoding::Utf8 => Bytes::from(self.stdin),
+            Encoding::Base64 => STANDARD
+                .decode(self.stdin)
+                .map_err(|error| Problem::bad_request(format!("stdin: {error}")))?
+                .into(),
+        };
+        let timeout_s = self.timeout_s.unwrap_or(bounds.run_timeout_s);
+        if !(1..=bounds.max_run_timeout_s).contains(&timeout_s) {
+            let most = bounds.max_run_timeout_s;
+            return Err(Problem::bad_request(format!("timeout_s: 1 to {most}")));
+        }
+        let max_output_bytes = self.max_output_bytes.unwrap_or(bounds.default_output_bytes);
+        if max_output_bytes > bounds.max_output_bytes {
+            let most = bounds.max_output_bytes;
+            return Err(Problem::bad_request(format!(
+                "max_output_bytes: 0 to {most}"
+            )));
+        }
+        let spec = RunSpec {
+            argv,
+            env: self.env,
+            cwd: self.cwd,
+            user: self.user,
+            stdin,
+            timeout_s,
+            max_output_bytes,
+        };
+        casemate_link::ProcessSpec {
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            user: spec.user.clone(),
+            ..casemate_link::ProcessSpec::new(spec.argv.clone())
+        }
+        .validate()
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
+        Ok(spec)
+    }
+}
+
+impl From<RunOutcome> for RunAnswer {
+    fn from(outcome: RunOutcome) -> Self {
+        let (stdout, stdout_encoding) = encode(&outcome.stdout, outcome.truncated);
+        let (stderr, stderr_encoding) = encode(&outcome.stderr, outcome.truncated);
+        Self {
+            exit_code: outcome.exit_code,
+            signal: outcome.signal,
+            stdout,
+            stdout_encoding,
+            stderr,
+            stderr_encoding,
+            truncated: outcome.truncated,
+            timed_out: outcome.timed_out,
+            duration_ms: outcome.duration_ms,
+        }
+    }
+}
+
+/// Text where it is text. Where output was cut off, a character that was cut in half goes with the
+/// rest: the program wrote text.
+fn encode(bytes: &[u8], truncated: bool) -> (String, Encoding) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (text.to_owned(), Encoding::Utf8),
+        Err(error) if truncated && error.error_len().is_none() => {
+            let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            (String::from_utf8_lossy(whole).into_owned(), Encoding::Utf8)
+        }
+        Err(_) => (STANDARD.encode(bytes), Encoding::Base64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn half_a_character_at_the_cut_does_not_make_text_binary() {
+        let text = "aé".as_bytes();
+        assert_eq!(encode(&text[..2], true), ("a".into(), Encoding::Utf8));
+        assert_eq!(encode(&text[..2], false).1, Encoding::Base64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_come_back_unharmed(bytes: Vec<u8>) {
+            let (text, encoding) = encode(&bytes, false);
+            let back = match encoding {
+                Encoding::Utf8 => text.into_bytes(),
+                Encoding::Base64 => STANDARD.decode(text).unwrap(),
+            };
+            prop_assert_eq!(back, bytes);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Sessions on the wire.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{PAGE, cursor, page_limit};
+use crate::api::body;
+use crate::api::error::Problem;
+use crate::api::route::{Call, Reply};
+use crate::base::clock::Timestamp;
+use crate::base::id::SessionId;
+use crate::model::image::ImageDigest;
+use crate::model::name::Name;
+use crate::model::principal::Principal;
+use crate::model::sandbox::{Limits, WantedLimits};
+use crate::model::session::{Phase, Reason, Session};
+use crate::session::manager::NewSession;
+use crate::store::SessionFilter;
+
+/// Longest `Idempotency-Key`.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
+
+/// What a new session shall be.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CreateSession {
+    /// The recipe; `base` when absent.
+    template: Option<Name>,
+    /// A name that no other live session of the team has.
+    name: Option<Name>,
+    /// For people and filters.
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    /// Given to every process, over the template's.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// Where processes start when they do not say.
+    workdir: Option<String>,
+    /// Lifetime in seconds.
+    timeout_s: Option<u64>,
+    /// What it may use; the template's where absent.
+    #[serde(default)]
+    limits: WantedLimits,
+    /// Whether to answer only when the session is ready.
+    #[serde(default = "yes")]
+    wait: bool,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// A session.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SessionView {
+    id: SessionId,
+    name: Option<Name>,
+    phase: Phase,
+    /// Why it is in its phase, for programs.
+    reason: Option<Reason>,
+    /// Why, for people.
+    message: Option<String>,
+    /// Grows by one with each change of the phase.
+    generation: u64,
+    template: Name,
+    image: ImageDigest,
+    labels: BTreeMap<String, String>,
+    limits: Limits,
+    timeout_s: u64,
+    created_at: Timestamp,
+    ready_at: Option<Timestamp>,
+    /// When it will be stopped.
+    ends_at: Timestamp,
+    ended_at: Option<Timestamp>,
+}
+
+impl From<&Session> for SessionView {
+    fn from(session: &Session) -> Self {
+        Self {
+            id: session.id,
+            name: session.spec.name.clone(),
+            phase: session.status.phase,
+            reason: session.status.reason,
+            message: session.status.message.clone(),
+            generation: session.status.generation,
+            template: session.spec.template.clone(),
+            image: session.spec.image,
+            labels: session.spec.labels.clone(),
+            limits: session.spec.limits,
+            timeout_s: session.spec.timeout_s,
+            created_at: session.created_at,
+            ready_at: session.ready_at,
+            ends_at: session.ends_at,
+            ended_at: session.ended_at,
+        }
+    }
+}
+
+/// A page of sessions.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct SessionPage {
+    items: Vec<SessionView>,
+    /// Give it as `cursor` to get the next page; absent on the last one.
+    next_cursor: Option<SessionId>,
+}
+
+pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
+    let wanted: CreateSession = body::json(call)?;
+    let principal = call.principal()?;
+    let team = match principal {
+        Principal::Key { team, .. } => team.clone(),
+        Principal::Operator { .. } | Principal::Daemon => {
+            return Err(Problem::bad_request("a session belongs to a key's team"));
+        }
+    };
+    let idempotency = idempotency_key(call)?.map(|key| (key, crate::identity::digest(&call.body)));
+    let wait = wanted.wait;
+    let new = NewSession {
+        template: wanted.template,
+        name: wanted.name,
+        labels: wanted.labels,
+        env: wanted.env,
+        workdir: wanted.workdir,
+        timeout_s: wanted.timeout_s,
+        limits: wanted.limits,
+    };
+    let created = call
+        .app
+        .create_session(principal, &team, new, idempotency, wait)
+        .await;
+    let (session, repeated) = created?;
+    let location = HeaderValue::from_str(&format!("/v1/sessions/{}", session.id));
+    let reply = Reply::json(StatusCode::CREATED, &SessionView::from(session.as_ref()));
+    let reply = match location {
+        Ok(location) => reply.with(header::LOCATION, location),
+        Err(_) => reply,
+    };
+    Ok(if repeated {
+        reply.with(
+            header::HeaderName::from_static("idempotency-replayed"),
+            HeaderValue::from_static("true"),
+        )
+    } else {
+        reply
+    })
+}
+
+pub(crate) async fn get(call: &Call) -> Result<Reply, Problem> {
+    let session = call
+        .app
+        .session(call.principal()?, call.segment("id")?)
+        .await?;
+    Ok(Reply::json(
+        StatusCode::OK,
+        &SessionView::from(session.as_ref()),
+    ))
+}
+
+pub(crate) async fn delete(call: &Call) -> Result<Reply, Problem> {
+    let session = call
+        .app
+        .end_session(call.principal()?, call.segment("id")?)
+        .await?;
+    Ok(if session.ended_at.is_some() {
+        Reply::empty(StatusCode::NO_CONTENT)
+    } else {
+        Reply::json(StatusCode::ACCEPTED, &SessionView::from(session.as_ref()))
+    })
+}
+
+pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
+    let mut filter = SessionFilter {
+        limit: PAGE,
+        ..SessionFilter::default()
+    };
+    for (name, value) in body::query(call, &["limit", "cursor", "phase", "name", "label"])? {
+        match name.as_str() {
+            "limit" => filter.limit = page_limit(&value)?,
+            "cursor" => filter.before = Some(cursor(&value)?),
+            "phase" => filter.phases.push(Phase::parse(&value).ok_or_else(|| {
+                let all = Phase::ALL.map(Phase::as_str).join(", ");
+                Problem::bad_request(format!("phase: one of {all}"))
+            })?),
+            "name" => {
+                let name = value
+                    .parse()
+                    .map_err(|error| Problem::bad_request(format!("name: {error}")))?;
+                filter.name = Some(name);
+            }
+            _ => {
+                let (key, value) = value
+                    .split_once('=')
+                    .ok_or_else(|| Problem::bad_request("label: write it as k=v"))?;
+                filter.labels.push((key.to_owned(), value.to_owned()));
+            }
+        }
+    }
+    let limit = filter.limit;
+    let sessions = call.app.sessions(call.principal()?, filter).await?;
+    let full = u32::try_from(sessions.len()).is_ok_and(|found| found == limit);
+    let page = SessionPage {
+        next_cursor: sessions.last().filter(|_| full).map(|session| session.id),
+        items: sessions.iter().map(SessionView::from).collect(),
+    };
+    Ok(Reply::json(StatusCode::OK, &page))
+}
+
+fn idempotency_key(call: &Call) -> Result<Option<String>, Problem> {
+    let Some(value) = call.headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or("");
+    let fits = (1..=MAX_IDEMPOTENCY_KEY).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic());
+    if fits {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(Problem::bad_request(format!(
+            "Idempotency-Key: 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters"
+        )))
+    }
+}

@@ -1,0 +1,515 @@
+//! Floor 8: what a front door may reach, and nothing else.
+//!
+//! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
+//! record the outcome. A front door only translates.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use tracing::{error, warn};
+
+use crate::audit::{AuditError, AuditLog, Intent};
+use crate::base::chain::Chain;
+use crate::base::clock::Clock;
+use crate::base::id::{KeyId, SessionId};
+use crate::base::secret::Secret;
+use crate::identity::{KeyHasher, PresentedKey};
+use crate::model::event::{AuditEvent, AuditRecord, Outcome};
+use crate::model::image::{Image, ImageDigest};
+use crate::model::key::ApiKey;
+use crate::model::name::Name;
+use crate::model::principal::Principal;
+use crate::model::process::{RunOutcome, RunSpec};
+use crate::model::session::{Reason, Session};
+use crate::policy::{self, Action};
+use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
+use crate::session::SessionError;
+use crate::session::manager::{NewSession, Sessions, is_settled};
+use crate::store::{AuditFilter, Durability, SessionFilter, Store, StoreError};
+
+/// How long a create waits for its session before it answers with the session as it is.
+const CREATE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a delete waits before it answers that the session is still stopping.
+const DELETE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long an answer to "are you ready?" is good for: bounds what strangers can make podman do.
+const READINESS_AGE: Duration = Duration::from_secs(1);
+
+/// How long the runtime may take to answer before the daemon calls itself not ready.
+const READINESS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that a front door can ask for.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+/// What the app is made of.
+pub struct Parts {
+    /// The sessions.
+    pub sessions: Sessions,
+    /// The state.
+    pub store: Store,
+    /// The record.
+    pub audit: AuditLog,
+    /// What runs sandboxes.
+    pub runtime: Arc<dyn SandboxRuntime>,
+    /// What was found when the daemon started.
+    pub facts: RuntimeFacts,
+    /// Hashes API keys.
+    pub hasher: KeyHasher,
+    /// Who tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Asks the daemon to read its settings again.
+    pub reload: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
+    /// The runs in flight, waited for when the daemon stops.
+    pub calls: TaskTracker,
+    /// The last readiness.
+    pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
+}
+
+/// Whether the daemon can do its work now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// Each thing it stands on, and what is wrong with it.
+    pub checks: Vec<(&'static str, Option<String>)>,
+}
+
+impl Readiness {
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.checks.iter().all(|(_, problem)| problem.is_none())
+    }
+}
+
+/// Why a call was not done, split by what the caller is told.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// Nobody we know.
+    #[error("the credentials are missing or not valid")]
+    Unauthenticated,
+    /// The policy says no.
+    #[error("the rule {0} denies it")]
+    Denied(&'static str),
+    /// The sessions say no.
+    #[error(transparent)]
+    Session(SessionError),
+    /// The store failed.
+    #[error("reach the state")]
+    Store(#[source] StoreError),
+    /// The record cannot be written; nothing was done.
+    #[error("record the call; nothing was done")]
+    Audit(#[source] AuditError),
+    /// The runtime failed.
+    #[error("reach the sandbox runtime")]
+    Runtime(#[source] RuntimeError),
+    /// The settings were not taken.
+    #[error("{0}")]
+    Reload(String),
+    /// A defect, or a machine without randomness.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl App {
+    /// Assembled by the daemon.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Who presents this key.
+    ///
+    /// # Errors
+    /// [`AppError::Unauthenticated`], [`AppError::Store`].
+    pub async fn authenticate(&self, presented: &str) -> Result<Principal, AppError> {
+        let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
+        let key = self
+            .0
+            .store
+            .key(presented.id)
+            .await
+            .map_err(AppError::Store)?;
+        match key {
+            Some(key) if self.0.hasher.matches(&presented, &key.digest) => Ok(Principal::Key {
+                id: key.id,
+                team: key.team,
+            }),
+            _ => Err(AppError::Unauthenticated),
+        }
+    }
+
+    /// Makes a session; waits for it when asked to. `true` says that the request was a repeated one.
+    ///
+    /// # Errors
+    /// [`AppError`]; [`SessionError::LaunchFailed`] when it was waited for and did not come up.
+    pub async fn create_session(
+        &self,
+        principal: &Principal,
+        team: &Name,
+        new: NewSession,
+        idempotency: Option<(String, [u8; 32])>,
+        wait: bool,
+    ) -> Result<(Arc<Session>, bool), AppError> {
+        allow(principal, &Action::CreateSession)?;
+        let sessions = &self.0.sessions;
+        let created = sessions.create(principal, team, new, idempotency).await;
+        let (session, repeated) = created.map_err(AppError::Session)?;
+        if !wait {
+            return Ok((session, repeated));
+        }
+        let session = match sessions.handle(session.id) {
+            Some(handle) => handle.wait_until(CREATE_PATIENCE, is_settled).await,
+            None => sessions.get(session.id).await.map_err(AppError::Session)?,
+        };
+        if session.status.reason == Some(Reason::LaunchFailed) {
+            let message = session.status.message.clone().unwrap_or_default();
+            return Err(AppError::Session(SessionError::LaunchFailed(message)));
+        }
+        Ok((session, repeated))
+    }
+
+    /// One session, live or ended.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn session(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Arc<Session>, AppError> {
+        let session = self.0.sessions.get(id).await.map_err(AppError::Session)?;
+        let team = session.spec.team.clone();
+        allow(principal, &Action::UseSession { team })?;
+        Ok(session)
+    }
+
+    /// Sessions, newest first; a member sees those of its own team.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn sessions(
+        &self,
+        principal: &Principal,
+        mut filter: SessionFilter,
+    ) -> Result<Vec<Session>, AppError> {
+        allow(principal, &Action::ListSessions)?;
+        if let Principal::Key { team, .. } = principal {
+            filter.team = Some(team.clone());
+        }
+        self.0.store.sessions(filter).await.map_err(AppError::Store)
+    }
+
+    /// Ends a session; the session as it is after a bounded wait. Ended already is success.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn end_session(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Arc<Session>, AppError> {
+        let session = self.session(principal, id).await?;
+        if session.ended_at.is_some() {
+            return Ok(session);
+        }
+        let intent = self
+            .begin(
+                principal,
+                Some(id),
+                AuditEvent::SessionDelete {},
+                Durability::Process,
+            )
+            .await?;
+        let reason = match principal {
+            Principal::Key { .. } => Reason::Client,
+            Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
+        };
+        let ended = self.0.sessions.end(id, reason, DELETE_PATIENCE).await;
+        finish(
+            intent,
+            ended.as_ref().map(|_| None).map_err(SessionError::code),
+        )
+        .await;
+        ended.map_err(AppError::Session)
+    }
+
+    /// Runs a program in a session to its end. A caller that goes away does not stop it: it ends by
+    /// itself or at its time limit, and its outcome is recorded.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn run(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        spec: RunSpec,
+    ) -> Result<RunOutcome, AppError> {
+        self.session(principal, id).await?;
+        let handle = self.0.sessions.handle(id).ok_or(SessionError::NotFound);
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(_) => return Err(self.ended(id).await),
+        };
+        let event = AuditEvent::SessionRun {
+            program: spec.argv.first().cloned().unwrap_or_default(),
+            arguments: spec.argv.len().saturating_sub(1),
+            user: spec.user.clone().unwrap_or_else(|| "user".to_owned()),
+            timeout_s: spec.timeout_s,
+        };
+        let this = self.clone();
+        let principal = principal.clone();
+        let call = self.0.calls.spawn(async move {
+            let intent = this
+                .begin(&principal, Some(id), event, Durability::Process)
+                .await?;
+            let outcome = handle.run(spec).await;
+            let told = match &outcome {
+                Ok(outcome) => Ok(Some(match (outcome.exit_code, outcome.signal) {
+                    (Some(code), _) => format!("exit code {code}"),
+                    (None, Some(signal)) => format!("signal {signal}"),
+                    (None, None) => "no exit code".to_owned(),
+                })),
+                Err(error) => Err(error.code()),
+            };
+            finish(intent, told).await;
+            outcome.map_err(AppError::Session)
+        });
+        match call.await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(AppError::Internal(error.to_string())),
+        }
+    }
+
+    /// The audit log in its order, each record with its position.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn audit(
+        &self,
+        principal: &Principal,
+        filter: AuditFilter,
+    ) -> Result<Vec<(i64, AuditRecord)>, AppError> {
+        match filter.session {
+            // Whoever may use a session may read what was recorded of it.
+            Some(id) => drop(self.session(principal, id).await?),
+            None => allow(principal, &Action::ReadAudit)?,
+        }
+        self.0.store.audit(filter).await.map_err(AppError::Store)
+    }
+
+    /// Makes an API key. Its text is shown here and never again.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn create_key(
+        &self,
+        principal: &Principal,
+        name: Name,
+        team: Name,
+    ) -> Result<(KeyId, Secret<String>), AppError> {
+        allow(principal, &Action::Administer)?;
+        let now = self.0.clock.now();
+        let internal = |error: &dyn std::error::Error| AppError::Internal(error.to_string());
+        let id = KeyId::generate(now).map_err(|error| internal(&error))?;
+        let key = PresentedKey::generate(id).map_err(|error| internal(&error))?;
+        let event = AuditEvent::KeyCreate {
+            key: id,
+            name: name.clone(),
+        };
+        let intent = self
+            .begin(principal, None, event, Durability::Power)
+            .await?;
+        let kept = self
+            .0
+            .store
+            .insert_key(ApiKey {
+                id,
+                name,
+                team,
+                digest: self.0.hasher.digest(&key),
+                created_at: now,
+            })
+            .await;
+        finish(intent, kept.as_ref().map(|()| None).map_err(|_| "store")).await;
+        kept.map_err(AppError::Store)?;
+        Ok((id, key.reveal()))
+    }
+
+    /// Loads an image archive into the runtime's store.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn import_image(
+        &self,
+        principal: &Principal,
+        archive: ArchiveStream,
+    ) -> Result<ImageDigest, AppError> {
+        allow(principal, &Action::Administer)?;
+        let intent = self
+            .begin(
+                principal,
+                None,
+                AuditEvent::ImageImport {},
+                Durability::Power,
+            )
+            .await?;
+        let loaded = self.0.runtime.load_image(archive).await;
+        let told = loaded.as_ref().map(|digest| Some(digest.to_string()));
+        finish(intent, told.map_err(|_| "runtime")).await;
+        loaded.map_err(AppError::Runtime)
+    }
+
+    /// The images that templates can name.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn images(&self, principal: &Principal) -> Result<Vec<Image>, AppError> {
+        allow(principal, &Action::Administer)?;
+        self.0.runtime.images().await.map_err(AppError::Runtime)
+    }
+
+    /// Asks the daemon to read its settings again.
+    ///
+    /// # Errors
+    /// [`AppError::Reload`] with every problem.
+    pub async fn reload(&self, principal: &Principal) -> Result<(), AppError> {
+        allow(principal, &Action::Administer)?;
+        let (answer, answered) = oneshot::channel();
+        let busy = |_| AppError::Reload("a reload is under way already".to_owned());
+        self.0.reload.try_send(answer).map_err(busy)?;
+        match answered.await {
+            Ok(result) => result.map_err(AppError::Reload),
+            Err(_) => Err(AppError::Reload("casemated is stopping".to_owned())),
+        }
+    }
+
+    /// Records something that an operator does or is refused.
+    ///
+    /// # Errors
+    /// [`AppError::Audit`].
+    pub async fn note(&self, principal: &Principal, event: AuditEvent) -> Result<(), AppError> {
+        self.0
+            .audit
+            .fact(principal, None, event)
+            .await
+            .map_err(AppError::Audit)
+    }
+
+    /// Whether the daemon can do its work, found out at most once a second.
+    pub async fn readiness(&self) -> Readiness {
+        let mut last = self.0.readiness.lock().await;
+        if let Some((at, readiness)) = last.as_ref()
+            && at.elapsed() < READINESS_AGE
+        {
+            return readiness.clone();
+        }
+        let patient = |doing: &'static str, wait: Result<Result<(), String>, _>| match wait {
+            Ok(Ok(())) => (doing, None),
+            Ok(Err(problem)) => (doing, Some(problem)),
+            Err(tokio::time::error::Elapsed { .. }) => {
+                (doing, Some("no answer in time".to_owned()))
+            }
+        };
+        let store = tokio::time::timeout(READINESS_PATIENCE, async {
+            self.0
+                .store
+                .check_writable()
+                .await
+                .map_err(|error| Chain(&error).to_string())
+        });
+        let runtime = tokio::time::timeout(READINESS_PATIENCE, async {
+            let probed = self.0.runtime.probe().await;
+            probed.map(drop).map_err(|error| Chain(&error).to_string())
+        });
+        let (store, runtime) = tokio::join!(store, runtime);
+        let readiness = Readiness {
+            checks: vec![
+                patient("store", store),
+                patient("runtime", runtime),
+                ("links", self.0.sessions.links_problem()),
+            ],
+        };
+        *last = Some((tokio::time::Instant::now(), readiness.clone()));
+        readiness
+    }
+
+    /// What was found of the runtime when the daemon started.
+    #[must_use]
+    pub fn facts(&self) -> &RuntimeFacts {
+        &self.0.facts
+    }
+
+    /// The sessions, for figures.
+    #[must_use]
+    pub fn live_sessions(&self) -> usize {
+        self.0.sessions.live()
+    }
+
+    /// Bounds and defaults as they are now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<crate::session::manager::Settings> {
+        self.0.sessions.settings()
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> crate::base::clock::Timestamp {
+        self.0.clock.now()
+    }
+
+    async fn begin(
+        &self,
+        principal: &Principal,
+        session: Option<SessionId>,
+        event: AuditEvent,
+        durability: Durability,
+    ) -> Result<Intent, AppError> {
+        let begun = self
+            .0
+            .audit
+            .begin(principal, session, event, durability)
+            .await;
+        begun.map_err(AppError::Audit)
+    }
+
+    /// What to say of a session that has no runner any more.
+    async fn ended(&self, id: SessionId) -> AppError {
+        match self.0.sessions.get(id).await {
+            Ok(session) => AppError::Session(SessionError::NotReady {
+                phase: session.status.phase,
+                reason: session.status.reason,
+            }),
+            Err(error) => AppError::Session(error),
+        }
+    }
+}
+
+fn allow(principal: &Principal, action: &Action) -> Result<(), AppError> {
+    let decision = policy::decide(principal, action);
+    match (decision.allowed, decision.hidden) {
+        (true, _) => Ok(()),
+        (false, true) => Err(AppError::Session(SessionError::NotFound)),
+        (false, false) => Err(AppError::Denied(decision.rule)),
+    }
+}
+
+/// Writes an outcome. The effect has happened: a failure is for the log.
+async fn finish(intent: Intent, told: Result<Option<String>, &'static str>) {
+    let outcome = match told {
+        Ok(detail) => Outcome::Ok { detail },
+        Err(code) => Outcome::Failed {
+            code: code.to_owned(),
+        },
+    };
+    if let Err(error) = intent.finish(outcome).await {
+        error!(error = %Chain(&error), "cannot complete an audit record");
+    }
+}
+
+/// Logs a failure that no caller can be told about in full.
+pub fn report(request: &dyn std::fmt::Display, error: &(dyn std::error::Error + 'static)) {
+    warn!(request = %request, error = %Chain(error), "a call failed");
+}

@@ -1,0 +1,317 @@
+//! A live link: one HTTP/2 connection to one guest, owned by one task, spoken to through cheap handles.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+
+use super::LinkError;
+use super::body::{RequestBody, read_document, refused};
+use super::process::Process;
+use crate::limits;
+use crate::process::{DetachRequest, Health, ProcessSpec, SignalRequest, code};
+use crate::route;
+
+type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, TokioExecutor>;
+
+/// A handle on a live link; clones speak to the same guest. The link ends when the last handle is dropped (processes and
+/// their inputs hold one), when [`Link::close`] is called, or when the guest is gone.
+#[derive(Clone)]
+pub struct Link {
+    sender: http2::SendRequest<RequestBody>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    protocol: u32,
+    detached: mpsc::Sender<Detached>,
+    close: Arc<Notify>,
+    closed: watch::Receiver<bool>,
+    processes: Arc<Semaphore>,
+    controls: Semaphore,
+}
+
+/// A process whose [`Process`] was dropped. Its place among [`limits::MAX_PROCESSES`] is free again when the guest knows.
+pub(super) struct Detached {
+    pub(super) process: u64,
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+impl Link {
+    /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection.
+    pub(super) async fn open(stream: UnixStream, protocol: u32) -> Result<Self, LinkError> {
+        let opening = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+            .max_frame_size(limits::MAX_HTTP2_FRAME_BYTES)
+            .max_header_list_size(limits::MAX_HEADER_LIST_BYTES)
+            .max_send_buf_size(limits::MAX_SEND_BUFFER_BYTES)
+            // The guest opens no streams: there is no server push on a link.
+            .max_concurrent_streams(0)
+            .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS)
+            .max_pending_accept_reset_streams(limits::MAX_RESET_STREAMS)
+            .max_local_error_reset_streams(limits::MAX_ERROR_RESETS)
+            .keep_alive_interval(limits::KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(stream));
+        let opened = within(limits::HANDSHAKE_DEADLINE, async {
+            opening.await.map_err(|_| LinkError::Gone)
+        });
+        let (sender, connection) = opened.await?;
+
+        // Never full: each message holds one of MAX_PROCESSES places.
+        let (detached, detached_rx) = mpsc::channel(limits::MAX_PROCESSES);
+        let (closed_tx, closed) = watch::channel(false);
+        let close = Arc::new(Notify::new());
+        tokio::spawn(drive(
+            connection,
+            sender.clone(),
+            detached_rx,
+            Arc::clone(&close),
+            closed_tx,
+        ));
+        let shared = Shared {
+            protocol,
+            detached,
+            close,
+            closed,
+            processes: Arc::new(Semaphore::new(limits::MAX_PROCESSES)),
+            controls: Semaphore::new(limits::MAX_CONTROL_REQUESTS),
+        };
+        Ok(Self {
+            sender,
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// The protocol that was agreed on.
+    pub fn protocol(&self) -> u32 {
+        self.shared.protocol
+    }
+
+    /// Starts a process and waits until it runs. Dropping the future, like dropping the [`Process`], ends it.
+    ///
+    /// # Errors
+    /// `Refused` when the guest cannot run it ([`code`]) or too many run already, `Deadline` after
+    /// [`limits::START_DEADLINE`], `Gone`, `Protocol`.
+    pub async fn start(&self, spec: ProcessSpec) -> Result<Process, LinkError> {
+        spec.validate()
+            .map_err(|bad| no(code::BAD_SPEC, bad.to_string()))?;
+        let place = Arc::clone(&self.shared.processes).try_acquire_owned();
+        let place =
+            place.map_err(|_| no(code::TOO_MANY_PROCESSES, "too many processes on this link"))?;
+        within(
+            limits::START_DEADLINE,
+            Process::start(self.clone(), spec, place),
+        )
+        .await
+    }
+
+    /// Asks the guest how it is.
+    ///
+    /// # Errors
+    /// `Deadline` after [`limits::CONTROL_DEADLINE`], `Gone`, `Protocol`.
+    pub async fn health(&self) -> Result<Health, LinkError> {
+        self.control(Method::GET, route::HEALTH, &()).await
+    }
+
+    /// Sends a signal to a process's group.
+    pub(super) async fn signal(&self, process: u64, signum: i32) -> Result<(), LinkError> {
+        let _: serde::de::IgnoredAny = self
+            .control(
+                Method::POST,
+                route::PROCESS_SIGNAL,
+                &SignalRequest { process, signum },
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Waits until the link is gone, for whatever reason.
+    pub async fn closed(&self) {
+        let mut closed = self.shared.closed.clone();
+        // An error means that the task is gone, which is the same.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }
+
+    /// Whether the link is gone.
+    pub fn is_closed(&self) -> bool {
+        *self.shared.closed.borrow() || self.sender.is_closed()
+    }
+
+    /// Hangs up now, for all handles. The guest ends the processes of this link and dials again.
+    pub fn close(&self) {
+        self.shared.close.notify_one();
+    }
+
+    /// Tells the guest that nobody listens to a process any more.
+    pub(super) fn detach(&self, detached: Detached) {
+        // Fails only when the link is gone, and then the guest knows.
+        let _ = self.shared.detached.try_send(detached);
+    }
+
+    /// Sends a request and checks the head of the answer.
+    pub(super) async fn request(
+        &self,
+        method: Method,
+        path: &'static str,
+        content_type: &'static str,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, LinkError> {
+        exchange(&mut self.sender.clone(), method, path, content_type, body).await
+    }
+
+    async fn control<A: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &'static str,
+        document: &impl Serialize,
+    ) -> Result<A, LinkError> {
+        within(limits::CONTROL_DEADLINE, async {
+            let _place = self
+                .shared
+                .controls
+                .acquire()
+                .await
+                .map_err(|_| LinkError::Gone)?;
+            let body = RequestBody::whole(json(&method, document)?);
+            read_document(
+                self.request(method, path, route::JSON, body)
+                    .await?
+                    .into_body(),
+            )
+            .await
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("protocol", &self.shared.protocol)
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs the connection until it ends, until it is told to, or until nobody holds a handle any more; carries the word of
+/// detached processes meanwhile.
+async fn drive(
+    connection: Connection,
+    sender: http2::SendRequest<RequestBody>,
+    mut detached: mpsc::Receiver<Detached>,
+    close: Arc<Notify>,
+    closed: watch::Sender<bool>,
+) {
+    let mut farewells = FuturesUnordered::new();
+    let mut connection = Box::pin(connection);
+    loop {
+        tokio::select! {
+            // The end first: nothing else matters then.
+            biased;
+            _ = &mut connection => break,
+            () = close.notified() => break,
+            left = detached.recv() => match left {
+                Some(left) => farewells.push(farewell(sender.clone(), left)),
+                // Hanging up tells the guest about all of them at once.
+                None => break,
+            },
+            Some(()) = farewells.next(), if !farewells.is_empty() => {}
+        }
+    }
+    // Hangs up before anybody is told that the link is gone.
+    drop(connection);
+    closed.send_replace(true);
+}
+
+/// Tells the guest about one detached process. Whether it listens is its own affair: the stream's reset says the same,
+/// unless unread input holds that reset up.
+async fn farewell(mut sender: http2::SendRequest<RequestBody>, left: Detached) {
+    let Detached { process, place } = left;
+    let told = within(limits::CONTROL_DEADLINE, async {
+        let body = RequestBody::whole(json(&Method::POST, &DetachRequest { process })?);
+        exchange(
+            &mut sender,
+            Method::POST,
+            route::PROCESS_DETACH,
+            route::JSON,
+            body,
+        )
+        .await
+    });
+    drop(told.await);
+    drop(place);
+}
+
+async fn exchange(
+    sender: &mut http2::SendRequest<RequestBody>,
+    method: Method,
+    path: &'static str,
+    content_type: &'static str,
+    body: RequestBody,
+) -> Result<Response<Incoming>, LinkError> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = http::Uri::from_static(path);
+    request
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    sender.ready().await.map_err(|_| LinkError::Gone)?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|_| LinkError::Gone)?;
+    let is = |wanted: &str| {
+        response
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value == wanted)
+    };
+    match response.status() {
+        StatusCode::OK if is(content_type) => Ok(response),
+        status if status.is_client_error() && is(route::JSON) => {
+            Err(refused(read_document(response.into_body()).await?))
+        }
+        status => Err(LinkError::Protocol(format!(
+            "an unexpected answer with status {status}"
+        ))),
+    }
+}
+
+fn json(method: &Method, document: &impl Serialize) -> Result<Bytes, LinkError> {
+    if method == Method::GET {
+        return Ok(Bytes::new());
+    }
+    let json = serde_json::to_vec(document)
+        .map_err(|_| LinkError::Protocol("a request that is no document".into()))?;
+    Ok(json.into())
+}
+
+fn no(code: &str, message: impl Into<String>) -> LinkError {
+    LinkError::Refused {
+        code: code.into(),
+        message: message.into(),
+    }
+}
+
+async fn within<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    timeout(deadline, work)
+        .await
+        .unwrap_or(Err(LinkError::Deadline(deadline.as_millis())))
+}

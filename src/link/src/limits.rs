@@ -1,0 +1,133 @@
+//! Every bound of the link, in one place: sizes, counts and times, each with its unit and its reason.
+//!
+//! Both ends enforce what concerns them; neither trusts the other to have done so.
+
+use std::time::Duration;
+
+// --- Handshake -------------------------------------------------------------------------------------------------------
+
+/// Longest handshake document, in bytes. A hello is about 500; the rest is room for the next version's fields.
+pub const MAX_HELLO_BYTES: usize = 4096;
+
+/// How long either side waits for the other's handshake document. Dialing takes milliseconds; a sandbox on a machine
+/// that starts a hundred others may take seconds.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Handshakes that one listener carries at once. The real guest needs one; the rest is room for one that died half way.
+/// A further dialer pushes out the oldest, so that silent peers never shut the honest one out.
+pub const MAX_PENDING_HANDSHAKES: usize = 8;
+
+/// Pause of a listener after a rejected handshake: a guest that dials in a loop costs at most twenty handshakes a second.
+pub const REJECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Length of the kernel's banner in a hello, in bytes: the first two lines of gVisor's log are shorter.
+pub const MAX_BANNER_BYTES: usize = 512;
+
+/// First delay before the guest dials again. Doubles up to [`REDIAL_MAX`], each with jitter.
+pub const REDIAL_MIN: Duration = Duration::from_millis(10);
+
+/// Longest delay before the guest dials again: what a restart of the daemon costs a session at most.
+pub const REDIAL_MAX: Duration = Duration::from_millis(500);
+
+// --- HTTP/2 ----------------------------------------------------------------------------------------------------------
+
+/// Processes with an open stream on one link.
+pub const MAX_PROCESSES: usize = 256;
+
+/// Short requests (health, signals) in flight on one link, beside the processes.
+pub const MAX_CONTROL_REQUESTS: usize = 64;
+
+/// HTTP/2 streams on one link: every process and every short request has one. Announced by the guest, kept by both.
+pub const MAX_STREAMS: u32 = 320;
+
+/// Flow-control window of one stream, in bytes. This is what one stalled reader costs; a Unix socket's round trip of
+/// 30 µs needs no more for more than 1 GB/s.
+pub const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+
+/// Flow-control window of the connection, in bytes: all streams together, so that stalled ones never stop another.
+/// h2 also derives from it how many tiny DATA frames it holds before it ends the connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
+
+/// Largest HTTP/2 frame, in bytes: one full chunk of ours without a second frame header.
+pub const MAX_HTTP2_FRAME_BYTES: u32 = 66 * 1024;
+
+/// Bytes that HTTP/2 may hold for sending on one stream.
+pub const MAX_SEND_BUFFER_BYTES: usize = 128 * 1024;
+
+/// Largest list of headers, in bytes. Ours are under 200.
+pub const MAX_HEADER_LIST_BYTES: u32 = 4096;
+
+/// Streams that one side keeps in mind after it reset them.
+pub const MAX_RESET_STREAMS: usize = 64;
+
+/// Protocol errors that HTTP/2 answers with a stream reset before it ends the connection.
+pub const MAX_ERROR_RESETS: usize = 32;
+
+/// Time between keep-alive pings, also on an idle link. Death of the other side shows as an end of file at once; the
+/// ping finds a sandbox that lives but does not run any more.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Time for the answer to a keep-alive ping before the link counts as gone.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+// --- Frames of a process stream --------------------------------------------------------------------------------------
+
+/// Bytes before each frame's payload: one of kind, four of length.
+pub const FRAME_HEADER_BYTES: usize = 5;
+
+/// Largest payload of a data frame, in bytes: what a pipe holds.
+pub const MAX_FRAME_PAYLOAD_BYTES: usize = 64 * 1024;
+
+/// Largest JSON payload except the start's, in bytes.
+pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024;
+
+/// Largest payload of a start frame, in bytes: arguments and environment at their bounds, with JSON's escapes.
+pub const MAX_START_BYTES: usize = 1024 * 1024;
+
+/// Smallest body chunk, in bytes; shorter ones are filled up with a padding frame. h2 counts smaller DATA frames against
+/// the peer, and a program that prints single bytes to a stalled reader would cost the whole link.
+pub const MIN_CHUNK_BYTES: usize = 256;
+
+/// Frames that wait between a program's pipes and HTTP/2, on either side: one on its way, one behind it.
+pub const FRAME_QUEUE: usize = 2;
+
+// --- A process -------------------------------------------------------------------------------------------------------
+
+/// Arguments of one process, the program's name included.
+pub const MAX_ARGV_COUNT: usize = 4096;
+
+/// Bytes of all arguments. Linux takes 128 KiB for one and a quarter of the stack for all.
+pub const MAX_ARGV_BYTES: usize = 256 * 1024;
+
+/// Environment variables of one process.
+pub const MAX_ENV_COUNT: usize = 1024;
+
+/// Bytes of all names and values of the environment.
+pub const MAX_ENV_BYTES: usize = 256 * 1024;
+
+/// Bytes of a path (Linux' `PATH_MAX`).
+pub const MAX_PATH_BYTES: usize = 4096;
+
+/// Bytes of a user's name.
+pub const MAX_USER_BYTES: usize = 64;
+
+/// Longest grace between SIGTERM and SIGKILL, in milliseconds.
+pub const MAX_KILL_GRACE_MS: u64 = 60_000;
+
+/// Grace between SIGTERM and SIGKILL when the caller names none, in milliseconds.
+pub const DEFAULT_KILL_GRACE_MS: u64 = 2_000;
+
+/// Bytes of one output stream that are sent when the caller names no bound.
+pub const DEFAULT_OUTPUT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Time from a start's first byte until the guest says started or failed. A spawn takes 5 ms; a loaded machine seconds.
+pub const START_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Time for a short request: health, a signal.
+pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Bytes of a refusal's code.
+pub const MAX_CODE_BYTES: usize = 64;
+
+/// Bytes of a refusal's message; longer ones are cut.
+pub const MAX_MESSAGE_BYTES: usize = 1024;

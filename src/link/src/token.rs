@@ -1,0 +1,102 @@
+//! The secret by which a guest proves whose sandbox it is.
+//!
+//! It is compared in constant time, wiped on drop, and never printed. Making it (randomness) is the daemon's business.
+
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+/// Fewest characters of a token: 128 bits in hexadecimal.
+const MIN_CHARS: usize = 32;
+/// Most characters of a token.
+const MAX_CHARS: usize = 256;
+
+/// A sandbox's link token: 32 to 256 visible ASCII characters.
+#[derive(Clone, Deserialize, Serialize)]
+#[serde(try_from = "String")]
+pub struct LinkToken(String);
+
+/// The text is no token. Says nothing about the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a link token has {MIN_CHARS} to {MAX_CHARS} visible ASCII characters")]
+pub struct BadToken;
+
+impl LinkToken {
+    /// Takes a token as it stands in its file, without the white space around it.
+    ///
+    /// # Errors
+    /// [`BadToken`] when it is too short, too long or has other than visible ASCII characters.
+    pub fn parse(text: &str) -> Result<Self, BadToken> {
+        let text = text.trim();
+        let bounded = (MIN_CHARS..=MAX_CHARS).contains(&text.len());
+        if bounded && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(BadToken)
+        }
+    }
+
+    /// Whether both are the same, in a time that does not depend on where they differ.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+
+    /// The text, for the file that the guest reads. Nothing else may see it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for LinkToken {
+    type Error = BadToken;
+
+    fn try_from(mut text: String) -> Result<Self, BadToken> {
+        let token = Self::parse(&text);
+        text.zeroize();
+        token
+    }
+}
+
+impl std::fmt::Debug for LinkToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LinkToken(…)")
+    }
+}
+
+impl Drop for LinkToken {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_never_shows_in_debug() {
+        let token = LinkToken::parse(&"k".repeat(32)).unwrap();
+        assert_eq!(format!("{token:?}"), "LinkToken(…)");
+    }
+
+    #[test]
+    fn tokens_match_only_themselves() {
+        let token = LinkToken::parse(&"a".repeat(64)).unwrap();
+        assert!(token.matches(&LinkToken::parse(&format!(" {}\n", "a".repeat(64))).unwrap()));
+        assert!(!token.matches(&LinkToken::parse(&"a".repeat(63)).unwrap()));
+        assert!(!token.matches(&LinkToken::parse(&format!("{}b", "a".repeat(63))).unwrap()));
+    }
+
+    #[test]
+    fn short_long_and_invisible_tokens_are_refused() {
+        for text in [
+            "",
+            "short",
+            &"x".repeat(257),
+            &"é".repeat(32),
+            &format!("{}\0", "x".repeat(40)),
+        ] {
+            assert_eq!(LinkToken::parse(text).unwrap_err(), BadToken);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! From nothing to a guest that answers, and back.
+//!
+//! Bringing up is a chain in which each step needs what the one before gave: [`Door`] (directory,
+//! token, socket) -> [`create`] -> [`start`] -> link. The [`Remains`] are brought up to date *before*
+//! each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casemate_link::LinkToken;
+use casemate_link::daemon::{Link, LinkError, LinkListener};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::manager::House;
+use crate::base::chain::Chain;
+use crate::base::id::SessionId;
+use crate::model::sandbox::{SandboxId, SandboxSpec};
+use crate::model::session::{Reason, Session};
+use crate::runtime::{Dialler, RuntimeError};
+
+/// Random bytes in a link's token.
+const TOKEN_BYTES: usize = 32;
+
+/// Pause before the runtime is asked again whether a sandbox still runs.
+const WAIT_AGAIN: Duration = Duration::from_millis(200);
+
+/// Why a session has to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// For programs.
+    pub reason: Reason,
+    /// For people.
+    pub message: Option<String>,
+}
+
+impl End {
+    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: Some(message.into()),
+        }
+    }
+}
+
+/// What may exist of a session on this machine.
+#[derive(Clone, Debug)]
+pub(super) struct Remains {
+    pub(super) sandbox: Traces,
+    pub(super) door: bool,
+}
+
+/// What is known about a session's container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Traces {
+    /// There is none.
+    None,
+    /// There may be some: it was asked for and the answer is not known.
+    Unknown,
+    /// This one.
+    Known(SandboxId),
+}
+
+impl Remains {
+    pub(super) const fn nothing() -> Self {
+        Self {
+            sandbox: Traces::None,
+            door: false,
+        }
+    }
+
+    /// Everything that a session could have left behind.
+    pub(super) const fn anything() -> Self {
+        Self {
+            sandbox: Traces::Unknown,
+            door: true,
+        }
+    }
+
+    /// Removes what may exist. May be repeated; what is gone already is success.
+    pub(super) async fn clear(&mut self, house: &House, id: SessionId) -> Result<(), RuntimeError> {
+        match &self.sandbox {
+            Traces::None => {}
+            Traces::Known(sandbox) => house.runtime.remove(sandbox).await?,
+            Traces::Unknown => {
+                for found in house.runtime.list(house.store.installation()).await? {
+                    if found.session == Some(id) {
+                        house.runtime.remove(&found.id).await?;
+                    }
+                }
+            }
+        }
+        self.sandbox = Traces::None;
+        if self.door {
+            Door::remove(&house.link_root, id).map_err(|source| RuntimeError::Unavailable {
+                doing: "remove the link directory",
+                source: source.into(),
+            })?;
+            self.door = false;
+        }
+        Ok(())
+    }
+}
+
+/// The host's side of a sandbox's only way out: a directory with a token and a listening socket.
+pub(super) struct Door {
+    pub(super) directory: PathBuf,
+    token: LinkToken,
+    listener: LinkListener,
+}
+
+impl Door {
+    /// Makes the directory of a new session. The link root has the sandbox group and the
+    /// set-group-id bit, so that everything below is readable for that group and no other.
+    pub(super) async fn build(root: &Path, id: SessionId) -> io::Result<Self> {
+        let directory = root.join(id.to_string());
+        DirBuilder::new().mode(0o750).create(&directory)?;
+        let token = new_token()?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o640)
+            .open(directory.join("token"))?;
+        file.write_all(token.expose().as_bytes())?;
+        Self::open(directory, token).await
+    }
+
+    /// Opens the door of a session that a former daemon left running. The directory stays the one
+    /// that the sandbox has mounted; only the socket in it is new.
+    pub(super) async fn reopen(root: &Path, id: SessionId) -> io::Result<Self> {
+        let directory = root.join(id.to_string());
+        let mut text = String::new();
+        OpenOptions::new()
+            .read(true)
+            .open(directory.join("token"))?
+            .take(1024)
+            .read_to_string(&mut text)?;
+        let token = LinkToken::parse(&text).map_err(io::Error::other)?;
+        Self::open(directory, token).await
+    }
+
+    async fn open(directory: PathBuf, token: LinkToken) -> io::Result<Self> {
+        let listener = LinkListener::bind(&directory)
+            .await
+            .map_err(io::Error::other)?;
+        Ok(Self {
+            directory,
+            token,
+            listener,
+        })
+    }
+
+    /// Removes the directory of a session; none is success.
+    pub(super) fn remove(root: &Path, id: SessionId) -> io::Result<()> {
+        match std::fs::remove_dir_all(root.join(id.to_string())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Waits until the sandbox's own guest has dialled, or the sandbox is dead, or time is over.
+    pub(super) async fn await_guest(
+        &mut self,
+        house: &House,
+        sandbox: &SandboxId,
+        patience: Duration,
+    ) -> Result<Link, End> {
+        let deadline = Instant::now() + patience;
+        tokio::select! {
+            // A guest that has dialled counts even if its sandbox dies at the same moment: the
+            // lost link will tell.
+            biased;
+            link = self.accept(house, sandbox) => link,
+            end = death_of(house, sandbox) => Err(end),
+            () = tokio::time::sleep_until(deadline) => Err(End::new(
+                Reason::GuestLost,
+                format!("the guest did not dial within {} s", patience.as_secs()),
+            )),
+        }
+    }
+
+    async fn accept(&mut self, house: &House, sandbox: &SandboxId) -> Result<Link, End> {
+        loop {
+            match self.listener.accept_one(&self.token).await {
+                Ok((link, hello, peer)) => {
+                    let dialler = Dialler {
+                        pid: peer.pid,
+                        kernel_banner: hello.kernel.banner,
+                    };
+                    if let Err(error) = house.runtime.vouch(sandbox, &dialler).await {
+                        link.close();
+                        return Err(End::new(Reason::LaunchFailed, Chain(&error).to_string()));
+                    }
+                    info!(sandbox = %sandbox, guest = %hello.guest_version.escape_debug(), "guest linked");
+                    return Ok(link);
+                }
+                // Somebody who is not the guest, or a guest that talks nonsense: the next one may
+                // be right. The listener paces itself.
+                Err(error @ LinkError::Rejected { .. }) => {
+                    warn!(sandbox = %sandbox, error = %Chain(&error), "turned a dialler away");
+                }
+                Err(error) => {
+                    return Err(End::new(Reason::LaunchFailed, Chain(&error).to_string()));
+                }
+            }
+        }
+    }
+}
+
+/// Makes and verifies the session's sandbox behind its door.
+pub(super) async fn create(
+    house: &House,
+    session: &Session,
+    link_dir: PathBuf,
+) -> Result<SandboxId, End> {
+    let spec = SandboxSpec {
+        installation: house.store.installation(),
+        session: session.id,
+        image: session.spec.image,
+        limits: session.spec.limits,
+        hostname: hostname(session),
+        link_dir,
+    };
+    house
+        .runtime
+        .create(&spec)
+        .await
+        .map_err(|error| failed(&error))
+}
+
+/// Starts the sandbox and waits for its guest. When it does not come, its last words are the best
+/// explanation there is.
+pub(super) async fn start(
+    house: &House,
+    sandbox: &SandboxId,
+    door: &mut Door,
+) -> Result<Link, End> {
+    house
+        .runtime
+        .start(sandbox)
+        .await
+        .map_err(|error| failed(&error))?;
+    let patience = house.settings().link_timeout;
+    match door.await_guest(house, sandbox, patience).await {
+        Ok(link) => Ok(link),
+        Err(end) => {
+            let mut message = end.message.unwrap_or_default();
+            let words = house.runtime.last_words(sandbox).await;
+            if !words.trim().is_empty() {
+                message = format!("{message}; it said: {}", words.trim().escape_debug());
+            }
+            // Whatever kept it from linking, it never came up.
+            Err(End::new(Reason::LaunchFailed, message))
+        }
+    }
+}
+
+/// A failure of a launch, with all its causes: the operator's and the client's only explanation.
+pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> End {
+    End::new(Reason::LaunchFailed, Chain(error).to_string())
+}
+
+/// Resolves when the sandbox has ended. A runtime that does not answer is asked again: its silence
+/// says nothing about the sandbox.
+async fn death_of(house: &House, sandbox: &SandboxId) -> End {
+    loop {
+        match house.runtime.wait(sandbox).await {
+            Ok(Some(code)) => {
+                return End::new(
+                    Reason::SandboxDied,
+                    format!("the sandbox ended with exit code {code}"),
+                );
+            }
+            Ok(None) => return End::new(Reason::SandboxDied, "the sandbox is gone"),
+            Err(error) => {
+                warn!(sandbox = %sandbox, error = %Chain(&error), "cannot watch a sandbox");
+                tokio::time::sleep(WAIT_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// A host name for the sandbox: the session's own name where it has one.
+fn hostname(session: &Session) -> String {
+    match &session.spec.name {
+        // Underscores and dots are no part of a host name's label (RFC 952).
+        Some(name) => name
+            .as_str()
+            .replace(['_', '.'], "-")
+            .trim_end_matches('-')
+            .to_owned(),
+        None => format!("ses-{}", session.id.suffix()),
+    }
+}
+
+fn new_token() -> io::Result<LinkToken> {
+    use std::fmt::Write;
+    let mut bytes = zeroize::Zeroizing::new([0_u8; TOKEN_BYTES]);
+    getrandom::fill(bytes.as_mut_slice()).map_err(io::Error::other)?;
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(2 * TOKEN_BYTES));
+    for byte in bytes.iter() {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    LinkToken::parse(&text).map_err(io::Error::other)
+}

@@ -1,0 +1,486 @@
+//! The table of live sessions: admits, finds, lists, ends; and leaves them all when the daemon stops.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+use super::SessionError;
+use super::handle::SessionHandle;
+use super::launch::End;
+use super::runner::{Runner, Start};
+use super::state;
+use crate::audit::AuditLog;
+use crate::base::clock::Clock;
+use crate::base::id::SessionId;
+use crate::model::event::{AuditEvent, Stage};
+use crate::model::name::Name;
+use crate::model::principal::Principal;
+use crate::model::sandbox::WantedLimits;
+use crate::model::session::{MAX_LABEL_BYTES, MAX_LABELS, Phase, Reason, Session, SessionSpec};
+use crate::model::settings::SessionsConfig;
+use crate::model::template::Template;
+use crate::runtime::SandboxRuntime;
+use crate::store::{Admission, Idempotency, Store};
+
+/// How long a repeated request is recognised: a day.
+const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
+
+/// What every runner shares.
+pub(super) struct House {
+    pub(super) runtime: Arc<dyn SandboxRuntime>,
+    pub(super) store: Store,
+    pub(super) audit: AuditLog,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) link_root: PathBuf,
+    pub(super) launches: Semaphore,
+    /// Cancelled when runners shall leave their sandboxes running and end.
+    pub(super) leave: CancellationToken,
+    settings: watch::Receiver<Arc<Settings>>,
+}
+
+impl House {
+    pub(super) fn settings(&self) -> SessionsConfig {
+        self.settings.borrow().sessions.clone()
+    }
+}
+
+/// What may change while the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bounds and defaults.
+    pub sessions: SessionsConfig,
+    /// The recipes by name.
+    pub templates: BTreeMap<Name, Template>,
+}
+
+/// What the sessions need from below.
+pub struct Parts {
+    /// What runs sandboxes.
+    pub runtime: Arc<dyn SandboxRuntime>,
+    /// Where sessions are kept.
+    pub store: Store,
+    /// Where they are recorded.
+    pub audit: AuditLog,
+    /// Who tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// The directory of link directories: ours, of the sandbox group, set-group-id.
+    pub link_root: PathBuf,
+    /// Bounds, defaults and recipes.
+    pub settings: Settings,
+}
+
+/// What a client asks of a new session.
+#[derive(Clone, Debug, Default)]
+pub struct NewSession {
+    /// The recipe; `base` when absent.
+    pub template: Option<Name>,
+    /// A name that no other live session of the team has.
+    pub name: Option<Name>,
+    /// For people and filters.
+    pub labels: BTreeMap<String, String>,
+    /// Added to the template's environment.
+    pub env: BTreeMap<String, String>,
+    /// Instead of the template's.
+    pub workdir: Option<String>,
+    /// Lifetime in seconds.
+    pub timeout_s: Option<u64>,
+    /// Instead of the template's.
+    pub limits: WantedLimits,
+}
+
+/// Every session of this installation.
+#[derive(Clone)]
+pub struct Sessions {
+    pub(super) house: Arc<House>,
+    table: Arc<Mutex<HashMap<SessionId, SessionHandle>>>,
+    settings: watch::Sender<Arc<Settings>>,
+    runners: TaskTracker,
+    closed: CancellationToken,
+}
+
+impl Sessions {
+    /// An empty table. [`Sessions::reconcile`] fills it.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let launches = Semaphore::new(parts.settings.sessions.concurrent_launches);
+        let (sender, receiver) = watch::channel(Arc::new(parts.settings));
+        Self {
+            house: Arc::new(House {
+                runtime: parts.runtime,
+                store: parts.store,
+                audit: parts.audit,
+                clock: parts.clock,
+                link_root: parts.link_root,
+                launches,
+                leave: CancellationToken::new(),
+                settings: receiver,
+            }),
+            table: Arc::default(),
+            settings: sender,
+            runners: TaskTracker::new(),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    /// Takes new bounds, defaults and recipes; running sessions keep what they were made with.
+    pub fn reload(&self, settings: Settings) {
+        self.settings.send_replace(Arc::new(settings));
+    }
+
+    /// The recipes and bounds as they are now.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    /// Admits a session: it is recorded when this returns, and on its way. `true` says that the
+    /// request was a repeated one and nothing was made.
+    ///
+    /// # Errors
+    /// Why it cannot be; then there is no session.
+    pub async fn create(
+        &self,
+        principal: &Principal,
+        team: &Name,
+        new: NewSession,
+        idempotency: Option<(String, [u8; 32])>,
+    ) -> Result<(Arc<Session>, bool), SessionError> {
+        if self.closed.is_cancelled() {
+            return Err(SessionError::Draining);
+        }
+        let settings = self.settings();
+        let spec = admit(&settings, principal, team, new)?;
+        let now = self.house.clock.now();
+        let id = SessionId::generate(now).map_err(|error| SessionError::System {
+            doing: "name the session",
+            source: std::io::Error::other(error),
+        })?;
+        let session = Session {
+            id,
+            status: state::admitted(),
+            sandbox: None,
+            created_at: now,
+            ready_at: None,
+            ends_at: now.after(Duration::from_secs(spec.timeout_s)),
+            ended_at: None,
+            spec,
+        };
+        let event = AuditEvent::SessionCreate {
+            template: session.spec.template.clone(),
+            image: session.spec.image,
+            name: session.spec.name.clone(),
+        };
+        let announcement = self
+            .house
+            .audit
+            .record(Stage::Intent, principal, Some(id), event)
+            .map_err(SessionError::Audit)?;
+        let idempotency = idempotency.map(|(key, request)| Idempotency {
+            key,
+            request,
+            since: crate::base::clock::Timestamp::from_millis(
+                now.as_millis()
+                    .saturating_sub(i64::try_from(IDEMPOTENCY.as_millis()).unwrap_or(i64::MAX)),
+            ),
+        });
+        let max = u32::try_from(settings.sessions.max).unwrap_or(u32::MAX);
+        let admitted = {
+            // The runner starts even if the caller goes away while the store answers.
+            let this = self.clone();
+            let session = session.clone();
+            tokio::spawn(async move {
+                let intent = this.house.audit.adopt(announcement.clone());
+                let store = this.house.store.clone();
+                let answer = store
+                    .admit_session(session.clone(), announcement, max, idempotency)
+                    .await?;
+                if answer == Admission::Admitted {
+                    this.spawn(session, Start::Admitted(intent));
+                }
+                Ok(answer)
+            })
+            .await
+        };
+        match admitted {
+            Ok(Ok(Admission::Admitted)) => Ok((Arc::new(session), false)),
+            Ok(Ok(Admission::Repeated(first))) => {
+                let now = self
+                    .handle(first.id)
+                    .map_or(Arc::new(*first), |handle| handle.snapshot());
+                Ok((now, true))
+            }
+            Ok(Ok(Admission::KeyReused)) => Err(SessionError::KeyReused),
+            Ok(Ok(Admission::NameTaken)) => match session.spec.name {
+                Some(name) => Err(SessionError::NameTaken(name)),
+                None => Err(SessionError::NotFound),
+            },
+            Ok(Ok(Admission::Full)) => Err(SessionError::Full(max)),
+            Ok(Err(error)) => Err(SessionError::Store(error)),
+            Err(error) => Err(SessionError::System {
+                doing: "admit the session",
+                source: std::io::Error::other(error),
+            }),
+        }
+    }
+
+    /// A live session.
+    #[must_use]
+    pub fn handle(&self, id: SessionId) -> Option<SessionHandle> {
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
+    }
+
+    /// How many sessions are live.
+    #[must_use]
+    pub fn live(&self) -> usize {
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// A session, live or ended.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`], [`SessionError::Store`].
+    pub async fn get(&self, id: SessionId) -> Result<Arc<Session>, SessionError> {
+        if let Some(handle) = self.handle(id) {
+            return Ok(handle.snapshot());
+        }
+        let found = self
+            .house
+            .store
+            .session(id)
+            .await
+            .map_err(SessionError::Store)?;
+        found.map(Arc::new).ok_or(SessionError::NotFound)
+    }
+
+    /// Asks a session to end and waits for it, but no longer than `patience`; the session then. One
+    /// that has ended stays as it is.
+    ///
+    /// # Errors
+    /// [`SessionError::NotFound`], [`SessionError::Store`].
+    pub async fn end(
+        &self,
+        id: SessionId,
+        reason: Reason,
+        patience: Duration,
+    ) -> Result<Arc<Session>, SessionError> {
+        let Some(handle) = self.handle(id) else {
+            return self.get(id).await;
+        };
+        handle.end(End {
+            reason,
+            message: None,
+        });
+        let ended = |session: &Session| session.ended_at.is_some();
+        Ok(handle.wait_until(patience, ended).await)
+    }
+
+    /// What is wrong with the directory of links, if anything.
+    #[must_use]
+    pub fn links_problem(&self) -> Option<String> {
+        match std::fs::metadata(&self.house.link_root) {
+            Ok(found) if found.is_dir() => None,
+            Ok(_) => Some("the link directory is not a directory".to_owned()),
+            Err(error) => Some(format!("the link directory cannot be reached: {error}")),
+        }
+    }
+
+    /// Admits nothing more.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Leaves every sandbox running for the next daemon, and waits for the runners to let go.
+    pub async fn leave_all(&self, patience: Duration) {
+        self.close();
+        self.house.leave.cancel();
+        self.settle(patience).await;
+    }
+
+    /// Ends every session and waits until they are gone.
+    pub async fn end_all(&self, patience: Duration) {
+        self.close();
+        let handles: Vec<_> = {
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.values().cloned().collect()
+        };
+        for handle in handles {
+            handle.end(End::new(Reason::Operator, "casemated was stopped"));
+        }
+        self.settle(patience).await;
+    }
+
+    async fn settle(&self, patience: Duration) {
+        self.runners.close();
+        if tokio::time::timeout(patience, self.runners.wait())
+            .await
+            .is_err()
+        {
+            error!(
+                left = self.live(),
+                "sessions did not settle in time; the next start takes them up"
+            );
+        }
+        self.runners.reopen();
+    }
+
+    /// Gives a session its runner, and the table its handle for as long as the runner runs.
+    pub(super) fn spawn(&self, session: Session, start: Start) {
+        let id = session.id;
+        let (handle, ends) = SessionHandle::new(session.clone());
+        self.table
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, handle);
+        let runner = Runner {
+            house: Arc::clone(&self.house),
+            session,
+            ends,
+            start,
+        };
+        let this = self.clone();
+        self.runners.spawn(async move {
+            // In a task of its own, so that a panic is seen here and fails this session only.
+            let panicked = tokio::spawn(runner.run())
+                .await
+                .is_err_and(|error| error.is_panic());
+            if panicked {
+                error!(session = %id, "a session's task panicked");
+                if let Ok(Some(session)) = this.house.store.session(id).await
+                    && session.ended_at.is_none()
+                {
+                    this.spawn(session, Start::Broken);
+                    return;
+                }
+            }
+            this.table
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&id);
+        });
+    }
+}
+
+/// Fills in defaults and checks every field against its bounds.
+fn admit(
+    settings: &Settings,
+    principal: &Principal,
+    team: &Name,
+    new: NewSession,
+) -> Result<SessionSpec, SessionError> {
+    let invalid = |field, problem: String| Err(SessionError::Invalid { field, problem });
+    let wanted = match new.template {
+        Some(name) => name,
+        None => default_template()?,
+    };
+    let template = settings
+        .templates
+        .get(&wanted)
+        .ok_or(SessionError::UnknownTemplate(wanted))?;
+
+    let limits = new.limits.over(template.limits);
+    if let Err(error) = limits.validate() {
+        return invalid("limits", error.to_string());
+    }
+    let max = &template.max_limits;
+    let over = [
+        (
+            "limits.memory_bytes",
+            limits.memory_bytes > max.memory_bytes,
+            max.memory_bytes.to_string(),
+        ),
+        ("limits.cpus", limits.cpus > max.cpus, max.cpus.to_string()),
+        ("limits.pids", limits.pids > max.pids, max.pids.to_string()),
+        (
+            "limits.disk_bytes",
+            limits.disk_bytes > max.disk_bytes,
+            max.disk_bytes.to_string(),
+        ),
+    ];
+    if let Some((field, _, most)) = over.into_iter().find(|(_, over, _)| *over) {
+        return invalid(
+            field,
+            format!("the template {} allows at most {most}", template.name),
+        );
+    }
+
+    let timeout_s = new.timeout_s.unwrap_or(template.timeout_s);
+    if !(1..=template.max_timeout_s).contains(&timeout_s) {
+        return invalid(
+            "timeout_s",
+            format!(
+                "the template {} allows 1 to {}",
+                template.name, template.max_timeout_s
+            ),
+        );
+    }
+    if new.labels.len() > MAX_LABELS {
+        return invalid("labels", format!("at most {MAX_LABELS} labels"));
+    }
+    let fits =
+        |text: &String| !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.contains('\0');
+    if let Some((key, _)) = new
+        .labels
+        .iter()
+        .find(|(key, value)| !fits(key) || value.len() > MAX_LABEL_BYTES || value.contains('\0'))
+    {
+        return invalid(
+            "labels",
+            format!(
+                "{key:?}: keys have 1 to {MAX_LABEL_BYTES} bytes, values at most as many, without NUL"
+            ),
+        );
+    }
+    let mut env = template.env.clone();
+    env.extend(new.env);
+    // The bounds of every process hold for the session's environment, which each process gets.
+    let probe = casemate_link::ProcessSpec {
+        env: env.clone(),
+        cwd: new.workdir.clone(),
+        ..casemate_link::ProcessSpec::new(vec!["true".to_owned()])
+    };
+    if let Err(error) = probe.validate() {
+        return invalid("env", error.to_string());
+    }
+    if new
+        .workdir
+        .as_ref()
+        .is_some_and(|path| !path.starts_with('/'))
+    {
+        return invalid("workdir", "must be an absolute path".to_owned());
+    }
+    Ok(SessionSpec {
+        name: new.name,
+        template: template.name.clone(),
+        image: template.image,
+        team: team.clone(),
+        created_by: principal.to_string(),
+        labels: new.labels,
+        env,
+        workdir: new.workdir.or_else(|| template.workdir.clone()),
+        limits,
+        timeout_s,
+    })
+}
+
+fn default_template() -> Result<Name, SessionError> {
+    "base".parse().map_err(|_| SessionError::NotFound)
+}
+
+/// Whether a session has come as far as a creating client waits for.
+#[must_use]
+pub fn is_settled(session: &Session) -> bool {
+    session.status.phase == Phase::Ready || session.ended_at.is_some()
+}

@@ -1,0 +1,136 @@
+//! Floor 6: a session from admission to the last clean-up.
+//!
+//! ```text
+//!   Pending --Begin--> Starting --Linked--> Ready
+//!      |                  |                   |
+//!      +------------------+-------End---------+      (client, operator, deadline, launch failed,
+//!                         v                           sandbox died or missing, guest lost)
+//!                      Stopping --TornDown--> Stopped   if somebody wished it
+//!                                         \-> Failed    if nobody did
+//! ```
+//!
+//! *Who owns what.* One task, the [`runner`], owns one session: its record, its sandbox, its link
+//! directory and its link. Everybody else holds a [`handle`]: it reads what the runner publishes on
+//! a `watch` channel, asks it to end (which interrupts whatever it does), and runs programs over the
+//! current link without going through the runner. The [`manager`] owns the table of handles.
+//!
+//! *What is kept when.* A change is written to the store before it is published, with its audit
+//! record in the same transaction. Only an end goes on without: a full disk must not keep a sandbox
+//! alive, so the sandbox is torn down while the record is retried.
+//!
+//! *After a crash* [`reconcile`] starts a runner for every session that the store calls live and
+//! removes every sandbox and link directory that no such session owns. The runner adopts what runs,
+//! launches again what had not come to run, and ends what is gone.
+
+pub mod handle;
+pub mod launch;
+pub mod manager;
+pub mod reconcile;
+pub mod run;
+pub mod runner;
+pub mod state;
+
+use crate::audit::AuditError;
+use crate::model::name::Name;
+use crate::model::session::{Phase, Reason};
+use crate::runtime::RuntimeError;
+use crate::store::StoreError;
+
+/// Why a session cannot do what was asked, split by what the caller does next.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// There is no such session. Tell the caller.
+    #[error("there is no such session")]
+    NotFound,
+    /// There is no such template. Tell the caller.
+    #[error("there is no template {0}")]
+    UnknownTemplate(Name),
+    /// The request cannot be granted as it is. Tell the caller which field.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The field on the wire.
+        field: &'static str,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// A live session of the team has the name. Tell the caller.
+    #[error("another live session has the name {0}")]
+    NameTaken(Name),
+    /// Another request came under the same idempotency key. Tell the caller.
+    #[error("another request was made with this Idempotency-Key")]
+    KeyReused,
+    /// So many sessions are live already. Try again later.
+    #[error("{0} sessions are live already")]
+    Full(u32),
+    /// The session is not ready. Tell the caller, who may wait.
+    #[error("the session is {phase}")]
+    NotReady {
+        /// Where it stands.
+        phase: Phase,
+        /// Why.
+        reason: Option<Reason>,
+    },
+    /// Too much runs in the session already. Try again later.
+    #[error("{0} programs run in the session already")]
+    Busy(usize),
+    /// The daemon is stopping. Try again later.
+    #[error("casemated is stopping")]
+    Draining,
+    /// The guest refused, for a reason that the caller can mend.
+    #[error("{message}")]
+    Refused {
+        /// The guest's code.
+        code: String,
+        /// The guest's sentence.
+        message: String,
+    },
+    /// The link was lost or misbehaved. The program may have run.
+    #[error("the session's guest is gone")]
+    GuestGone(#[source] casemate_link::daemon::LinkError),
+    /// The sandbox could not be brought up. Report.
+    #[error("launch the session: {0}")]
+    LaunchFailed(String),
+    /// The runtime failed.
+    #[error("run the session's sandbox")]
+    Runtime(#[source] RuntimeError),
+    /// The store failed.
+    #[error("keep the session")]
+    Store(#[source] StoreError),
+    /// The record cannot be written; nothing was done.
+    #[error("record the session")]
+    Audit(#[source] AuditError),
+    /// The machine failed us: a directory, a socket, randomness.
+    #[error("{doing}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl SessionError {
+    /// A stable word for programs and for the record.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NotFound => "session_not_found",
+            Self::UnknownTemplate(_) => "unknown_template",
+            Self::Invalid { .. } => "invalid_request",
+            Self::NameTaken(_) => "name_taken",
+            Self::KeyReused => "idempotency_key_reused",
+            Self::Full(_) => "too_many_sessions",
+            Self::NotReady { .. } => "session_not_ready",
+            Self::Busy(_) => "session_busy",
+            Self::Draining => "draining",
+            Self::Refused { .. } => "program_refused",
+            Self::GuestGone(_) => "guest_gone",
+            Self::LaunchFailed(_) => "launch_failed",
+            Self::Runtime(_) => "runtime_unavailable",
+            Self::Store(_) => "store_failed",
+            Self::Audit(_) => "audit_failed",
+            Self::System { .. } => "internal",
+        }
+    }
+}
