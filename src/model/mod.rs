@@ -8,4 +8,5 @@ pub mod principal;
 pub mod process;
 pub mod sandbox;
 pub mod session;
+pub mod settings;
 pub mod template;
