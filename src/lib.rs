@@ -10,3 +10,5 @@ pub mod model; // 1: the nouns
 pub mod host; // 3: the machine
 
 pub mod runtime; // 4: rootless podman + gVisor
+
+pub mod config; // 10: files to values
