@@ -2,5 +2,6 @@
 
 pub mod chain;
 pub mod clock;
+pub mod exit;
 pub mod id;
 pub mod secret;

@@ -4,9 +4,9 @@
 //! token, socket) -> [`create`] -> [`start`] -> link. The [`Remains`] are brought up to date *before*
 //! each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::base::id::SessionId;
 use crate::model::sandbox::{SandboxId, SandboxSpec};
 use crate::model::session::{Reason, Session};
 use crate::runtime::{Dialler, RuntimeError};
+
+/// Longest explanation of an end: it is shown in lists, and part of it is what a sandbox said.
+const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Random bytes in a link's token.
 const TOKEN_BYTES: usize = 32;
@@ -38,10 +41,13 @@ pub struct End {
 }
 
 impl End {
+    /// An end with an explanation, of which [`MAX_MESSAGE_BYTES`] are kept.
     pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         Self {
             reason,
-            message: Some(message.into()),
+            message: Some(message),
         }
     }
 }
@@ -117,14 +123,17 @@ impl Door {
     /// set-group-id bit, so that everything below is readable for that group and no other.
     pub(super) async fn build(root: &Path, id: SessionId) -> io::Result<Self> {
         let directory = root.join(id.to_string());
-        DirBuilder::new().mode(0o750).create(&directory)?;
+        DirBuilder::new().mode(0o700).create(&directory)?;
         let token = new_token()?;
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o640)
+            .mode(0o600)
             .open(directory.join("token"))?;
         file.write_all(token.expose().as_bytes())?;
+        // The process's umask keeps the group out of new files; here it is let in on purpose.
+        file.set_permissions(Permissions::from_mode(0o640))?;
+        std::fs::set_permissions(&directory, Permissions::from_mode(0o2750))?;
         Self::open(directory, token).await
     }
 

@@ -1,0 +1,239 @@
+//! What is said on the admin socket, by both sides.
+//!
+//! Frames are a 32-bit big-endian length and that many bytes (at most [`MAX_FRAME_BYTES`]). The
+//! client sends one [`Envelope`]; for [`Request::ImageImport`] the archive follows in frames, ended
+//! by an empty one. The daemon answers with any number of [`Answer::Progress`] and one last answer.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::codec::LengthDelimitedCodec;
+
+use crate::base::clock::Timestamp;
+use crate::base::id::{KeyId, SessionId};
+use crate::model::event::AuditRecord;
+use crate::model::image::{Image, ImageDigest};
+use crate::model::name::Name;
+use crate::model::session::{Phase, Reason};
+
+/// The protocol's version. Another one is refused with a sentence.
+pub const VERSION: u32 = 1;
+
+/// Longest frame: 1 MiB.
+pub const MAX_FRAME_BYTES: usize = 1 << 20;
+
+/// Frames as both sides cut them.
+#[must_use]
+pub fn codec() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder()
+        .max_frame_length(MAX_FRAME_BYTES)
+        .new_codec()
+}
+
+/// The first frame.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// What it wants.
+    pub request: Request,
+}
+
+/// What an operator may ask for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the daemon is.
+    Status,
+    /// Make an API key.
+    KeyCreate {
+        /// What it is for.
+        name: Name,
+        /// The team that it acts for.
+        team: Name,
+    },
+    /// List sessions of all teams, newest first.
+    SessionList {
+        /// Only those that have not ended.
+        live: bool,
+        /// At most so many.
+        limit: u32,
+    },
+    /// End a session.
+    SessionStop {
+        /// Which.
+        id: SessionId,
+    },
+    /// Load the image archive that follows.
+    ImageImport,
+    /// List the images that templates can name.
+    ImageList,
+    /// Read the audit log.
+    Audit {
+        /// Only of this session.
+        session: Option<SessionId>,
+        /// Only records after this position.
+        after: i64,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Read the settings again.
+    Reload,
+}
+
+impl Request {
+    /// The command's name, for the record.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Status => "status",
+            Self::KeyCreate { .. } => "key-create",
+            Self::SessionList { .. } => "session-list",
+            Self::SessionStop { .. } => "session-stop",
+            Self::ImageImport => "image-import",
+            Self::ImageList => "image-list",
+            Self::Audit { .. } => "audit",
+            Self::Reload => "reload",
+        }
+    }
+}
+
+/// What the daemon answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// So far; more answers follow.
+    Progress {
+        /// Bytes that arrived.
+        received_bytes: u64,
+    },
+    /// Done; there is nothing to tell.
+    Done,
+    /// How the daemon is.
+    Status(StatusView),
+    /// A new key. Shown now and never again.
+    Key(KeyView),
+    /// Sessions.
+    Sessions {
+        /// Newest first.
+        items: Vec<SessionLine>,
+    },
+    /// The image that was loaded.
+    Image {
+        /// What templates call it.
+        digest: ImageDigest,
+    },
+    /// Images.
+    Images {
+        /// In no order.
+        items: Vec<Image>,
+    },
+    /// Records with their positions.
+    Audit {
+        /// In the log's order.
+        items: Vec<(i64, AuditRecord)>,
+    },
+    /// It was not done.
+    Refused {
+        /// A stable word.
+        code: String,
+        /// A sentence that says what to do.
+        message: String,
+    },
+}
+
+/// How the daemon is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct StatusView {
+    /// Its version.
+    pub version: String,
+    /// Whether it can do its work.
+    pub ready: bool,
+    /// What it stands on: name, and what is wrong.
+    pub checks: Vec<(String, Option<String>)>,
+    /// Sessions that have not ended.
+    pub live_sessions: usize,
+    /// The most there may be.
+    pub max_sessions: usize,
+    /// Templates by name.
+    pub templates: Vec<Name>,
+    /// podman's version.
+    pub podman_version: String,
+    /// gVisor's version, as the OCI runtime prints it.
+    pub runtime_version: String,
+    /// Limits that this machine does not enforce from outside the sandbox.
+    pub unenforced_limits: Vec<String>,
+}
+
+/// A new key.
+#[derive(Serialize, Deserialize)]
+pub struct KeyView {
+    /// Its public part.
+    pub id: KeyId,
+    /// Its whole text.
+    pub key: String,
+}
+
+impl fmt::Debug for KeyView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyView")
+            .field("id", &self.id)
+            .field("key", &"[redacted]")
+            .finish()
+    }
+}
+
+/// A session in a list.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionLine {
+    /// Its name for programs.
+    pub id: SessionId,
+    /// Its name for people.
+    pub name: Option<Name>,
+    /// Its team.
+    pub team: Name,
+    /// Its template.
+    pub template: Name,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Why.
+    pub reason: Option<Reason>,
+    /// Why, for people.
+    pub message: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it will be stopped.
+    pub ends_at: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_not_printed() {
+        let view = Answer::Key(KeyView {
+            id: KeyId::from_bytes([1; 16]),
+            key: "cmk_secret".into(),
+        });
+        assert!(!format!("{view:?}").contains("cmk_secret"));
+    }
+
+    #[test]
+    fn the_name_is_the_command_on_the_wire() {
+        let requests = [
+            Request::Status,
+            Request::ImageImport,
+            Request::ImageList,
+            Request::Reload,
+            Request::SessionList {
+                live: true,
+                limit: 1,
+            },
+        ];
+        for request in requests {
+            let wire = serde_json::to_value(&request).unwrap();
+            assert_eq!(wire["command"], request.name());
+        }
+    }
+}

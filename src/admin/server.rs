@@ -1,0 +1,419 @@
+//! Accepts operators, turns others away, carries out one command per connection.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::protocol::{
+    Answer, Envelope, KeyView, Request, SessionLine, StatusView, VERSION, codec,
+};
+use crate::app::{App, AppError};
+use crate::base::chain::Chain;
+use crate::host::peer::Peer;
+use crate::model::event::AuditEvent;
+use crate::model::principal::Principal;
+use crate::model::session::Phase;
+use crate::store::{AuditFilter, SessionFilter};
+
+/// Operators at one time. There are few of them; more is somebody playing.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a peer may take to say what it wants, and to take an answer.
+const FRAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the next piece of an archive may take.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest list in one answer: it fits into one frame.
+const MAX_LIST: u32 = 500;
+
+/// Milliseconds between two records of refused peers: a flood of them must not fill the disk.
+const REFUSAL_RECORD_MS: i64 = 1_000;
+
+/// Pieces of an archive on their way to the runtime; a slow runtime slows the sender.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// How much of an archive arrives between two reports of progress.
+const PROGRESS_STEP_BYTES: u64 = 8 << 20;
+
+/// The admin door.
+pub struct AdminServer {
+    listener: UnixListener,
+    path: PathBuf,
+    app: App,
+    group: String,
+    refusal_recorded_at: AtomicI64,
+}
+
+/// The socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Something that is not a socket is in its place; it is not ours to remove.
+    #[error("{0} exists and is not a socket; move it away")]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("make the admin socket {path}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+
+impl AdminServer {
+    /// Makes the socket. The state lock is held, so that a socket in its place is a dead daemon's.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(path: &Path, app: App, group: String) -> Result<Self, BindError> {
+        let failed = |source| BindError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Ok(_) => return Err(BindError::NotASocket(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            app,
+            group,
+            refusal_recorded_at: AtomicI64::new(i64::MIN),
+        })
+    }
+
+    /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
+    pub async fn serve(self, stop: CancellationToken, grace: Duration) {
+        let this = Arc::new(self);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = async {
+                    let place = Arc::clone(&room).acquire_owned().await;
+                    (place, this.listener.accept().await)
+                } => accepted,
+            };
+            if let (Ok(place), Ok((stream, _))) = accepted {
+                let this = Arc::clone(&this);
+                connections.spawn(async move {
+                    this.converse(stream).await;
+                    drop(place);
+                });
+            }
+        }
+        connections.close();
+        if tokio::time::timeout(grace, connections.wait())
+            .await
+            .is_err()
+        {
+            warn!(
+                left = connections.len(),
+                "cut admin connections that did not finish in time"
+            );
+        }
+        if let Err(error) = std::fs::remove_file(&this.path) {
+            warn!(%error, "cannot remove the admin socket");
+        }
+    }
+
+    async fn converse(&self, stream: UnixStream) {
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => {
+                warn!(error = %Chain(&error), "cannot tell who is on the admin socket");
+                return;
+            }
+        };
+        let mut frames = Framed::new(stream, codec());
+        let answer = match peer.may_administer(&self.group) {
+            Ok(true) => self.carry_out(&mut frames, peer).await,
+            Ok(false) => self.turn_away(peer).await,
+            Err(error) => {
+                warn!(uid = peer.uid, error = %Chain(&error), "cannot tell whether a peer is an operator");
+                self.turn_away(peer).await
+            }
+        };
+        if let Some(answer) = answer {
+            send(&mut frames, &answer).await;
+        }
+    }
+
+    async fn turn_away(&self, peer: Peer) -> Option<Answer> {
+        warn!(
+            uid = peer.uid,
+            gid = peer.gid,
+            pid = peer.pid,
+            "turned a peer of the admin socket away"
+        );
+        let now = self.app.now().as_millis();
+        let last = self.refusal_recorded_at.load(Ordering::Relaxed);
+        if now.saturating_sub(last) >= REFUSAL_RECORD_MS {
+            self.refusal_recorded_at.store(now, Ordering::Relaxed);
+            let event = AuditEvent::AdminRefused {
+                uid: peer.uid,
+                gid: peer.gid,
+            };
+            let who = Principal::Operator { uid: peer.uid };
+            if let Err(error) = self.app.note(&who, event).await {
+                warn!(error = %Chain(&error), "cannot record a refused peer");
+            }
+        }
+        Some(refused(
+            "not_an_operator",
+            format!(
+                "the admin socket is for root and the group {}; uid {} is neither",
+                self.group, peer.uid
+            ),
+        ))
+    }
+
+    async fn carry_out(&self, frames: &mut Frames, peer: Peer) -> Option<Answer> {
+        let frame = match tokio::time::timeout(FRAME_DEADLINE, frames.next()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => return Some(refused("bad_frame", error.to_string())),
+            // Gone, or silent for too long: nobody listens.
+            Ok(None) | Err(_) => return None,
+        };
+        let envelope: Envelope = match serde_json::from_slice(&frame) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                return Some(refused(
+                    "bad_request",
+                    format!(
+                        "this casemated does not understand the request ({error}); are casemate and casemated of one version?"
+                    ),
+                ));
+            }
+        };
+        if envelope.version != VERSION {
+            return Some(refused(
+                "other_version",
+                format!(
+                    "casemate speaks version {}, casemated {VERSION}; use the casemate of the same package",
+                    envelope.version
+                ),
+            ));
+        }
+        let who = Principal::Operator { uid: peer.uid };
+        let name = envelope.request.name();
+        info!(
+            uid = peer.uid,
+            pid = peer.pid,
+            command = name,
+            "admin command"
+        );
+        let event = AuditEvent::AdminCommand {
+            command: name.to_owned(),
+        };
+        // No record, no effect: not even a look.
+        if let Err(error) = self.app.note(&who, event).await {
+            return Some(told(&error));
+        }
+        Some(match self.command(frames, &who, envelope.request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                warn!(command = name, error = %Chain(&error), "an admin command failed");
+                told(&error)
+            }
+        })
+    }
+
+    async fn command(
+        &self,
+        frames: &mut Frames,
+        who: &Principal,
+        request: Request,
+    ) -> Result<Answer, AppError> {
+        Ok(match request {
+            Request::Status => self.status().await,
+            Request::KeyCreate { name, team } => {
+                let (id, key) = self.app.create_key(who, name, team).await?;
+                Answer::Key(KeyView {
+                    id,
+                    key: key.expose().clone(),
+                })
+            }
+            Request::SessionList { live, limit } => self.sessions(who, live, limit).await?,
+            Request::SessionStop { id } => {
+                self.app.end_session(who, id).await?;
+                Answer::Done
+            }
+            Request::ImageImport => self.import(frames, who).await?,
+            Request::ImageList => Answer::Images {
+                items: self.app.images(who).await?,
+            },
+            Request::Audit {
+                session,
+                after,
+                limit,
+            } => {
+                let filter = AuditFilter {
+                    session,
+                    after,
+                    limit: limit.min(MAX_LIST),
+                };
+                Answer::Audit {
+                    items: self.app.audit(who, filter).await?,
+                }
+            }
+            Request::Reload => {
+                self.app.reload(who).await?;
+                Answer::Done
+            }
+        })
+    }
+
+    async fn status(&self) -> Answer {
+        let readiness = self.app.readiness().await;
+        let settings = self.app.settings();
+        let facts = self.app.facts();
+        Answer::Status(StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: readiness.is_ready(),
+            checks: readiness
+                .checks
+                .into_iter()
+                .map(|(name, problem)| (name.to_owned(), problem))
+                .collect(),
+            live_sessions: self.app.live_sessions(),
+            max_sessions: settings.sessions.max,
+            templates: settings.templates.keys().cloned().collect(),
+            podman_version: facts.podman_version.clone(),
+            runtime_version: facts.runtime_version.clone(),
+            unenforced_limits: facts
+                .unenforced_limits
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect(),
+        })
+    }
+
+    async fn sessions(&self, who: &Principal, live: bool, limit: u32) -> Result<Answer, AppError> {
+        let filter = SessionFilter {
+            phases: if live {
+                Phase::ALL
+                    .into_iter()
+                    .filter(|phase| !phase.is_final())
+                    .collect()
+            } else {
+                Vec::new()
+            },
+            limit: limit.min(MAX_LIST),
+            ..SessionFilter::default()
+        };
+        let sessions = self.app.sessions(who, filter).await?;
+        let items = sessions
+            .into_iter()
+            .map(|session| SessionLine {
+                id: session.id,
+                name: session.spec.name,
+                team: session.spec.team,
+                template: session.spec.template,
+                phase: session.status.phase,
+                reason: session.status.reason,
+                message: session.status.message,
+                created_at: session.created_at,
+                ends_at: session.ends_at,
+            })
+            .collect();
+        Ok(Answer::Sessions { items })
+    }
+
+    /// Hands the archive on as it arrives. A client that goes away in the middle fails the load.
+    async fn import(&self, frames: &mut Frames, who: &Principal) -> Result<Answer, AppError> {
+        let (chunks, archive) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_IN_FLIGHT);
+        let archive = futures_util::stream::unfold(archive, |mut archive| async move {
+            archive.recv().await.map(|chunk| (chunk, archive))
+        });
+        let receiving = async {
+            let (mut received_bytes, mut told_bytes) = (0_u64, 0_u64);
+            loop {
+                let chunk = match tokio::time::timeout(CHUNK_DEADLINE, frames.next()).await {
+                    Ok(Some(Ok(chunk))) => chunk.freeze(),
+                    Ok(Some(Err(error))) => return drop(chunks.send(Err(error)).await),
+                    Ok(None) | Err(_) => {
+                        let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+                        return drop(chunks.send(Err(gone)).await);
+                    }
+                };
+                if chunk.is_empty() {
+                    return drop(chunks);
+                }
+                received_bytes += chunk.len() as u64;
+                if chunks.send(Ok(chunk)).await.is_err() {
+                    return;
+                }
+                if received_bytes - told_bytes >= PROGRESS_STEP_BYTES {
+                    told_bytes = received_bytes;
+                    send(frames, &Answer::Progress { received_bytes }).await;
+                }
+            }
+        };
+        let loading = self.app.import_image(who, archive.boxed());
+        let ((), digest) = tokio::join!(receiving, loading);
+        Ok(Answer::Image { digest: digest? })
+    }
+}
+
+async fn send(frames: &mut Frames, answer: &Answer) {
+    let frame = match serde_json::to_vec(answer) {
+        Ok(frame) => Bytes::from(frame),
+        Err(error) => {
+            warn!(%error, "cannot write an answer");
+            return;
+        }
+    };
+    match tokio::time::timeout(FRAME_DEADLINE, frames.send(frame)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => info!(%error, "an operator went away"),
+        Err(_) => info!("an operator does not read its answer"),
+    }
+}
+
+fn refused(code: &str, message: impl Into<String>) -> Answer {
+    Answer::Refused {
+        code: code.to_owned(),
+        message: message.into(),
+    }
+}
+
+/// An operator may see causes: they own the machine.
+fn told(error: &AppError) -> Answer {
+    let code = match error {
+        AppError::Unauthenticated => "unauthenticated",
+        AppError::Denied(_) => "denied",
+        AppError::Session(error) => error.code(),
+        AppError::Store(_) => "store_failed",
+        AppError::Audit(_) => "audit_failed",
+        AppError::Runtime(_) => "runtime_failed",
+        AppError::Reload(_) => "not_reloaded",
+        AppError::Internal(_) => "internal",
+    };
+    refused(code, Chain(error).to_string())
+}

@@ -1,0 +1,121 @@
+//! What may change while the daemon runs, and what needs a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Config;
+use crate::model::name::Name;
+use crate::model::settings::{LogConfig, SessionsConfig};
+use crate::model::template::Template;
+
+/// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
+const RELOADABLE: [&str; 2] = ["log.", "sessions."];
+
+/// What a reload changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reload {
+    /// The log's settings.
+    pub log: LogConfig,
+    /// Bounds and defaults of sessions; those that live keep theirs.
+    pub sessions: SessionsConfig,
+    /// All templates; sessions that live keep theirs.
+    pub templates: BTreeMap<Name, Template>,
+    /// The keys that differ, for the log and the record; of a template only `templates.<name>`.
+    pub changed: Vec<String>,
+}
+
+/// A reload that was refused as a whole, because some of it needs a restart.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "nothing was reloaded, because these keys take effect only with a restart: {}; set them back, or systemctl restart casemated",
+    keys.join(", ")
+)]
+pub struct NeedsRestart {
+    /// The keys that differ and must not.
+    pub keys: Vec<String>,
+}
+
+impl Config {
+    /// What changes from this configuration to `new`. Nothing is changed here.
+    ///
+    /// # Errors
+    /// [`NeedsRestart`] with every key that differs and cannot be changed while running.
+    pub fn reload_from(&self, new: &Self) -> Result<Reload, NeedsRestart> {
+        let keys: BTreeSet<&String> = self.values.keys().chain(new.values.keys()).collect();
+        let (mut changed, fixed): (Vec<String>, Vec<String>) = keys
+            .into_iter()
+            .filter(|key| self.values.get(*key) != new.values.get(*key))
+            .cloned()
+            .partition(|key| RELOADABLE.iter().any(|prefix| key.starts_with(prefix)));
+        if !fixed.is_empty() {
+            return Err(NeedsRestart { keys: fixed });
+        }
+        let names: BTreeSet<&Name> = self.templates.keys().chain(new.templates.keys()).collect();
+        changed.extend(
+            names
+                .into_iter()
+                .filter(|name| self.templates.get(*name) != new.templates.get(*name))
+                .map(|name| format!("templates.{name}")),
+        );
+        Ok(Reload {
+            log: new.log.clone(),
+            sessions: new.sessions.clone(),
+            templates: new.templates.clone(),
+            changed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        let text = format!("version: 1\n{text}");
+        Config::from_sources(&[("casemate.yaml".to_owned(), text.into_bytes())]).unwrap()
+    }
+
+    const TEMPLATE: &str = "templates: {base: {image: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}}";
+
+    #[test]
+    fn templates_log_and_sessions_change_while_running() {
+        let new = config(&format!(
+            "log: {{level: debug}}\nsessions: {{max: 7}}\n{TEMPLATE}"
+        ));
+        let reload = config("").reload_from(&new).unwrap();
+        assert_eq!(
+            reload.changed,
+            ["log.level", "sessions.max", "templates.base"]
+        );
+        assert_eq!(reload.sessions.max, 7);
+        assert_eq!(reload.log.level, "debug");
+        assert_eq!(reload.templates.len(), 1);
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_its_keys_and_nothing_changes() {
+        let new = config(
+            "mode: development\nhttp: {listen: '127.0.0.1:1', max_body_bytes: 2048}\nlog: {level: debug}",
+        );
+        let error = config("").reload_from(&new).unwrap_err();
+        assert_eq!(error.keys, ["http.listen", "http.max_body_bytes", "mode"]);
+        assert!(
+            error
+                .to_string()
+                .contains("http.listen, http.max_body_bytes, mode")
+        );
+    }
+
+    #[test]
+    fn writing_a_default_out_is_no_change() {
+        let new = config("http: {listen: '127.0.0.1:7272'}\nmode: production");
+        assert_eq!(config("").reload_from(&new).unwrap().changed, [""; 0]);
+    }
+
+    #[test]
+    fn a_changed_environment_is_a_change_of_the_template_without_its_value() {
+        let with =
+            |value: &str| config(&TEMPLATE.replace("}}", &format!(", env: {{KEY: {value}}}}}}}")));
+        let reload = with("hush").reload_from(&with("mum")).unwrap();
+        assert_eq!(reload.changed, ["templates.base"]);
+    }
+}

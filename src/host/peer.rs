@@ -1,0 +1,126 @@
+//! Who is on the other end of a Unix socket, as the kernel says (unix(7), `SO_PEERCRED`).
+//!
+//! Decisions use the user and the group. The process id is for the record only: it may already
+//! name another process.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use tokio::net::UnixStream;
+
+use super::{HostError, users};
+
+/// The other end, as it was when it connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+    /// Its process, for the record.
+    pub pid: Option<i32>,
+}
+
+impl Peer {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// [`HostError::System`], which happens only on something that is no connected socket.
+    pub fn of(stream: &UnixStream) -> Result<Self, HostError> {
+        let cred = stream
+            .peer_cred()
+            .map_err(|error| HostError::system("ask for the peer's credentials", error))?;
+        Ok(Self {
+            uid: cred.uid(),
+            gid: cred.gid(),
+            pid: cred.pid(),
+        })
+    }
+
+    /// Whether the peer may administer the daemon: root, or a member of `group`.
+    ///
+    /// Membership is looked up anew each time, so that leaving the group takes effect at once. May
+    /// block on the name service.
+    ///
+    /// # Errors
+    /// [`HostError::Unknown`] when there is no such group, [`HostError::System`] when the name
+    /// service fails. Both mean no.
+    pub fn may_administer(&self, group: &str) -> Result<bool, HostError> {
+        if self.uid == 0 {
+            return Ok(true);
+        }
+        self.is_member(users::group_id(group)?)
+    }
+
+    /// Whether the peer acts as the group, or its user is a member of it.
+    ///
+    /// # Errors
+    /// [`HostError::System`] when the name service fails.
+    pub fn is_member(&self, gid: u32) -> Result<bool, HostError> {
+        if self.gid == gid {
+            return Ok(true);
+        }
+        let failed = |error| HostError::system("look the peer's groups up", error);
+        let Some(user) = User::from_uid(Uid::from_raw(self.uid)).map_err(failed)? else {
+            return Ok(false);
+        };
+        let Ok(name) = CString::new(user.name) else {
+            return Ok(false);
+        };
+        let groups = getgrouplist(&name, user.gid).map_err(failed)?;
+        Ok(groups.contains(&Gid::from_raw(gid)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_says_who_it_is() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&ours).unwrap();
+        assert_eq!(peer.uid, users::own_uid());
+        assert_eq!(peer.pid, Some(std::process::id().cast_signed()));
+        assert!(peer.may_administer("no-such-group").unwrap());
+    }
+
+    #[test]
+    fn root_may_and_a_stranger_may_not() {
+        let peer = |uid, gid| Peer {
+            uid,
+            gid,
+            pid: None,
+        };
+        assert!(peer(0, 0).may_administer("no-such-group").unwrap());
+        // 4,000,000,001 is nobody.
+        assert!(
+            !peer(4_000_000_001, 4_000_000_001)
+                .may_administer("root")
+                .unwrap()
+        );
+        assert!(
+            peer(4_000_000_001, 1)
+                .may_administer("no-such-group")
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn the_acting_group_and_the_listed_groups_both_count() {
+        let stranger = Peer {
+            uid: 4_000_000_001,
+            gid: 42,
+            pid: None,
+        };
+        assert!(stranger.is_member(42).unwrap());
+        assert!(!stranger.is_member(43).unwrap());
+        // Root's user is a member of root's group, whatever it acts as.
+        let root = Peer {
+            uid: 0,
+            gid: 42,
+            pid: None,
+        };
+        assert!(root.is_member(0).unwrap());
+    }
+}

@@ -1,0 +1,141 @@
+//! What an operator can set, as plain values with their defaults.
+//!
+//! `config/` reads, checks and bounds them; the parts take them as they are.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// How strict the daemon is with the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What cannot be enforced is a reason not to start.
+    #[default]
+    Production,
+    /// Limits that the machine cannot enforce are said, not refused. Isolation is never optional.
+    Development,
+}
+
+impl Mode {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Production => "production",
+            Self::Development => "development",
+        }
+    }
+}
+
+/// The HTTP door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Where it listens. Loopback in production, as there is no TLS yet.
+    pub listen: SocketAddr,
+    /// Longest request body that is held in memory; streams are not bounded by it.
+    pub max_body_bytes: u64,
+    /// Connections at one time; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7272)),
+            max_body_bytes: 1 << 20,
+            max_connections: 1024,
+            header_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The admin socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// The group whose members may use it, beside root and the daemon's own user.
+    pub group: String,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self {
+            group: "casemate-admin".to_owned(),
+        }
+    }
+}
+
+/// What becomes of sandboxes when the daemon stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnShutdown {
+    /// They run on, and the next daemon takes them up.
+    #[default]
+    Keep,
+    /// They are stopped first.
+    Stop,
+}
+
+impl OnShutdown {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// Bounds and defaults of sessions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionsConfig {
+    /// Live sessions at one time; the next is refused.
+    pub max: usize,
+    /// Launches at one time; the next waits.
+    pub concurrent_launches: usize,
+    /// How long a started sandbox's guest may take to dial the link.
+    pub link_timeout: Duration,
+    /// How long a guest may take to dial again after the daemon has restarted.
+    pub reattach_timeout: Duration,
+    /// Kept of each of a run's two outputs when the client does not say.
+    pub default_output_bytes: u64,
+    /// The most that a client may ask to be kept.
+    pub max_output_bytes: u64,
+    /// How long a run may take when the client does not say, in seconds.
+    pub run_timeout_s: u64,
+    /// The longest time that a client may ask for a run, in seconds.
+    pub max_run_timeout_s: u64,
+    /// What becomes of sandboxes when the daemon stops.
+    pub on_shutdown: OnShutdown,
+}
+
+impl Default for SessionsConfig {
+    fn default() -> Self {
+        Self {
+            max: 64,
+            concurrent_launches: 4,
+            link_timeout: Duration::from_secs(30),
+            reattach_timeout: Duration::from_secs(20),
+            default_output_bytes: 256 << 10,
+            max_output_bytes: 1 << 20,
+            run_timeout_s: 60,
+            max_run_timeout_s: 3600,
+            on_shutdown: OnShutdown::Keep,
+        }
+    }
+}
+
+/// The daemon's log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// What is logged, as comma-separated directives: `info`, or `info,casemate::session=debug`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+        }
+    }
+}
