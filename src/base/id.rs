@@ -223,7 +223,11 @@ mod tests {
         assert!(id.to_string().parse::<KeyId>().is_err());
         assert!(id.to_string().to_uppercase().parse::<SessionId>().is_err());
         // More than 128 bits.
-        assert!("ses_zzzzzzzzzzzzzzzzzzzzzzzzzz".parse::<SessionId>().is_err());
+        assert!(
+            "ses_zzzzzzzzzzzzzzzzzzzzzzzzzz"
+                .parse::<SessionId>()
+                .is_err()
+        );
     }
 
     proptest! {

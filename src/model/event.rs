@@ -181,8 +181,14 @@ mod tests {
         let events = [
             AuditEvent::SessionDelete {},
             AuditEvent::AdminRefused { uid: 1, gid: 2 },
-            AuditEvent::DaemonStart { version: "1".into() },
-            AuditEvent::SessionPhase { from: Phase::Pending, to: Phase::Starting, reason: None },
+            AuditEvent::DaemonStart {
+                version: "1".into(),
+            },
+            AuditEvent::SessionPhase {
+                from: Phase::Pending,
+                to: Phase::Starting,
+                reason: None,
+            },
         ];
         for event in events {
             assert_eq!(serde_json::to_value(&event).unwrap()["kind"], event.kind());

@@ -18,7 +18,9 @@ pub struct ImageDigest([u8; 32]);
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidDigest {
     /// A name or a tag, whose content may change.
-    #[error("an image is named by its digest, sha256: and 64 hexadecimal digits; a tag can be moved")]
+    #[error(
+        "an image is named by its digest, sha256: and 64 hexadecimal digits; a tag can be moved"
+    )]
     Tag,
     /// Starts as a digest but is not one.
     #[error("a digest is sha256: and 64 lowercase hexadecimal digits")]
@@ -36,11 +38,13 @@ impl ImageDigest {
     #[must_use]
     pub fn hex(&self) -> String {
         use fmt::Write;
-        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        self.0
+            .iter()
+            .fold(String::with_capacity(64), |mut text, byte| {
+                // Writing to a String cannot fail.
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
     }
 }
 

@@ -37,7 +37,9 @@ impl FromStr for Name {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let fits = text.len() <= MAX_NAME_BYTES
             && text.bytes().next().is_some_and(plain)
-            && text.bytes().all(|b| plain(b) || matches!(b, b'-' | b'_' | b'.'));
+            && text
+                .bytes()
+                .all(|b| plain(b) || matches!(b, b'-' | b'_' | b'.'));
         if fits {
             Ok(Self(text.to_owned()))
         } else {
@@ -87,7 +89,17 @@ mod tests {
         for good in ["a", "base", "python-3.11", "0_x", &"a".repeat(63)] {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", ".", "A", "a b", "a/b", "é", "a\0", &"a".repeat(64)] {
+        for bad in [
+            "",
+            "-a",
+            ".",
+            "A",
+            "a b",
+            "a/b",
+            "é",
+            "a\0",
+            &"a".repeat(64),
+        ] {
             assert_eq!(bad.parse::<Name>(), Err(InvalidName), "{bad}");
         }
     }

@@ -97,7 +97,9 @@ pub struct SandboxSpec {
 /// Names a container: 64 hexadecimal digits.
 ///
 /// Fixed in length because runsc takes a prefix for an ambiguous name and then fails.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String")]
 pub struct SandboxId(String);
 
@@ -170,10 +172,34 @@ mod tests {
     #[test]
     fn impossible_limits_are_named() {
         let cases = [
-            (Limits { memory_bytes: 1, ..Limits::default() }, "memory_bytes"),
-            (Limits { cpus: f64::NAN, ..Limits::default() }, "cpus"),
-            (Limits { pids: 0, ..Limits::default() }, "pids"),
-            (Limits { disk_bytes: 0, ..Limits::default() }, "disk_bytes"),
+            (
+                Limits {
+                    memory_bytes: 1,
+                    ..Limits::default()
+                },
+                "memory_bytes",
+            ),
+            (
+                Limits {
+                    cpus: f64::NAN,
+                    ..Limits::default()
+                },
+                "cpus",
+            ),
+            (
+                Limits {
+                    pids: 0,
+                    ..Limits::default()
+                },
+                "pids",
+            ),
+            (
+                Limits {
+                    disk_bytes: 0,
+                    ..Limits::default()
+                },
+                "disk_bytes",
+            ),
         ];
         for (limits, field) in cases {
             assert_eq!(limits.validate().unwrap_err().field, field);
@@ -182,7 +208,11 @@ mod tests {
 
     #[test]
     fn the_file_limit_covers_memory_and_disk_in_whole_gibibytes() {
-        let limits = Limits { memory_bytes: GIB + 1, disk_bytes: GIB, ..Limits::default() };
+        let limits = Limits {
+            memory_bytes: GIB + 1,
+            disk_bytes: GIB,
+            ..Limits::default()
+        };
         assert_eq!(limits.file_limit_bytes(), 2 * GIB);
     }
 }
