@@ -1,1 +1,407 @@
-//! x
+//! A runtime in memory, for tests of what stands on the runtime. It passes the same contract suite
+//! as the real one (`tests/runtime/contract.rs`), so it cannot drift, and fails when told to.
+//!
+//! It runs nothing by itself. A test that needs a guest behind the link gives a [`StartHook`] that
+//! starts one on the host, dialling the sandbox's link directory.
+
+use std::any::Any;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+
+use super::{
+    ArchiveStream, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeError, RuntimeFacts, SandboxRuntime,
+};
+use crate::base::id::InstallationId;
+use crate::model::image::{Image, ImageDigest};
+use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxSpec, SandboxState};
+
+/// What is kept of a running sandbox's first process; dropped when the sandbox ends.
+pub type Running = Box<dyn Any + Send>;
+
+/// Called when a sandbox starts. What it returns is kept until the sandbox ends.
+pub type StartHook = Box<dyn Fn(&SandboxSpec) -> Running + Send + Sync>;
+
+/// The kinds of calls that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FakeCall {
+    /// [`SandboxRuntime::probe`].
+    Probe,
+    /// [`SandboxRuntime::create`].
+    Create,
+    /// [`SandboxRuntime::start`].
+    Start,
+    /// [`SandboxRuntime::inspect`].
+    Inspect,
+    /// [`SandboxRuntime::wait`].
+    Wait,
+    /// [`SandboxRuntime::remove`].
+    Remove,
+    /// [`SandboxRuntime::list`].
+    List,
+    /// [`SandboxRuntime::exec`].
+    Exec,
+    /// [`SandboxRuntime::images`].
+    Images,
+    /// [`SandboxRuntime::load_image`].
+    LoadImage,
+}
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FakeFailure {
+    /// Nobody answers, and nothing has happened.
+    Unavailable,
+    /// It has happened, and the answer is lost.
+    AnswerLost,
+    /// The runtime refuses.
+    Refused,
+    /// What was made is not what was asked for; it is removed. For [`FakeCall::Create`].
+    NotAsAsked,
+    /// It never answers, until the caller gives up. Nothing has happened.
+    Hangs,
+}
+
+/// A sandbox runtime in memory.
+pub struct FakeRuntime {
+    state: Mutex<State>,
+    /// Told whenever a sandbox ends or is gone.
+    ended: Notify,
+    hook: Option<StartHook>,
+}
+
+#[derive(Default)]
+struct State {
+    sandboxes: BTreeMap<SandboxId, Sandbox>,
+    images: Vec<Image>,
+    /// Calls made so far, by kind.
+    calls: HashMap<FakeCall, u64>,
+    /// Failures to come: the call's kind and number.
+    failures: HashMap<(FakeCall, u64), FakeFailure>,
+    created: u64,
+}
+
+struct Sandbox {
+    spec: SandboxSpec,
+    phase: SandboxPhase,
+    exit_code: Option<i32>,
+    words: String,
+    running: Option<Running>,
+}
+
+impl Sandbox {
+    fn end(&mut self, exit_code: i32) {
+        self.phase = SandboxPhase::Exited;
+        self.exit_code = Some(exit_code);
+        self.running = None;
+    }
+
+    fn state(&self, id: &SandboxId) -> SandboxState {
+        SandboxState {
+            id: id.clone(),
+            session: Some(self.spec.session),
+            phase: self.phase,
+            exit_code: self.exit_code,
+        }
+    }
+}
+
+/// What to do with a call.
+enum Verdict {
+    Go,
+    GoAndLoseAnswer,
+    NotAsAsked,
+}
+
+impl FakeRuntime {
+    /// A runtime that has these images.
+    #[must_use]
+    pub fn new(images: impl IntoIterator<Item = ImageDigest>) -> Self {
+        let images = images
+            .into_iter()
+            .map(|digest| Image {
+                digest,
+                names: Vec::new(),
+                size_bytes: 0,
+            })
+            .collect();
+        Self {
+            state: Mutex::new(State {
+                images,
+                ..State::default()
+            }),
+            ended: Notify::new(),
+            hook: None,
+        }
+    }
+
+    /// Calls `hook` whenever a sandbox starts.
+    #[must_use]
+    pub fn with_start_hook(mut self, hook: StartHook) -> Self {
+        self.hook = Some(hook);
+        self
+    }
+
+    /// Makes the `nth` coming call of a kind fail; 1 is the next.
+    pub fn fail(&self, call: FakeCall, nth: u64, failure: FakeFailure) {
+        let mut state = self.state();
+        let number = state.calls.get(&call).copied().unwrap_or(0) + nth;
+        state.failures.insert((call, number), failure);
+    }
+
+    /// Ends a running sandbox as if its first process had exited.
+    pub fn die(&self, id: &SandboxId, exit_code: i32) {
+        if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+            sandbox.end(exit_code);
+        }
+        self.ended.notify_waiters();
+    }
+
+    /// Takes a sandbox away as if somebody else had removed it.
+    pub fn vanish(&self, id: &SandboxId) {
+        self.state().sandboxes.remove(id);
+        self.ended.notify_waiters();
+    }
+
+    /// Adds to what a sandbox's first process has said.
+    pub fn say(&self, id: &SandboxId, words: &str) {
+        if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+            sandbox.words.push_str(words);
+        }
+    }
+
+    /// How often a kind of call was made.
+    #[must_use]
+    pub fn calls(&self, call: FakeCall) -> u64 {
+        self.state().calls.get(&call).copied().unwrap_or(0)
+    }
+
+    /// How many sandboxes there are, of all installations.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.state().sandboxes.len()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the call and fails it, if it is its turn.
+    async fn enter(&self, call: FakeCall) -> Result<Verdict, RuntimeError> {
+        let failure = {
+            let mut state = self.state();
+            let calls = state.calls.entry(call).or_default();
+            *calls += 1;
+            let number = *calls;
+            state.failures.remove(&(call, number))
+        };
+        match failure {
+            None => Ok(Verdict::Go),
+            Some(FakeFailure::AnswerLost) => Ok(Verdict::GoAndLoseAnswer),
+            Some(FakeFailure::NotAsAsked) => Ok(Verdict::NotAsAsked),
+            Some(FakeFailure::Unavailable) => Err(unavailable()),
+            Some(FakeFailure::Refused) => Err(refused("it was told to")),
+            Some(FakeFailure::Hangs) => std::future::pending().await,
+        }
+    }
+
+    /// What a sandbox's state is, as one look.
+    fn look(&self, id: &SandboxId) -> Option<SandboxState> {
+        self.state().sandboxes.get(id).map(|s| s.state(id))
+    }
+}
+
+impl Verdict {
+    /// The answer, unless it is lost.
+    fn answer<T>(self, answer: T) -> Result<T, RuntimeError> {
+        match self {
+            Self::Go => Ok(answer),
+            Self::GoAndLoseAnswer => Err(unavailable()),
+            Self::NotAsAsked => Err(not_as_asked()),
+        }
+    }
+}
+
+fn unavailable() -> RuntimeError {
+    RuntimeError::Unavailable {
+        doing: "a test",
+        source: "it was told to fail".into(),
+    }
+}
+
+fn not_as_asked() -> RuntimeError {
+    RuntimeError::NotAsAsked {
+        field: "OCIRuntime",
+        found: "crun".into(),
+        wanted: "runsc".into(),
+    }
+}
+
+fn refused(message: &str) -> RuntimeError {
+    RuntimeError::Failed {
+        doing: "do as asked",
+        message: message.into(),
+    }
+}
+
+#[async_trait]
+impl SandboxRuntime for FakeRuntime {
+    async fn probe(&self) -> Result<RuntimeFacts, RuntimeError> {
+        self.enter(FakeCall::Probe).await?.answer(RuntimeFacts {
+            podman_version: "4.3.1".into(),
+            runtime_path: "/usr/libexec/casemate/casemate-runsc".into(),
+            runtime_version: "runsc version 0.0~20240729.0".into(),
+            unenforced_limits: Vec::new(),
+        })
+    }
+
+    async fn create(&self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError> {
+        let verdict = self.enter(FakeCall::Create).await?;
+        if matches!(verdict, Verdict::NotAsAsked) {
+            return Err(not_as_asked());
+        }
+        let id = {
+            let mut state = self.state();
+            if !state.images.iter().any(|image| image.digest == spec.image) {
+                return Err(RuntimeError::ImageMissing(spec.image));
+            }
+            // One session has one sandbox; a leftover goes.
+            state.sandboxes.retain(|_, s| s.spec.session != spec.session);
+            state.created += 1;
+            let id = SandboxId::try_from(format!("{:064x}", state.created))
+                .map_err(|e| refused(&e.to_string()))?;
+            let sandbox = Sandbox {
+                spec: spec.clone(),
+                phase: SandboxPhase::Created,
+                exit_code: None,
+                words: String::new(),
+                running: None,
+            };
+            state.sandboxes.insert(id.clone(), sandbox);
+            id
+        };
+        self.ended.notify_waiters();
+        verdict.answer(id)
+    }
+
+    async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Start).await?;
+        let spec = {
+            let mut state = self.state();
+            let sandbox = state.sandboxes.get_mut(id).ok_or_else(|| refused("no such container"))?;
+            // Like podman, which runs the first process of an ended container again.
+            let starts = sandbox.phase != SandboxPhase::Running;
+            sandbox.phase = SandboxPhase::Running;
+            sandbox.exit_code = None;
+            starts.then(|| sandbox.spec.clone())
+        };
+        // Outside the lock: a hook may take its time, or call back.
+        if let Some((spec, hook)) = spec.zip(self.hook.as_ref()) {
+            let running = hook(&spec);
+            if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+                sandbox.running = Some(running);
+            }
+        }
+        verdict.answer(())
+    }
+
+    async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError> {
+        let verdict = self.enter(FakeCall::Inspect).await?;
+        verdict.answer(self.look(id))
+    }
+
+    async fn wait(&self, id: &SandboxId) -> Result<Option<i32>, RuntimeError> {
+        let verdict = self.enter(FakeCall::Wait).await?;
+        loop {
+            // Before looking, so that an end between the two is not missed.
+            let ended = self.ended.notified();
+            match self.look(id) {
+                None => return verdict.answer(None),
+                Some(SandboxState { phase: SandboxPhase::Exited, exit_code, .. }) => {
+                    return verdict.answer(exit_code);
+                }
+                Some(_) => ended.await,
+            }
+        }
+    }
+
+    async fn remove(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Remove).await?;
+        let removed = self.state().sandboxes.remove(id);
+        // Outside the lock: what the hook returned may end a process when it is dropped.
+        drop(removed);
+        self.ended.notify_waiters();
+        verdict.answer(())
+    }
+
+    async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError> {
+        let verdict = self.enter(FakeCall::List).await?;
+        let states = self
+            .state()
+            .sandboxes
+            .iter()
+            .filter(|(_, sandbox)| sandbox.spec.installation == installation)
+            .map(|(id, sandbox)| sandbox.state(id))
+            .collect();
+        verdict.answer(states)
+    }
+
+    /// Knows `true`, `false`, `echo`, and `sh -c "kill -TERM 1"`, which ends the sandbox with 42.
+    async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError> {
+        let verdict = self.enter(FakeCall::Exec).await?;
+        if self.look(id).is_none_or(|state| state.phase != SandboxPhase::Running) {
+            return Err(refused("the container is not running"));
+        }
+        let (exit_code, mut output) = match argv {
+            ["true"] => (0, Vec::new()),
+            ["false"] => (1, Vec::new()),
+            ["echo", words @ ..] => (0, format!("{}\n", words.join(" ")).into_bytes()),
+            ["sh", "-c", "kill -TERM 1"] => {
+                self.die(id, 42);
+                (0, Vec::new())
+            }
+            _ => (127, b"the fake has no such program\n".to_vec()),
+        };
+        output.truncate(EXEC_OUTPUT_BYTES);
+        verdict.answer(ExecOutcome { exit_code, output })
+    }
+
+    async fn last_words(&self, id: &SandboxId) -> String {
+        self.state().sandboxes.get(id).map(|s| s.words.clone()).unwrap_or_default()
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        let verdict = self.enter(FakeCall::Images).await?;
+        let images = self.state().images.clone();
+        verdict.answer(images)
+    }
+
+    /// Takes an archive that holds nothing but the text of a digest for an image.
+    async fn load_image(&self, mut archive: ArchiveStream) -> Result<ImageDigest, RuntimeError> {
+        let verdict = self.enter(FakeCall::LoadImage).await?;
+        let mut text = String::new();
+        while let Some(part) = archive.next().await {
+            let part = part.map_err(|e| RuntimeError::BadArchive(e.to_string()))?;
+            // A digest is short; what is longer is garbage and not kept.
+            if text.len() + part.len() <= 128 {
+                text.push_str(&String::from_utf8_lossy(&part));
+            }
+        }
+        let digest: ImageDigest = text.parse().map_err(|_| {
+            RuntimeError::BadArchive("payload does not match any of the supported image formats".into())
+        })?;
+        let mut state = self.state();
+        if !state.images.iter().any(|image| image.digest == digest) {
+            state.images.push(Image {
+                digest,
+                names: Vec::new(),
+                size_bytes: 0,
+            });
+        }
+        drop(state);
+        verdict.answer(digest)
+    }
+}

@@ -11,6 +11,8 @@ pub mod podman;
 pub mod spec;
 
 mod libpod;
+mod mux;
+mod probe;
 
 use std::time::Duration;
 

@@ -1,0 +1,213 @@
+//! What every sandbox runtime does, whatever it is made of. One suite, run against the fake and
+//! against podman, so that neither can drift from the other.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use casemate::base::clock::Timestamp;
+use casemate::base::id::{InstallationId, SessionId};
+use casemate::model::image::ImageDigest;
+use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec};
+use casemate::runtime::{RuntimeError, SandboxRuntime};
+use futures_util::StreamExt;
+use futures_util::stream;
+
+/// A runtime under test, and what it can be asked for.
+pub struct Bench<'a> {
+    pub runtime: &'a dyn SandboxRuntime,
+    /// An image that it has, with `sh`, `true`, `false` and `echo`.
+    pub image: ImageDigest,
+    /// Below it each sandbox gets its link directory.
+    pub link_root: PathBuf,
+    /// Fresh for each bench.
+    pub installation: InstallationId,
+}
+
+/// Anything that hangs fails.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Random bits of their own make ids of one millisecond differ; the time only sorts.
+pub fn session() -> SessionId {
+    static MILLIS: AtomicI64 = AtomicI64::new(1_800_000_000_000);
+    SessionId::generate(Timestamp::from_millis(MILLIS.fetch_add(1, Ordering::Relaxed))).unwrap()
+}
+
+pub fn installation() -> InstallationId {
+    InstallationId::generate(Timestamp::from_millis(1_800_000_000_000)).unwrap()
+}
+
+impl<'a> Bench<'a> {
+    pub fn new(runtime: &'a dyn SandboxRuntime, image: ImageDigest, link_root: &Path) -> Self {
+        let link_root = link_root.to_owned();
+        Self { runtime, image, link_root, installation: installation() }
+    }
+
+    /// What to build for a session of its own.
+    pub fn spec(&self) -> SandboxSpec {
+        let session = session();
+        let link_dir = self.link_root.join(session.to_string());
+        std::fs::create_dir_all(&link_dir).unwrap();
+        SandboxSpec {
+            installation: self.installation,
+            session,
+            image: self.image,
+            limits: Limits { disk_bytes: GIB, ..Limits::default() },
+            hostname: "box".into(),
+            link_dir,
+        }
+    }
+
+    pub async fn running(&self) -> SandboxId {
+        let id = self.runtime.create(&self.spec()).await.unwrap();
+        self.runtime.start(&id).await.unwrap();
+        id
+    }
+
+    pub async fn phase(&self, id: &SandboxId) -> Option<SandboxPhase> {
+        self.runtime.inspect(id).await.unwrap().map(|state| state.phase)
+    }
+
+    /// Removes whatever a check left behind, and tells how much that was.
+    pub async fn sweep(&self) -> usize {
+        let left = self.runtime.list(self.installation).await.unwrap();
+        for sandbox in &left {
+            self.runtime.remove(&sandbox.id).await.unwrap();
+        }
+        left.len()
+    }
+}
+
+/// The whole contract. Leaves nothing.
+pub async fn contract(bench: &Bench<'_>) {
+    let checks = async {
+        a_life_from_create_to_gone(bench).await;
+        starting_and_removing_are_idempotent(bench).await;
+        a_running_sandbox_can_be_removed_and_its_waiter_hears(bench).await;
+        an_end_of_its_own_gives_its_exit_code(bench).await;
+        what_is_unknown_is_none(bench).await;
+        the_list_has_only_the_installations_own(bench).await;
+        an_unknown_image_is_missing(bench).await;
+        a_session_has_one_sandbox(bench).await;
+        exec_tells_exit_code_and_output(bench).await;
+        garbage_is_a_bad_archive(bench).await;
+        the_image_is_listed(bench).await;
+    };
+    let result = tokio::time::timeout(DEADLINE, checks).await;
+    assert_eq!(bench.sweep().await, 0, "a check left sandboxes behind");
+    result.expect("the contract suite hangs");
+}
+
+async fn a_life_from_create_to_gone(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let spec = bench.spec();
+    let id = runtime.create(&spec).await.unwrap();
+    let state = runtime.inspect(&id).await.unwrap().unwrap();
+    assert_eq!((state.phase, state.exit_code), (SandboxPhase::Created, None));
+    assert_eq!((state.id, state.session), (id.clone(), Some(spec.session)));
+
+    runtime.start(&id).await.unwrap();
+    assert_eq!(bench.phase(&id).await, Some(SandboxPhase::Running));
+    runtime.remove(&id).await.unwrap();
+    assert_eq!(bench.phase(&id).await, None);
+}
+
+async fn starting_and_removing_are_idempotent(bench: &Bench<'_>) {
+    let id = bench.running().await;
+    bench.runtime.start(&id).await.unwrap();
+    bench.runtime.remove(&id).await.unwrap();
+    bench.runtime.remove(&id).await.unwrap();
+}
+
+async fn a_running_sandbox_can_be_removed_and_its_waiter_hears(bench: &Bench<'_>) {
+    let id = bench.running().await;
+    let (waited, ()) = tokio::join!(bench.runtime.wait(&id), async {
+        bench.runtime.remove(&id).await.unwrap();
+    });
+    // Killed, or gone before that could be told.
+    assert!(matches!(waited.unwrap(), None | Some(137)));
+}
+
+async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let id = bench.running().await;
+    let (waited, _) = tokio::join!(runtime.wait(&id), runtime.exec(&id, &["sh", "-c", "kill -TERM 1"]));
+    assert_eq!(waited.unwrap(), Some(42));
+    // Asked again, it says so again.
+    assert_eq!(runtime.wait(&id).await.unwrap(), Some(42));
+    let state = runtime.inspect(&id).await.unwrap().unwrap();
+    assert_eq!((state.phase, state.exit_code), (SandboxPhase::Exited, Some(42)));
+    runtime.remove(&id).await.unwrap();
+}
+
+async fn what_is_unknown_is_none(bench: &Bench<'_>) {
+    let unknown = SandboxId::try_from("f".repeat(64)).unwrap();
+    assert_eq!(bench.runtime.inspect(&unknown).await.unwrap(), None);
+    assert_eq!(bench.runtime.wait(&unknown).await.unwrap(), None);
+    assert_eq!(bench.runtime.last_words(&unknown).await, "");
+    bench.runtime.remove(&unknown).await.unwrap();
+    assert!(matches!(bench.runtime.start(&unknown).await, Err(RuntimeError::Failed { .. })));
+    assert!(matches!(bench.runtime.exec(&unknown, &["true"]).await, Err(RuntimeError::Failed { .. })));
+}
+
+async fn the_list_has_only_the_installations_own(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let other = Bench::new(runtime, bench.image, &bench.link_root);
+    let (spec, other_spec) = (bench.spec(), other.spec());
+    let ours = runtime.create(&spec).await.unwrap();
+    let theirs = runtime.create(&other_spec).await.unwrap();
+    let list = runtime.list(bench.installation).await.unwrap();
+    runtime.remove(&ours).await.unwrap();
+    runtime.remove(&theirs).await.unwrap();
+    let [sandbox] = &list[..] else { panic!("{list:?}") };
+    assert_eq!((&sandbox.id, sandbox.session), (&ours, Some(spec.session)));
+    assert_eq!((sandbox.phase, sandbox.exit_code), (SandboxPhase::Created, None));
+    assert_eq!(runtime.list(bench.installation).await.unwrap(), []);
+}
+
+async fn an_unknown_image_is_missing(bench: &Bench<'_>) {
+    let image = ImageDigest::from_bytes([0xab; 32]);
+    let spec = SandboxSpec { image, ..bench.spec() };
+    match bench.runtime.create(&spec).await {
+        Err(RuntimeError::ImageMissing(missing)) => assert_eq!(missing, image),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_session_has_one_sandbox(bench: &Bench<'_>) {
+    let spec = bench.spec();
+    let first = bench.runtime.create(&spec).await.unwrap();
+    bench.runtime.start(&first).await.unwrap();
+    let second = bench.runtime.create(&spec).await.unwrap();
+    assert_ne!(first, second);
+    assert_eq!(bench.phase(&first).await, None);
+    assert_eq!(bench.phase(&second).await, Some(SandboxPhase::Created));
+    bench.runtime.remove(&second).await.unwrap();
+}
+
+async fn exec_tells_exit_code_and_output(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let id = runtime.create(&bench.spec()).await.unwrap();
+    assert!(matches!(runtime.exec(&id, &["true"]).await, Err(RuntimeError::Failed { .. })));
+    runtime.start(&id).await.unwrap();
+    let outcome = runtime.exec(&id, &["echo", "a", "b"]).await.unwrap();
+    assert_eq!((outcome.exit_code, &outcome.output[..]), (0, &b"a b\n"[..]));
+    assert_eq!(runtime.exec(&id, &["false"]).await.unwrap().exit_code, 1);
+    runtime.remove(&id).await.unwrap();
+}
+
+async fn garbage_is_a_bad_archive(bench: &Bench<'_>) {
+    let before = bench.runtime.images().await.unwrap().len();
+    let garbage = stream::iter((0..3).map(|_| Ok(vec![0xA5_u8; 70_000].into()))).boxed();
+    let result = bench.runtime.load_image(garbage).await;
+    assert!(matches!(result, Err(RuntimeError::BadArchive(_))), "{result:?}");
+
+    let broken = stream::iter([Err(std::io::Error::other("the client went away"))]).boxed();
+    assert!(bench.runtime.load_image(broken).await.is_err());
+    assert_eq!(bench.runtime.images().await.unwrap().len(), before);
+}
+
+async fn the_image_is_listed(bench: &Bench<'_>) {
+    let images = bench.runtime.images().await.unwrap();
+    assert!(images.iter().any(|image| image.digest == bench.image));
+}
