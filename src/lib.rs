@@ -12,3 +12,5 @@ pub mod host; // 3: the machine
 pub mod runtime; // 4: rootless podman + gVisor
 
 pub mod config; // 10: files to values
+
+pub mod daemon; // 11: assembly
