@@ -132,17 +132,22 @@ pub(crate) mod child {
         std::env::var_os(MARK).is_some()
     }
 
-    /// Starts the named test of this binary as a process with these variables. Its standard output
-    /// is a pipe.
-    pub(crate) fn start(test: &str, env: &[(&str, &str)]) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    /// The named test of this binary as a process with these variables. Its standard output is a
+    /// pipe.
+    pub(crate) fn command(test: &str, env: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(MARK, "1")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap()
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// Starts it.
+    pub(crate) fn start(test: &str, env: &[(&str, &str)]) -> Child {
+        command(test, env).spawn().unwrap()
     }
 
     /// Runs the named test as a process; fails when it failed.
