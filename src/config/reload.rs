@@ -10,6 +10,9 @@ use crate::model::template::Template;
 /// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
 const RELOADABLE: [&str; 2] = ["log.", "sessions."];
 
+/// What among them is settled at the start: launches under way hold places of the old number.
+const SETTLED: [&str; 1] = ["sessions.concurrent_launches"];
+
 /// What a reload changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reload {
@@ -45,7 +48,10 @@ impl Config {
             .into_iter()
             .filter(|key| self.values.get(*key) != new.values.get(*key))
             .cloned()
-            .partition(|key| RELOADABLE.iter().any(|prefix| key.starts_with(prefix)));
+            .partition(|key| {
+                !SETTLED.contains(&key.as_str())
+                    && RELOADABLE.iter().any(|prefix| key.starts_with(prefix))
+            });
         if !fixed.is_empty() {
             return Err(NeedsRestart { keys: fixed });
         }

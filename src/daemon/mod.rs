@@ -1,4 +1,261 @@
 //! Floor 11: assembly. Everything below is put together here, started, watched and ended.
+//!
+//! ```text
+//!  settings -> machine -> state -> runtime -> sessions -> doors      (start.rs; each step may refuse)
+//!     serve until a signal or the end of a core task                 (mod.rs)
+//!  doors shut -> calls finish -> sessions left or ended -> state     (drain, mod.rs)
+//! ```
 
 pub mod logging;
+mod reload;
+mod start;
 pub mod tasks;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use self::logging::Logging;
+use self::start::{Ground, House, Refusal};
+use crate::base::chain::Chain;
+use crate::base::exit::Exit;
+use crate::config::Config;
+use crate::host::notify::Notifier;
+use crate::host::signals::{Signal, Signals};
+use crate::host::{harden, lock};
+use crate::model::event::AuditEvent;
+use crate::model::principal::Principal;
+use crate::model::settings::OnShutdown;
+
+/// How long calls in flight may take to finish when the daemon stops.
+const CALL_GRACE: Duration = Duration::from_secs(10);
+
+/// How long sessions may take to be left or ended when the daemon stops.
+const SESSION_GRACE: Duration = Duration::from_secs(30);
+
+/// How long the log may take to be written at the very end.
+const LOG_GRACE: Duration = Duration::from_secs(2);
+
+/// How often the service manager is told how things are, if they changed.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The main configuration file.
+    pub config: PathBuf,
+    /// Start up to serving, say how it went, and end.
+    pub check: bool,
+}
+
+/// Runs the daemon to its end.
+#[must_use]
+pub fn run(options: &Options) -> Exit {
+    let config = match Config::load(&options.config) {
+        Ok(config) => config,
+        Err(problems) => {
+            complain(&problems.to_string());
+            return Exit::Config;
+        }
+    };
+    // Before the first thread: umask, dumpability and privileges belong to the whole process.
+    let hardened = harden::refuse_root().and_then(|()| harden::restrict());
+    let logging = match Logging::start(&config.log.level) {
+        Ok(logging) => logging,
+        Err(problem) => {
+            complain(&format!("{problem:#}"));
+            return Exit::Software;
+        }
+    };
+    let exit = match hardened.map_err(Refusal::from) {
+        Ok(_) => start_and_serve(options, config, &logging),
+        Err(refusal) => Err(refusal),
+    };
+    let exit = exit.unwrap_or_else(|refusal| {
+        error!("{}", refusal.text);
+        refusal.exit
+    });
+    if !logging.close(LOG_GRACE) {
+        complain("the end of the log did not reach the journal in time");
+    }
+    exit
+}
+
+/// What is wrong before there is a log. journald takes stderr too.
+fn complain(text: &str) {
+    use std::io::Write;
+    // Nothing is left to do when even stderr is closed.
+    let _ = writeln!(std::io::stderr().lock(), "casemated: {text}");
+}
+
+fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Result<Exit, Refusal> {
+    let signals = Signals::install()?;
+    let ground = match Ground::prepare(&config) {
+        Ok(ground) => Some(ground),
+        // A running daemon holds the state; everything else can still be checked.
+        Err(refusal) if options.check && refusal.exit == Exit::AlreadyRunning => {
+            info!(
+                "another casemated holds {}; its state is not checked",
+                config.state_dir.display()
+            );
+            None
+        }
+        Err(refusal) => return Err(refusal),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("casemate")
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Refusal::new(Exit::Software, format!("start the async runtime: {error}"))
+        })?;
+    runtime.block_on(async {
+        let machine = start::probe(&config).await?;
+        let Some(ground) = ground else {
+            return Ok(Exit::Ok);
+        };
+        let (lock, house) = ground.furnish(&config, machine)?;
+        if options.check {
+            house.store.close().await;
+            drop(lock);
+            info!("all is well: {} would start", options.config.display());
+            return Ok(Exit::Ok);
+        }
+        serve(options, config, logging, signals, lock, house).await
+    })
+}
+
+async fn serve(
+    options: &Options,
+    mut config: Config,
+    logging: &Logging,
+    mut signals: Signals,
+    lock: lock::StateLock,
+    mut house: House,
+) -> Result<Exit, Refusal> {
+    let notifier = Notifier::from_env();
+    let tasks = tasks::Tasks::new();
+    let reconciled = house.sessions.reconcile().await.map_err(|error| {
+        Refusal::new(
+            Exit::Unavailable,
+            format!("take up the sessions: {}", Chain(&error)),
+        )
+    })?;
+    house.open_doors(&config, &tasks, CALL_GRACE).await?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let started = AuditEvent::DaemonStart { version };
+    house
+        .audit
+        .fact(&Principal::Daemon, None, started)
+        .await
+        .map_err(|error| {
+            Refusal::new(
+                Exit::IoError,
+                format!("record the start: {}", Chain(&error)),
+            )
+        })?;
+    info!(
+        listen = %config.http.listen,
+        socket = %config.runtime_dir.join("admin.sock").display(),
+        taken_up = reconciled.taken_up,
+        orphans_removed = reconciled.orphans_removed,
+        "casemated is ready"
+    );
+    let mut status = house.status();
+    notifier.ready(&status);
+
+    let mut look = tokio::time::interval(
+        notifier
+            .watchdog_interval()
+            .unwrap_or(STATUS_INTERVAL)
+            .min(STATUS_INTERVAL),
+    );
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let exit = loop {
+        tokio::select! {
+            // An end outranks everything; what is asked for outranks routine.
+            biased;
+            failure = tasks.failed() => {
+                error!("{failure}");
+                break Exit::Software;
+            }
+            signal = signals.next() => match signal {
+                Signal::Stop => break Exit::Ok,
+                Signal::Reload => {
+                    notifier.reloading();
+                    if let Err(problems) = reload::reload(&options.config, &mut config, logging, &house).await {
+                        error!("not reloaded: {problems}");
+                    }
+                    notifier.ready(&house.status());
+                }
+            },
+            Some(answer) = house.reloads.recv() => {
+                notifier.reloading();
+                let outcome = reload::reload(&options.config, &mut config, logging, &house).await;
+                notifier.ready(&house.status());
+                // Whoever asked may have gone.
+                let _ = answer.send(outcome);
+            }
+            _ = look.tick() => {
+                // Fed by what the daemon is for: a commit that goes through.
+                match house.store.check_writable().await {
+                    Ok(()) => notifier.watchdog(),
+                    Err(error) => warn!(error = %Chain(&error), "the state cannot be written"),
+                }
+                let now = house.status();
+                if now != status {
+                    notifier.status(&now);
+                    status = now;
+                }
+            }
+        }
+    };
+    drain(&config, &notifier, &tasks, house).await;
+    drop(lock);
+    Ok(exit)
+}
+
+/// Shuts the doors, lets calls finish, leaves or ends the sessions, closes the state.
+async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house: House) {
+    info!("stopping");
+    notifier.stopping("stopping: finishing calls");
+    house.sessions.close();
+    for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
+        warn!(task = late, "a task did not end in time");
+    }
+    house.calls.close();
+    if tokio::time::timeout(CALL_GRACE, house.calls.wait())
+        .await
+        .is_err()
+    {
+        warn!(
+            left = house.calls.len(),
+            "programs still run; their sessions go on without their callers"
+        );
+    }
+    match config.sessions.on_shutdown {
+        OnShutdown::Keep => house.sessions.leave_all(SESSION_GRACE).await,
+        OnShutdown::Stop => house.sessions.end_all(SESSION_GRACE).await,
+    }
+    let stopped = house
+        .audit
+        .fact(&Principal::Daemon, None, AuditEvent::DaemonStop {})
+        .await;
+    if let Err(error) = stopped {
+        error!(error = %Chain(&error), "cannot record the stop");
+    }
+    let House {
+        store,
+        app,
+        sessions,
+        audit,
+        ..
+    } = house;
+    // Every handle on the store must be gone before its threads end.
+    drop((app, sessions, audit));
+    store.close().await;
+    info!("stopped");
+}

@@ -72,6 +72,28 @@ impl Peer {
     }
 }
 
+/// Longest command line that is read.
+const MAX_COMMAND_LINE_BYTES: u64 = 64 * 1024;
+
+/// The command line of a process, argument by argument (proc(5), `/proc/pid/cmdline`). Bytes that
+/// are not UTF-8 are replaced.
+///
+/// # Errors
+/// [`HostError::File`] when the process is gone or hidden from us.
+pub fn command_line(pid: i32) -> Result<Vec<String>, HostError> {
+    use std::io::Read;
+    let path = std::path::PathBuf::from(format!("/proc/{pid}/cmdline"));
+    let mut bytes = Vec::new();
+    std::fs::File::open(&path)
+        .and_then(|file| file.take(MAX_COMMAND_LINE_BYTES).read_to_end(&mut bytes))
+        .map_err(|error| HostError::file("read the command line", &path, error))?;
+    Ok(bytes
+        .split(|&byte| byte == 0)
+        .filter(|argument| !argument.is_empty())
+        .map(|argument| String::from_utf8_lossy(argument).into_owned())
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,8 +27,8 @@ use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, with
 use super::mux::MuxDecoder;
 use super::spec::{self, CreateRequest, Enforced, Ground, INSTALLATION_LABEL, SESSION_LABEL};
 use super::{
-    ArchiveStream, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError, RuntimeFacts,
-    SandboxRuntime, probe,
+    ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError,
+    RuntimeFacts, SandboxRuntime, probe,
 };
 use crate::base::chain::Chain;
 use crate::base::id::InstallationId;
@@ -488,6 +488,10 @@ impl SandboxRuntime for Podman {
     /// Not from an attached stream: that would need a connection and a task for each sandbox, would
     /// let a talkative guest keep the daemon busy, and would have heard nothing of a sandbox that
     /// ended while the daemon was down.
+    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError> {
+        super::vouch::check(id, dialler)
+    }
+
     async fn last_words(&self, id: &SandboxId) -> String {
         self.words(id).await.unwrap_or_else(|error| {
             tracing::debug!(sandbox = %id, error = %Chain(&error), "no last words");

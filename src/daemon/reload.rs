@@ -1,0 +1,47 @@
+//! What may change while the daemon runs: templates, bounds of sessions, the log's level.
+
+use std::path::Path;
+
+use tracing::info;
+
+use super::logging::Logging;
+use super::start::{self, House};
+use crate::base::chain::Chain;
+use crate::config::Config;
+use crate::model::event::AuditEvent;
+use crate::model::principal::Principal;
+use crate::session::manager::Settings;
+
+/// Reads the configuration again and takes all of it or nothing.
+///
+/// # Errors
+/// Every problem, as sentences; nothing was changed then.
+pub(super) async fn reload(
+    path: &Path,
+    config: &mut Config,
+    logging: &Logging,
+    house: &House,
+) -> Result<(), String> {
+    let new = Config::load(path).map_err(|problems| problems.to_string())?;
+    let change = config
+        .reload_from(&new)
+        .map_err(|error| error.to_string())?;
+    start::check_images(house.runtime.as_ref(), &change.templates)
+        .await
+        .map_err(|refusal| refusal.text)?;
+    house
+        .audit
+        .fact(&Principal::Daemon, None, AuditEvent::DaemonReload {})
+        .await
+        .map_err(|error| format!("nothing was reloaded: {}", Chain(&error)))?;
+    logging
+        .set_level(&change.log.level)
+        .map_err(|error| error.to_string())?;
+    house.sessions.reload(Settings {
+        sessions: change.sessions,
+        templates: change.templates,
+    });
+    info!(changed = change.changed.join(", "), "reloaded");
+    *config = new;
+    Ok(())
+}

@@ -1,0 +1,326 @@
+//! The order of assembly, and what each step refuses. A refusal says what to do.
+
+use std::collections::BTreeMap;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+use tracing::warn;
+use zeroize::Zeroizing;
+
+use super::tasks::Tasks;
+use crate::admin::AdminServer;
+use crate::api::{Server, ServerConfig};
+use crate::app::{App, Parts as AppParts};
+use crate::audit::AuditLog;
+use crate::base::chain::Chain;
+use crate::base::clock::{Clock, SystemClock};
+use crate::base::exit::Exit;
+use crate::base::secret::Secret;
+use crate::config::Config;
+use crate::host::{HostError, directory, lock, users};
+use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::model::name::Name;
+use crate::model::template::Template;
+use crate::runtime::podman::Podman;
+use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
+use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
+use crate::store::{Store, StoreError};
+
+/// Mode of the directory of links: the sandbox group passes through, and what is made in it belongs
+/// to that group (the set-group-id bit, inode(7)).
+const LINK_ROOT_MODE: u32 = 0o2710;
+
+/// Why the daemon does not start: its exit code, and a sentence that says what to do.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) exit: Exit,
+    pub(super) text: String,
+}
+
+impl Refusal {
+    pub(super) fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self {
+            exit,
+            text: text.into(),
+        }
+    }
+}
+
+impl From<HostError> for Refusal {
+    fn from(error: HostError) -> Self {
+        Self::new(error.exit(), Chain(&error).to_string())
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let exit = match error {
+            StoreError::Newer { .. } | StoreError::NotOurs { .. } => Exit::Config,
+            StoreError::Open { .. } => Exit::CantCreate,
+            _ => Exit::IoError,
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
+impl From<RuntimeError> for Refusal {
+    fn from(error: RuntimeError) -> Self {
+        let exit = match error {
+            RuntimeError::Unfit { .. } | RuntimeError::NotAsAsked { .. } => Exit::Refused,
+            _ => Exit::Unavailable,
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
+/// The machine is ours: directories are there and safe, the state is locked.
+pub(super) struct Ground {
+    lock: lock::StateLock,
+    link_root: PathBuf,
+    hasher: KeyHasher,
+}
+
+/// What the runtime is, and how to reach it.
+pub(super) struct Machine {
+    runtime: Arc<dyn SandboxRuntime>,
+    facts: RuntimeFacts,
+}
+
+/// The assembled daemon.
+pub(super) struct House {
+    pub(super) app: App,
+    pub(super) sessions: Sessions,
+    pub(super) store: Store,
+    pub(super) audit: AuditLog,
+    pub(super) runtime: Arc<dyn SandboxRuntime>,
+    pub(super) calls: TaskTracker,
+    pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+}
+
+impl Ground {
+    /// Makes and checks directories, locks the state, reads the hash key.
+    pub(super) fn prepare(config: &Config) -> Result<Self, Refusal> {
+        directory::ensure(&config.state_dir, directory::STATE_MODE)?;
+        directory::probe_writable(&config.state_dir)?;
+        let lock = lock::StateLock::acquire(&config.state_dir)?;
+        directory::ensure(&config.runtime_dir, directory::RUNTIME_MODE)?;
+        let link_root = config.runtime_dir.join("link");
+        directory::ensure(&link_root, directory::LINKS_MODE)?;
+        let group = users::group_id(&config.sandbox_group)?;
+        directory::give_to_group(&link_root, group, LINK_ROOT_MODE)?;
+        let hasher = hash_key(&config.state_dir.join("keys.hmac"))?;
+        Ok(Self {
+            lock,
+            link_root,
+            hasher,
+        })
+    }
+
+    /// Opens the state and puts everything together, up to the doors.
+    pub(super) fn furnish(
+        self,
+        config: &Config,
+        machine: Machine,
+    ) -> Result<(lock::StateLock, House), Refusal> {
+        let Machine { runtime, facts } = machine;
+        let store = Store::open(&config.state_dir.join("state.db"))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
+        let sessions = Sessions::new(SessionParts {
+            runtime: Arc::clone(&runtime),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: Arc::clone(&clock),
+            link_root: self.link_root,
+            settings: Settings {
+                sessions: config.sessions.clone(),
+                templates: config.templates.clone(),
+            },
+        });
+        let calls = TaskTracker::new();
+        let (reload, reloads) = mpsc::channel(1);
+        let app = App::new(AppParts {
+            sessions: sessions.clone(),
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: Arc::clone(&runtime),
+            facts,
+            hasher: self.hasher,
+            clock,
+            reload,
+            calls: calls.clone(),
+            readiness: Mutex::new(None),
+        });
+        let house = House {
+            app,
+            sessions,
+            store,
+            audit,
+            runtime,
+            calls,
+            reloads,
+        };
+        Ok((self.lock, house))
+    }
+}
+
+impl House {
+    /// Opens the HTTP port and the admin socket; each is a task without which there is no daemon.
+    pub(super) async fn open_doors(
+        &self,
+        config: &Config,
+        tasks: &Tasks,
+        grace: Duration,
+    ) -> Result<(), Refusal> {
+        let listen = config.http.listen;
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            Refusal::new(
+                Exit::Unavailable,
+                format!("listen on {listen}: {error}; is another program there? set http.listen to a free address"),
+            )
+        })?;
+        let server = ServerConfig {
+            max_body_bytes: config.http.max_body_bytes,
+            max_connections: config.http.max_connections,
+            header_timeout: config.http.header_timeout,
+        };
+        let server = Server::new(self.app.clone(), server)
+            .map_err(|error| Refusal::new(Exit::Software, Chain(&error).to_string()))?;
+        let path = config.runtime_dir.join("admin.sock");
+        let admin = AdminServer::bind(&path, self.app.clone(), config.admin.group.clone())
+            .map_err(|error| Refusal::new(Exit::CantCreate, Chain(&error).to_string()))?;
+        let stop = tasks.stopping();
+        tasks.spawn_core("http", ended(server.serve(listener, stop.clone(), grace)));
+        tasks.spawn_core("admin", ended(admin.serve(stop, grace)));
+        Ok(())
+    }
+
+    /// One sentence that an operator wants.
+    pub(super) fn status(&self) -> String {
+        let max = self.app.settings().sessions.max;
+        format!("ready, {} of {max} sessions", self.app.live_sessions())
+    }
+}
+
+async fn ended(door: impl Future<Output = ()>) -> anyhow::Result<()> {
+    door.await;
+    Ok(())
+}
+
+/// Finds out what the daemon stands on: podman, gVisor, the images.
+pub(super) async fn probe(config: &Config) -> Result<Machine, Refusal> {
+    let runtime = Podman::new(config.runtime.clone());
+    let facts = runtime.probe().await?;
+    for limit in &facts.unenforced_limits {
+        warn!(
+            limit,
+            "this machine does not enforce a limit of sandboxes from outside (no delegated cgroup v2)"
+        );
+    }
+    check_images(&runtime, &config.templates).await?;
+    Ok(Machine {
+        runtime: Arc::new(runtime),
+        facts,
+    })
+}
+
+/// Makes sure that every template's image is there.
+pub(super) async fn check_images(
+    runtime: &dyn SandboxRuntime,
+    templates: &BTreeMap<Name, Template>,
+) -> Result<(), Refusal> {
+    if templates.is_empty() {
+        return Ok(());
+    }
+    let images = runtime.images().await?;
+    let missing: Vec<String> = templates
+        .values()
+        .filter(|template| images.iter().all(|image| image.digest != template.image))
+        .map(|template| {
+            format!(
+                "the template {} needs the image {}",
+                template.name, template.image
+            )
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Exit::Unavailable,
+        format!(
+            "{}, which podman's store does not hold; load it (podman --url unix://SOCKET load -i ARCHIVE) or take the template out",
+            missing.join("; ")
+        ),
+    ))
+}
+
+/// The key of the keyed hash of API keys; made when there is none.
+fn hash_key(path: &Path) -> Result<KeyHasher, Refusal> {
+    let failed = |doing: &str, error: std::io::Error| {
+        Refusal::new(
+            Exit::IoError,
+            format!("{doing} {}: {error}", path.display()),
+        )
+    };
+    let mut key = Zeroizing::new([0_u8; HASH_KEY_BYTES]);
+    match OpenOptions::new().read(true).open(path) {
+        Ok(mut file) => {
+            let found = file.metadata().map_err(|error| failed("look at", error))?;
+            if found.permissions().mode() & 0o077 != 0 {
+                return Err(Refusal::new(
+                    Exit::Refused,
+                    format!(
+                        "{} can be read by others; chmod 0600 it, and make new API keys if somebody did",
+                        path.display()
+                    ),
+                ));
+            }
+            if found.len() != HASH_KEY_BYTES as u64 {
+                return Err(Refusal::new(
+                    Exit::IoError,
+                    format!(
+                        "{} is damaged; restore it from a backup, or remove it and make new API keys",
+                        path.display()
+                    ),
+                ));
+            }
+            file.read_exact(key.as_mut_slice())
+                .map_err(|error| failed("read", error))?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            getrandom::fill(key.as_mut_slice())
+                .map_err(|error| failed("make a random key for", std::io::Error::other(error)))?;
+            write_whole(path, key.as_slice()).map_err(|error| failed("write", error))?;
+        }
+        Err(error) => return Err(failed("open", error)),
+    }
+    let key = Secret::new(*key);
+    Ok(KeyHasher::new(&key))
+}
+
+/// Writes a small secret file so that it is there whole or not at all, also after a power cut.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
