@@ -119,7 +119,7 @@ fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Resu
         };
         let (lock, house) = ground.furnish(&config, machine)?;
         if options.check {
-            house.store.close().await;
+            house.close().await;
             drop(lock);
             info!("all is well: {} would start", options.config.display());
             return Ok(Exit::Ok);
@@ -247,15 +247,6 @@ async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house
     if let Err(error) = stopped {
         error!(error = %Chain(&error), "cannot record the stop");
     }
-    let House {
-        store,
-        app,
-        sessions,
-        audit,
-        ..
-    } = house;
-    // Every handle on the store must be gone before its threads end.
-    drop((app, sessions, audit));
-    store.close().await;
+    house.close().await;
     info!("stopped");
 }

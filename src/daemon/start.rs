@@ -202,6 +202,20 @@ impl House {
         Ok(())
     }
 
+    /// Closes the state.
+    pub(super) async fn close(self) {
+        let Self {
+            store,
+            app,
+            sessions,
+            audit,
+            ..
+        } = self;
+        // The store's threads end only when every handle on it is gone.
+        drop((app, sessions, audit));
+        store.close().await;
+    }
+
     /// One sentence that an operator wants.
     pub(super) fn status(&self) -> String {
         let max = self.app.settings().sessions.max;

@@ -262,6 +262,9 @@ impl Life {
     async fn keep(&mut self, from: Option<Phase>) -> Result<(), End> {
         match self.write(from).await {
             Ok(()) => {
+                if from.is_some() {
+                    self.tell();
+                }
                 self.publish();
                 Ok(())
             }
@@ -292,6 +295,11 @@ impl Life {
     }
 
     fn publish(&self) {
+        self.state.send_replace(Arc::new(self.session.clone()));
+    }
+
+    /// Logs the phase that the session is in now.
+    fn tell(&self) {
         let status = &self.session.status;
         info!(
             session = %self.session.id,
@@ -300,7 +308,6 @@ impl Life {
             detail = status.message.as_deref(),
             "session {}", status.phase
         );
-        self.state.send_replace(Arc::new(self.session.clone()));
     }
 
     /// Ends the session: nothing of it is left when this returns.
@@ -314,13 +321,11 @@ impl Life {
         if let Answer::Changed(status) = state::apply(&self.session.status, asked) {
             self.session.status = status;
             // A disk that is full must not keep a sandbox alive: go on, the last write says it all.
-            match self.write(Some(before)).await {
-                Ok(()) => self.publish(),
-                Err(error) => {
-                    warn!(session = %self.session.id, error = %Chain(&error), "cannot record that a session stops");
-                    self.publish();
-                }
+            if let Err(error) = self.write(Some(before)).await {
+                warn!(session = %self.session.id, error = %Chain(&error), "cannot record that a session stops");
             }
+            self.tell();
+            self.publish();
         }
         let house = Arc::clone(&self.house);
         let mut pause = RETRY.0;
@@ -350,6 +355,7 @@ impl Life {
             code: code.to_owned(),
         })
         .await;
+        self.tell();
         self.publish();
     }
 

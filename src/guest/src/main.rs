@@ -1,1 +1,102 @@
-fn main() {}
+//! `casemate-guest`: PID 1 of every sandbox.
+//!
+//! It dials the daemon, serves the link's requests, reaps every orphan, and ends the sandbox in order when told to. It
+//! never exits because of the link. It runs on the enemy's side: nothing outside relies on what it says, and user
+//! processes, which run under another uid, can neither reach its socket nor signal it.
+//!
+//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing.
+
+mod body;
+mod boot;
+mod child;
+mod kernel;
+mod options;
+mod processes;
+mod reaper;
+mod serve;
+mod stop;
+mod stream;
+mod sys;
+mod users;
+mod vfork;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use casemate_link::guest::{Dialer, Introduction};
+use tokio::task::LocalSet;
+
+use crate::options::{Command, Options};
+use crate::processes::Processes;
+use crate::reaper::Reaper;
+
+/// The guest's version, as it says in a hello.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Exit codes after sysexits: wrong command line, refusal of the operating system.
+const EX_USAGE: u8 = 64;
+const EX_OSERR: u8 = 71;
+
+fn main() -> ExitCode {
+    match options::parse(std::env::args_os().skip(1)) {
+        Ok(Command::Version) => print(format_args!("casemate-guest {VERSION}")),
+        Ok(Command::KernelBanner) => {
+            let report = kernel::report();
+            print(format_args!(
+                "{}\n{}\n{}",
+                report.release, report.version, report.banner
+            ))
+        }
+        Ok(Command::Run(options)) => match run(options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(format_args!("cannot start: {error}"));
+                ExitCode::from(EX_OSERR)
+            }
+        },
+        Err(bad) => {
+            say(format_args!("{bad}"));
+            ExitCode::from(EX_USAGE)
+        }
+    }
+}
+
+fn run(options: Options) -> std::io::Result<()> {
+    boot::confine()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let mut orders = stop::Orders::listen()?;
+        let mut deaths = reaper::Deaths::listen()?;
+        let introduction = Introduction {
+            guest_version: VERSION.to_owned(),
+            kernel: kernel::report(),
+        };
+        let dialer = Dialer::new(&options.link_dir, introduction);
+        let reaper = Rc::new(Reaper::default());
+        let processes = Processes::new(Rc::clone(&reaper), options);
+        tokio::select! {
+            // Serving and reaping go on while the processes are ended; only then is there nothing left to do.
+            () = stop::when_told(&mut orders, &processes) => Ok(()),
+            never = reaper.run(&mut deaths) => match never {},
+            never = processes.tidy() => match never {},
+            never = serve::run(dialer, Rc::clone(&processes)) => match never {},
+        }
+    })
+}
+
+/// One line for whoever reads the container's log. A log that cannot be written is no reason to die.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "casemate-guest: {line}");
+}
+
+fn print(text: fmt::Arguments<'_>) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(EX_OSERR),
+    }
+}

@@ -7,7 +7,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -29,12 +29,17 @@ pub struct Introduction {
     pub kernel: KernelReport,
 }
 
+/// A connection that lived for so long starts the delays from their beginning again.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// Dials the daemon of one link directory.
 #[derive(Debug)]
 pub struct Dialer {
     socket: PathBuf,
     token: PathBuf,
     introduction: Introduction,
+    backoff: Backoff,
+    linked_at: Option<Instant>,
 }
 
 impl Dialer {
@@ -44,18 +49,27 @@ impl Dialer {
             socket: dir.join("link.sock"),
             token: dir.join("token"),
             introduction,
+            backoff: Backoff::new(),
+            linked_at: None,
         }
     }
 
-    /// Dials until the daemon lets it in. `report` hears of each failure.
-    pub async fn dial(&self, mut report: impl FnMut(&HandshakeError)) -> (UnixStream, u32) {
-        let mut backoff = Backoff::new();
+    /// Dials until the daemon lets it in. `report` hears of each failure. The first try is made at once, unless the
+    /// last connection was cut short: a daemon that lets in and hangs up is not dialed in a tight loop.
+    pub async fn dial(&mut self, mut report: impl FnMut(&HandshakeError)) -> (UnixStream, u32) {
+        match self.linked_at.take() {
+            Some(at) if at.elapsed() < SETTLED => sleep(self.backoff.next_delay()).await,
+            _ => self.backoff = Backoff::new(),
+        }
         loop {
             match self.dial_once().await {
-                Ok(linked) => return linked,
+                Ok(linked) => {
+                    self.linked_at = Some(Instant::now());
+                    return linked;
+                }
                 Err(error) => report(&error),
             }
-            sleep(backoff.next_delay()).await;
+            sleep(self.backoff.next_delay()).await;
         }
     }
 

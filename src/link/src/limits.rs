@@ -57,11 +57,12 @@ pub const MAX_SEND_BUFFER_BYTES: usize = 128 * 1024;
 /// Largest list of headers, in bytes. Ours are under 200.
 pub const MAX_HEADER_LIST_BYTES: u32 = 4096;
 
-/// Streams that one side keeps in mind after it reset them.
-pub const MAX_RESET_STREAMS: usize = 64;
+/// Streams that one side keeps in mind after it reset them, so that what is still on its way is not taken for an error:
+/// as many as a client of the daemon can drop at once, a few times over.
+pub const MAX_RESET_STREAMS: usize = 1024;
 
 /// Protocol errors that HTTP/2 answers with a stream reset before it ends the connection.
-pub const MAX_ERROR_RESETS: usize = 32;
+pub const MAX_ERROR_RESETS: usize = 1024;
 
 /// Time between keep-alive pings, also on an idle link. Death of the other side shows as an end of file at once; the
 /// ping finds a sandbox that lives but does not run any more.
@@ -122,6 +123,9 @@ pub const DEFAULT_OUTPUT_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Time from a start's first byte until the guest says started or failed. A spawn takes 5 ms; a loaded machine seconds.
 pub const START_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Time for a stream to end after the process on it has.
+pub const STREAM_END_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Time for a short request: health, a signal.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);

@@ -9,7 +9,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -22,7 +22,7 @@ use crate::limits;
 use crate::process::{DetachRequest, Health, ProcessSpec, SignalRequest, code};
 use crate::route;
 
-type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, TokioExecutor>;
+type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, UntilClosed>;
 
 /// A handle on a live link; clones speak to the same guest. The link ends when the last handle is dropped (processes and
 /// their inputs hold one), when [`Link::close`] is called, or when the guest is gone.
@@ -50,7 +50,8 @@ pub(super) struct Detached {
 impl Link {
     /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection.
     pub(super) async fn open(stream: UnixStream, protocol: u32) -> Result<Self, LinkError> {
-        let opening = http2::Builder::new(TokioExecutor::new())
+        let (closed_tx, closed) = watch::channel(false);
+        let opening = http2::Builder::new(UntilClosed(closed.clone()))
             .timer(TokioTimer::new())
             .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -73,7 +74,6 @@ impl Link {
 
         // Never full: each message holds one of MAX_PROCESSES places.
         let (detached, detached_rx) = mpsc::channel(limits::MAX_PROCESSES);
-        let (closed_tx, closed) = watch::channel(false);
         let close = Arc::new(Notify::new());
         tokio::spawn(drive(
             connection,
@@ -232,9 +232,26 @@ async fn drive(
             Some(()) = farewells.next(), if !farewells.is_empty() => {}
         }
     }
-    // Hangs up before anybody is told that the link is gone.
-    drop(connection);
+    // Ends HTTP/2's own tasks, whatever they wait for, and with them every stream.
     closed.send_replace(true);
+}
+
+/// Runs HTTP/2's tasks (one holds the connection, one each request's body), none longer than the link.
+#[derive(Clone)]
+struct UntilClosed(watch::Receiver<bool>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for UntilClosed {
+    fn execute(&self, task: F) {
+        let mut closed = self.0.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                // Closing also ends a connection that never runs dry. A lost sender is a closed link.
+                biased;
+                _ = closed.wait_for(|closed| *closed) => {}
+                () = task => {}
+            }
+        });
+    }
 }
 
 /// Tells the guest about one detached process. Whether it listens is its own affair: the stream's reset says the same,

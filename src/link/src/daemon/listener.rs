@@ -284,7 +284,7 @@ mod tests {
                 match listener.accept_one(&token()).await {
                     Ok(accepted) => return accepted,
                     Err(LinkError::Rejected { .. }) => {
-                        assert!(listener.pending.len() <= MAX_PENDING_HANDSHAKES)
+                        assert!(listener.pending.len() <= MAX_PENDING_HANDSHAKES);
                     }
                     Err(other) => panic!("{other:?}"),
                 }

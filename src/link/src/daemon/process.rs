@@ -2,17 +2,16 @@
 
 use bytes::Bytes;
 use http::Method;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
 
 use super::LinkError;
 use super::body::{RequestBody, refused};
 use super::link::{Detached, Link};
-use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES};
+use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, STREAM_END_DEADLINE};
 use crate::process::{ProcessExit, ProcessSpec, Started};
 use crate::route;
-use crate::wire::{Decoder, RequestFrame, ResponseFrame};
+use crate::wire::{FrameReader, ReadError, RequestFrame, ResponseFrame};
 
 /// What a process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +32,11 @@ pub struct Process {
     pub pid: u32,
     /// What it is told. Clone it to write and to read at the same time.
     pub input: ProcessInput,
-    reading: Reading,
+    reader: FrameReader<ResponseFrame>,
     /// Bytes of standard output and error that the guest may still send.
     allowance: [u64; 2],
+    /// Known while the stream's own end is waited for.
+    exit: Option<ProcessExit>,
     ended: bool,
     place: Option<OwnedSemaphorePermit>,
 }
@@ -53,14 +54,6 @@ pub struct ProcessInput {
 #[error("the process takes no more input")]
 pub struct InputClosed;
 
-/// The response body as frames.
-#[derive(Debug)]
-struct Reading {
-    body: Incoming,
-    chunk: Bytes,
-    decoder: Decoder<ResponseFrame>,
-}
-
 impl Process {
     pub(super) async fn start(
         link: Link,
@@ -74,12 +67,8 @@ impl Process {
         let response = link
             .request(Method::POST, route::PROCESS_START, route::FRAMES, body)
             .await?;
-        let mut reading = Reading {
-            body: response.into_body(),
-            chunk: Bytes::new(),
-            decoder: Decoder::new(),
-        };
-        match reading.frame().await? {
+        let mut reader = FrameReader::new(response.into_body());
+        match read(&mut reader).await? {
             ResponseFrame::Started(Started { process, pid }) => {
                 let input = ProcessInput {
                     link,
@@ -89,8 +78,9 @@ impl Process {
                 Ok(Self {
                     pid,
                     input,
-                    reading,
+                    reader,
                     allowance,
+                    exit: None,
                     ended: false,
                     place: Some(place),
                 })
@@ -109,13 +99,20 @@ impl Process {
         if self.ended {
             return None;
         }
-        let frame = self.reading.frame().await;
-        let event = frame.and_then(|frame| self.admit(frame));
-        self.ended = !matches!(event, Ok(ProcessEvent::Stdout(_) | ProcessEvent::Stderr(_)));
-        if let Ok(ProcessEvent::Exited(_)) = event {
-            // The guest has forgotten it already, so there is nothing to tell it.
+        let event = match self.exit {
+            None => read(&mut self.reader)
+                .await
+                .and_then(|frame| self.admit(frame)),
+            Some(exit) => Ok(ProcessEvent::Exited(exit)),
+        };
+        if let Ok(ProcessEvent::Exited(exit)) = event {
+            self.exit = Some(exit);
+            // The stream's end follows at once. Hearing it spares both sides a reset.
+            let _ = timeout(STREAM_END_DEADLINE, self.reader.next()).await;
+            // The guest has forgotten the process already, so there is nothing to tell it.
             self.place = None;
         }
+        self.ended = !matches!(event, Ok(ProcessEvent::Stdout(_) | ProcessEvent::Stderr(_)));
         Some(event)
     }
 
@@ -156,23 +153,15 @@ fn charge(allowance: &mut u64, data: &Bytes) -> Result<(), LinkError> {
     Ok(())
 }
 
-impl Reading {
-    async fn frame(&mut self) -> Result<ResponseFrame, LinkError> {
-        loop {
-            if let Some(frame) = self.decoder.decode(&mut self.chunk)? {
-                return Ok(frame);
-            }
-            match self.body.frame().await {
-                // Trailers say nothing on this link.
-                Some(Ok(frame)) => self.chunk = frame.into_data().unwrap_or_default(),
-                Some(Err(_)) => return Err(LinkError::Gone),
-                None => {
-                    return Err(LinkError::Protocol(
-                        "a process stream that ends without an end".into(),
-                    ));
-                }
-            }
-        }
+/// The next frame of a stream that must not just end.
+async fn read(reader: &mut FrameReader<ResponseFrame>) -> Result<ResponseFrame, LinkError> {
+    match reader.next().await {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) => Err(LinkError::Protocol(
+            "a process stream that ends without an end".into(),
+        )),
+        Err(ReadError::Wire(error)) => Err(error.into()),
+        Err(ReadError::Cut(_)) => Err(LinkError::Gone),
     }
 }
 

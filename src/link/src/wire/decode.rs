@@ -52,7 +52,7 @@ impl<F: FrameSet> Decoder<F> {
                     self.state = Self::enter(kind, length)?;
                 }
                 State::Stream { left: 0, .. } | State::Skip { left: 0 } => {
-                    self.state = State::Header
+                    self.state = State::Header;
                 }
                 State::Stream { kind, left } => {
                     let piece = chunk.split_to(left.min(chunk.len()));
@@ -172,7 +172,7 @@ mod tests {
         for frame in frames {
             match (out.last_mut(), frame) {
                 (Some(Stdout(a)), Stdout(b)) | (Some(Stderr(a)), Stderr(b)) => {
-                    *a = [&a[..], &b[..]].concat().into()
+                    *a = [&a[..], &b[..]].concat().into();
                 }
                 (_, Stdout(b) | Stderr(b)) if b.is_empty() => {}
                 (_, frame) => out.push(frame),

@@ -6,9 +6,11 @@
 
 mod decode;
 mod frames;
+mod read;
 
 pub use decode::Decoder;
 pub use frames::{RequestFrame, ResponseFrame};
+pub use read::{FrameReader, ReadError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 

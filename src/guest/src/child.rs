@@ -1,0 +1,191 @@
+//! Making one process: its words, environment and pipes, and the names of what can go wrong.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, NulError};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use casemate_link::process::{Refusal, code};
+use nix::errno::Errno;
+use nix::unistd::{Uid, seteuid};
+
+use crate::users::Identity;
+use crate::vfork::{self, Failure, Plan, Step};
+
+/// The `PATH` of a process that is given none.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A process about to be made.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) argv: Vec<String>,
+    /// Over the defaults.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Absent: the user's home, or `/` when that cannot be entered.
+    pub(crate) cwd: Option<String>,
+    pub(crate) identity: Identity,
+    /// Whether to become the identity, or to stay who the guest is.
+    pub(crate) switch: bool,
+}
+
+/// The guest's ends of a process's pipes.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+impl Launch {
+    /// Makes the process, in a session and process group of its own. Takes milliseconds, in which the guest stands still.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says which step failed.
+    pub(crate) fn spawn(self) -> Result<(i32, Pipes), Refusal> {
+        let owner = self.switch.then_some(self.identity.uid);
+        let (pipes, stdio) = as_user(owner, open_pipes).map_err(|error| {
+            refusal(
+                code::TOO_MANY_PROCESSES,
+                &format!("opening its pipes: {error}"),
+            )
+        })?;
+        let plan = self
+            .plan(stdio)
+            .map_err(|_| refusal(code::BAD_SPEC, "a text holds a NUL byte"))?;
+        let pid = vfork::spawn(&plan).map_err(explain)?;
+        Ok((pid, pipes))
+    }
+
+    fn plan(self, stdio: [OwnedFd; 3]) -> Result<Plan, NulError> {
+        let Identity {
+            name,
+            uid,
+            gid,
+            groups,
+            home,
+            shell,
+        } = self.identity;
+        let workdirs = match self.cwd {
+            Some(cwd) => vec![cwd],
+            None => vec![home.clone(), "/".to_owned()],
+        };
+        let defaults = [
+            ("PATH", PATH.to_owned()),
+            ("HOME", home),
+            ("USER", name.clone()),
+            ("LOGNAME", name),
+            ("SHELL", shell),
+            ("LANG", "C.UTF-8".to_owned()),
+        ];
+        let mut env: BTreeMap<String, String> = defaults
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        env.extend(self.env);
+        let path = env.get("PATH").map_or(PATH, String::as_str);
+        let program = self.argv.first().map_or("", String::as_str);
+        Ok(Plan {
+            programs: c_strings(candidates(program, path))?,
+            argv: c_strings(self.argv)?,
+            env: c_strings(env.iter().map(|(name, value)| format!("{name}={value}")))?,
+            workdirs: c_strings(workdirs)?,
+            identity: self.switch.then_some((uid, gid, groups)),
+            stdio,
+        })
+    }
+}
+
+/// Where a program may be: where its slash says, else in each directory of `path`, of which an empty one is the working
+/// directory (execvp(3)).
+fn candidates(program: &str, path: &str) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let within = |dir: &str| match dir {
+        "" => format!("./{program}"),
+        dir => format!("{dir}/{program}"),
+    };
+    path.split(':').map(within).collect()
+}
+
+fn c_strings<T: Into<Vec<u8>>>(
+    texts: impl IntoIterator<Item = T>,
+) -> Result<Vec<CString>, NulError> {
+    texts.into_iter().map(CString::new).collect()
+}
+
+/// Both ends of three pipes: the guest's, then the child's.
+fn open_pipes() -> io::Result<(Pipes, [OwnedFd; 3])> {
+    let (child_in, stdin) = io::pipe()?;
+    let (stdout, child_out) = io::pipe()?;
+    let (stderr, child_err) = io::pipe()?;
+    let pipes = Pipes {
+        stdin: stdin.into(),
+        stdout: stdout.into(),
+        stderr: stderr.into(),
+    };
+    Ok((pipes, [child_in.into(), child_out.into(), child_err.into()]))
+}
+
+/// Makes something with a user as its owner: a pipe of root's could not be opened again by a user's program that writes to
+/// `/dev/stdout`, and the guest may not give it away. Nobody can touch the guest meanwhile: whether a process may be
+/// signalled or traced goes by its real and saved user, too, and those stay root.
+fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let Some(user) = user else { return work() };
+    let me = nix::unistd::geteuid();
+    seteuid(Uid::from_raw(user))?;
+    let result = work();
+    if seteuid(me).is_err() {
+        // The saved user allows it, so this cannot be; a guest that is stuck as a user must not go on.
+        std::process::abort();
+    }
+    result
+}
+
+/// Says for people, and by code for programs, why a process could not be made.
+fn explain((step, errno): Failure) -> Refusal {
+    let (code, what) = match (step, errno) {
+        (Step::Workdir, _) => (code::BAD_WORKDIR, "entering the working directory"),
+        (Step::Identity, _) => (code::USER_NOT_ALLOWED, "becoming the user"),
+        (Step::Session, _) => (code::SPAWN_FAILED, "opening a session"),
+        (_, Errno::ENOMEM) => (code::OUT_OF_MEMORY, "making the process"),
+        (Step::Fork, _) | (_, Errno::EAGAIN) => (code::TOO_MANY_PROCESSES, "making the process"),
+        (_, Errno::ENOENT | Errno::ENOTDIR) => (code::NOT_FOUND, "running the program"),
+        (_, Errno::EACCES | Errno::EPERM) => (code::PERMISSION_DENIED, "running the program"),
+        (_, Errno::E2BIG) => (code::BAD_SPEC, "running the program"),
+        _ => (code::SPAWN_FAILED, "running the program"),
+    };
+    refusal(code, &format!("{what}: {}", errno.desc()))
+}
+
+/// A refusal in words.
+pub(crate) fn refusal(code: &str, message: &str) -> Refusal {
+    Refusal {
+        code: code.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_for_as_execvp_does() {
+        assert_eq!(candidates("ls", "/a:/b"), ["/a/ls", "/b/ls"]);
+        assert_eq!(candidates("ls", ":/b"), ["./ls", "/b/ls"]);
+        assert_eq!(candidates("./ls", "/a"), ["./ls"]);
+    }
+
+    #[test]
+    fn each_failure_has_its_code() {
+        let code = |step, errno| explain((step, errno)).code;
+        assert_eq!(code(Step::Workdir, Errno::ENOENT), code::BAD_WORKDIR);
+        assert_eq!(code(Step::Identity, Errno::EPERM), code::USER_NOT_ALLOWED);
+        assert_eq!(code(Step::Fork, Errno::EAGAIN), code::TOO_MANY_PROCESSES);
+        assert_eq!(code(Step::Fork, Errno::ENOMEM), code::OUT_OF_MEMORY);
+        assert_eq!(code(Step::Exec, Errno::ENOENT), code::NOT_FOUND);
+        assert_eq!(code(Step::Exec, Errno::EACCES), code::PERMISSION_DENIED);
+        assert_eq!(code(Step::Exec, Errno::ENOEXEC), code::SPAWN_FAILED);
+    }
+}

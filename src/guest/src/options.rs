@@ -1,0 +1,86 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where the daemon mounts the link's directory.
+const LINK_DIR: &str = "/run/casemate/link";
+
+/// What the guest is told to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    /// Be the guest.
+    Run(Options),
+    /// Print the version.
+    Version,
+    /// Print what a hello would say of the kernel.
+    KernelBanner,
+}
+
+/// How the guest runs.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// The directory with `link.sock` and `token`.
+    pub(crate) link_dir: PathBuf,
+    /// Whether processes may run as root, and as whoever may open the link.
+    pub(crate) allow_root: bool,
+}
+
+/// The command line makes no sense.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "usage: casemate-guest [--link-dir DIR] [--allow-root] | --version | --kernel-banner (at {0:?})"
+)]
+pub(crate) struct BadUsage(OsString);
+
+pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, BadUsage> {
+    let mut options = Options {
+        link_dir: PathBuf::from(LINK_DIR),
+        allow_root: false,
+    };
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--version") => return Ok(Command::Version),
+            Some("--kernel-banner") => return Ok(Command::KernelBanner),
+            Some("--allow-root") => options.allow_root = true,
+            Some("--link-dir") => options.link_dir = words.next().ok_or(BadUsage(word))?.into(),
+            _ => return Err(BadUsage(word)),
+        }
+    }
+    Ok(Command::Run(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Command, BadUsage> {
+        parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn without_words_it_runs_with_the_mounted_directory() {
+        let options = Options {
+            link_dir: LINK_DIR.into(),
+            allow_root: false,
+        };
+        assert_eq!(parsed(&[]), Ok(Command::Run(options)));
+    }
+
+    #[test]
+    fn words_are_heard_and_others_refused() {
+        let options = Options {
+            link_dir: "/x".into(),
+            allow_root: true,
+        };
+        assert_eq!(
+            parsed(&["--link-dir", "/x", "--allow-root"]),
+            Ok(Command::Run(options))
+        );
+        assert_eq!(parsed(&["--version"]), Ok(Command::Version));
+        assert_eq!(parsed(&["--kernel-banner"]), Ok(Command::KernelBanner));
+        assert_eq!(parsed(&["--link-dir"]), Err(BadUsage("--link-dir".into())));
+        assert_eq!(parsed(&["--frob"]), Err(BadUsage("--frob".into())));
+    }
+}

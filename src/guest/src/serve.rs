@@ -1,0 +1,178 @@
+//! The link's requests: dial, serve HTTP/2 until the connection is gone, dial again.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use casemate_link::guest::Dialer;
+use casemate_link::process::{DetachRequest, Health, ProcessSpec, Refusal, SignalRequest, code};
+use casemate_link::wire::{FrameReader, RequestFrame, ResponseFrame};
+use casemate_link::{limits, route};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::body::{Answer, read_document};
+use crate::child::refusal;
+use crate::processes::Processes;
+use crate::{VERSION, say, stream};
+
+/// Serves one link after another for as long as the guest lives.
+pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
+    loop {
+        let mut told = String::new();
+        let opening = dialer.dial(|error| {
+            // The same failure again and again is one line.
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+            let text = format!("{error}{}", cause.unwrap_or_default());
+            if text != told {
+                say(format_args!("link: {text}"));
+                told = text;
+            }
+        });
+        let (socket, protocol) = opening.await;
+        say(format_args!("link: open, protocol {protocol}"));
+        serve(socket, &processes).await;
+        say(format_args!("link: gone"));
+    }
+}
+
+/// Serves one connection to its end. Every stream of it is dropped then, which its process sees.
+async fn serve(socket: UnixStream, processes: &Rc<Processes>) {
+    let service = service_fn(|request| {
+        let processes = Rc::clone(processes);
+        async move { Ok::<_, Infallible>(answer(request, &processes).await) }
+    });
+    let connection = http2::Builder::new(OnThisThread)
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::MAX_HTTP2_FRAME_BYTES)
+        .max_header_list_size(limits::MAX_HEADER_LIST_BYTES)
+        .max_concurrent_streams(limits::MAX_STREAMS)
+        .max_send_buf_size(limits::MAX_SEND_BUFFER_BYTES)
+        .max_pending_accept_reset_streams(limits::MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(limits::MAX_ERROR_RESETS)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(socket), service);
+    // However it ended, the daemon is dialed again.
+    let _ = connection.await;
+}
+
+/// Runs HTTP/2's tasks on the guest's one thread.
+#[derive(Clone, Copy)]
+struct OnThisThread;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(task);
+    }
+}
+
+async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Response<Answer> {
+    let route = (request.method().clone(), request.uri().path());
+    match (&route.0, route.1) {
+        (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
+        (&Method::POST, route::PROCESS_START) => start(request.into_body(), processes).await,
+        (&Method::POST, route::PROCESS_SIGNAL) => {
+            done(signal(request.into_body(), processes).await)
+        }
+        (&Method::POST, route::PROCESS_DETACH) => {
+            done(detach(request.into_body(), processes).await)
+        }
+        _ => refused(
+            StatusCode::NOT_FOUND,
+            &refusal(code::BAD_REQUEST, "no such request"),
+        ),
+    }
+}
+
+fn health(processes: &Processes) -> Health {
+    Health {
+        guest_version: VERSION.to_owned(),
+        uptime_ms: u64::try_from(processes.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        processes: u32::try_from(processes.count()).unwrap_or(u32::MAX),
+    }
+}
+
+/// Starts a process. Its stream says how that went, also when it failed.
+async fn start(body: Incoming, processes: &Rc<Processes>) -> Response<Answer> {
+    let mut input = FrameReader::new(body);
+    let Ok(Some(spec)) = timeout(limits::START_DEADLINE, first(&mut input)).await else {
+        let bad = refusal(
+            code::BAD_REQUEST,
+            "a process stream that does not start one",
+        );
+        return refused(StatusCode::BAD_REQUEST, &bad);
+    };
+    let answer = match stream::open(processes, &spec, input) {
+        Ok(frames) => Answer::Stream(frames),
+        Err(refusal) => Answer::Whole(ResponseFrame::Failed(refusal).encode().ok()),
+    };
+    respond(StatusCode::OK, route::FRAMES, answer)
+}
+
+async fn first(input: &mut FrameReader<RequestFrame>) -> Option<Box<ProcessSpec>> {
+    match input.next().await {
+        Ok(Some(RequestFrame::Start(spec))) => Some(spec),
+        _ => None,
+    }
+}
+
+async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
+    let SignalRequest { process, signum } = asked(body).await?;
+    match processes.signal(process, signum) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(refusal(code::BAD_REQUEST, &error.to_string())),
+        None => Err(gone()),
+    }
+}
+
+async fn detach(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
+    let DetachRequest { process } = asked(body).await?;
+    processes.detach(process).then_some(()).ok_or_else(gone)
+}
+
+async fn asked<T: serde::de::DeserializeOwned>(body: Incoming) -> Result<T, Refusal> {
+    let read = timeout(limits::CONTROL_DEADLINE, read_document(body)).await;
+    read.ok()
+        .flatten()
+        .ok_or_else(|| refusal(code::BAD_REQUEST, "not the expected document"))
+}
+
+fn gone() -> Refusal {
+    refusal(code::NO_SUCH_PROCESS, "the process is not there any more")
+}
+
+fn done(result: Result<(), Refusal>) -> Response<Answer> {
+    match result {
+        Ok(()) => document(StatusCode::OK, &()),
+        Err(refusal) if refusal.code == code::NO_SUCH_PROCESS => {
+            refused(StatusCode::NOT_FOUND, &refusal)
+        }
+        Err(refusal) => refused(StatusCode::BAD_REQUEST, &refusal),
+    }
+}
+
+fn refused(status: StatusCode, refusal: &Refusal) -> Response<Answer> {
+    document(status, refusal)
+}
+
+fn document(status: StatusCode, document: &impl Serialize) -> Response<Answer> {
+    let json = serde_json::to_vec(document).unwrap_or_default();
+    respond(status, route::JSON, Answer::Whole(Some(Bytes::from(json))))
+}
+
+fn respond(status: StatusCode, content_type: &'static str, answer: Answer) -> Response<Answer> {
+    let mut response = Response::new(answer);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

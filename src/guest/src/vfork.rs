@@ -1,0 +1,195 @@
+//! Fork and exec as `posix_spawn` does them, with the steps between that it lacks: changing user and entering a directory
+//! as that user.
+//!
+//! The child shares the guest's memory, and the guest stands still until it has run the program or given up
+//! (`CLONE_VM | CLONE_VFORK`, clone(2)). A plain fork copies the guest's page tables, which in gVisor costs more than all
+//! the rest of a start together; and here the child can simply write down why it failed.
+
+use std::cell::RefCell;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+
+use nix::errno::Errno;
+
+/// Stack of a child, in 16-byte units: its few calls need far less than these 64 KiB.
+const STACK: usize = 4096;
+
+thread_local! {
+    /// One child at a time borrows it, so one is enough.
+    static CHILD_STACK: RefCell<Vec<u128>> = RefCell::new(vec![0; STACK]);
+}
+
+/// Signals that the guest handles or ignores; a child begins with their defaults.
+const OURS: [c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPIPE];
+
+/// Everything that the child needs, made before it is born: it must not allocate.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Paths to try in turn, as `execvp` would.
+    pub(crate) programs: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    /// Directories to try in turn.
+    pub(crate) workdirs: Vec<CString>,
+    /// User, group and supplementary groups to become.
+    pub(crate) identity: Option<(libc::uid_t, libc::gid_t, Vec<libc::gid_t>)>,
+    /// Standard input, output and error.
+    pub(crate) stdio: [OwnedFd; 3],
+}
+
+/// What the child was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Being born.
+    Fork,
+    /// Opening its session, taking its pipes.
+    Session,
+    /// Becoming the user.
+    Identity,
+    /// Entering the working directory.
+    Workdir,
+    /// Running the program.
+    Exec,
+}
+
+/// A step and why it failed.
+pub(crate) type Failure = (Step, Errno);
+
+/// What parent and child share.
+struct Shared<'a> {
+    plan: &'a Plan,
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+    failure: Option<Failure>,
+}
+
+/// Makes the process, and returns its pid once it runs the program. A child that failed is reaped already.
+///
+/// # Errors
+/// The [`Failure`] of whichever step.
+#[expect(
+    unsafe_code,
+    reason = "no safe interface starts a process as another user without copying page tables"
+)]
+pub(crate) fn spawn(plan: &Plan) -> Result<i32, Failure> {
+    let mut shared = Shared {
+        plan,
+        argv: pointers(&plan.argv),
+        env: pointers(&plan.env),
+        failure: None,
+    };
+    let shared = &raw mut shared;
+    let pid = CHILD_STACK.with_borrow_mut(|stack| {
+        let top = stack.as_mut_ptr_range().end.cast::<c_void>();
+        // SAFETY: signals are blocked around the clone, so no handler runs in the child on the shared memory. `top` is the
+        // aligned end of memory that nobody else uses while it is borrowed. CLONE_VFORK stops this thread, the only
+        // one, until the child has exec'd or exited, so `shared` and all that it points to outlive the child's use,
+        // and are not touched by both at once. Without CLONE_FILES, CLONE_FS and CLONE_SIGHAND nothing else is shared.
+        unsafe {
+            let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+            let pid = libc::clone(child, top, flags, shared.cast());
+            let errno = Errno::last();
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+            if pid < 0 {
+                Err((Step::Fork, errno))
+            } else {
+                Ok(pid)
+            }
+        }
+    })?;
+    // SAFETY: the child has exec'd or exited, so this thread alone has `shared`.
+    match unsafe { (*shared).failure } {
+        None => Ok(pid),
+        Some(failure) => {
+            // SAFETY: waitpid may be given no place for the status. The child has exited, so it does not wait.
+            unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+            Err(failure)
+        }
+    }
+}
+
+/// The child's life until exec. It allocates nothing, takes no lock, and does not unwind.
+#[expect(
+    unsafe_code,
+    reason = "the child of a vfork makes plain system calls only"
+)]
+extern "C" fn child(shared: *mut c_void) -> c_int {
+    // SAFETY: `spawn` passes a valid `Shared` and stands still while we have it.
+    let shared = unsafe { &mut *shared.cast::<Shared<'_>>() };
+    shared.failure = Some(run(shared));
+    // SAFETY: leaves at once, without handlers that would run on the parent's memory.
+    unsafe { libc::_exit(127) }
+}
+
+/// Does every step; returns only when one failed.
+#[expect(
+    unsafe_code,
+    reason = "the child of a vfork makes plain system calls only"
+)]
+fn run(shared: &Shared<'_>) -> Failure {
+    let failed = |step| (step, Errno::last());
+    let plan = shared.plan;
+    // SAFETY: every pointer is to memory that `Plan` and `Shared` own, ended by NUL or a null pointer as the call wants,
+    // and every call is a plain system call. Users are changed by `syscall`, because the C library's own functions would
+    // also tell its other threads, of which there are none.
+    unsafe {
+        if libc::setsid() < 0 {
+            return failed(Step::Session);
+        }
+        for (fd, wanted) in plan.stdio.iter().zip(0..) {
+            // Takes close-on-exec away too. The guest's own first three are open, so these are others.
+            if libc::dup2(fd.as_raw_fd(), wanted) < 0 {
+                return failed(Step::Session);
+            }
+        }
+        if let Some((uid, gid, groups)) = &plan.identity {
+            // The user last: without it there is no right to change the groups.
+            if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) != 0
+                || libc::syscall(libc::SYS_setgid, *gid) != 0
+                || libc::syscall(libc::SYS_setuid, *uid) != 0
+            {
+                return failed(Step::Identity);
+            }
+        }
+        // As the user: root in a sandbox may not enter everything that a user may.
+        if !plan
+            .workdirs
+            .iter()
+            .any(|dir| libc::chdir(dir.as_ptr()) == 0)
+        {
+            return failed(Step::Workdir);
+        }
+        for signum in OURS {
+            libc::signal(signum, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+
+        let mut denied = false;
+        let mut errno = Errno::ENOENT;
+        for program in &plan.programs {
+            libc::execve(program.as_ptr(), shared.argv.as_ptr(), shared.env.as_ptr());
+            errno = Errno::last();
+            match errno {
+                Errno::EACCES => denied = true,
+                Errno::ENOENT | Errno::ENOTDIR => {}
+                _ => return (Step::Exec, errno),
+            }
+        }
+        (Step::Exec, if denied { Errno::EACCES } else { errno })
+    }
+}
+
+/// The array of pointers that exec wants.
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts
+        .iter()
+        .map(|text| text.as_ptr())
+        .chain([ptr::null()])
+        .collect()
+}

@@ -1,0 +1,203 @@
+//! The real guest binary as an ordinary process, over a real socket, with the real daemon end.
+
+use std::fs::{self, File};
+use std::future::Future;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate_link::daemon::{Link, LinkError, LinkListener, Process, ProcessEvent};
+use casemate_link::{LinkToken, ProcessExit, ProcessSpec};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+/// No wait of a test is longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A guest, its directory, and the daemon's side of both.
+pub(crate) struct Bench {
+    pub(crate) dir: TempDir,
+    pub(crate) listener: LinkListener,
+    pub(crate) token: LinkToken,
+    pub(crate) guest: Child,
+}
+
+impl Bench {
+    /// A guest that has linked.
+    pub(crate) async fn start() -> (Self, Link) {
+        let mut bench = Self::start_with_token(TOKEN).await;
+        let link = bench.accept().await;
+        (bench, link)
+    }
+
+    /// A guest that reads `token` from its file; the daemon expects [`TOKEN`].
+    pub(crate) async fn start_with_token(token: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_token(dir.path(), token);
+        let listener = LinkListener::bind(dir.path()).await.unwrap();
+        let guest = Command::new(env!("CARGO_BIN_EXE_casemate-guest"))
+            .args(["--allow-root", "--link-dir"])
+            .arg(dir.path())
+            .stdin(Stdio::null())
+            .stderr(File::create(dir.path().join("guest.log")).unwrap())
+            .spawn()
+            .unwrap();
+        Self {
+            dir,
+            listener,
+            token: LinkToken::parse(TOKEN).unwrap(),
+            guest,
+        }
+    }
+
+    /// The next guest that is let in.
+    pub(crate) async fn accept(&mut self) -> Link {
+        let accepting = async {
+            loop {
+                match self.listener.accept_one(&self.token).await {
+                    Ok((link, hello, peer)) => {
+                        assert!(!hello.kernel.release.is_empty());
+                        assert_eq!(peer.pid, i32::try_from(self.guest.id()).ok());
+                        return link;
+                    }
+                    Err(LinkError::Rejected { .. }) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        };
+        timeout(PATIENCE, accepting).await.expect("the guest dials")
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // The guest ends everything it started; killed, it could not.
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.guest.id()).unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let status = self.guest.wait();
+        if !std::thread::panicking() {
+            assert!(status.unwrap().success(), "the guest ends in order");
+        }
+    }
+}
+
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+pub(crate) fn write_token(dir: &Path, token: &str) {
+    fs::write(dir.join("token"), token).unwrap();
+}
+
+/// A process as whoever runs the tests.
+pub(crate) fn spec(argv: &[&str]) -> ProcessSpec {
+    let mut spec = ProcessSpec::new(argv.iter().copied());
+    spec.user = Some(nix::unistd::geteuid().to_string());
+    spec.kill_grace_ms = 200;
+    spec
+}
+
+pub(crate) fn shell(script: &str) -> ProcessSpec {
+    spec(&["sh", "-c", script])
+}
+
+/// All that a process said.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exit: ProcessExit,
+}
+
+/// Reads a process to its end.
+pub(crate) async fn finish(mut process: Process) -> Outcome {
+    let reading = async {
+        let mut outcome = Outcome::default();
+        while let Some(event) = process.next().await {
+            match event.unwrap() {
+                ProcessEvent::Stdout(data) => outcome.stdout.extend_from_slice(&data),
+                ProcessEvent::Stderr(data) => outcome.stderr.extend_from_slice(&data),
+                ProcessEvent::Exited(exit) => outcome.exit = exit,
+            }
+        }
+        outcome
+    };
+    timeout(PATIENCE, reading).await.expect("the process ends")
+}
+
+/// Runs a process without input to its end.
+pub(crate) async fn run(link: &Link, spec: ProcessSpec) -> Outcome {
+    let process = link.start(spec).await.unwrap();
+    process.input.end().await.ok();
+    finish(process).await
+}
+
+/// The first words that a process says, up to a newline.
+pub(crate) async fn first_line(process: &mut Process) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        match timeout(PATIENCE, process.next())
+            .await
+            .expect("it says something")
+        {
+            Some(Ok(ProcessEvent::Stdout(data))) => line.extend_from_slice(&data),
+            other => panic!("{other:?}"),
+        }
+    }
+    String::from_utf8(line).unwrap().trim().to_owned()
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits within [`PATIENCE`].
+pub(crate) async fn soon<T>(work: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, work).await.expect("in time")
+}
+
+/// Whether a process exists and is no zombie.
+pub(crate) fn lives(pid: u32) -> bool {
+    state(pid).is_some_and(|state| state != 'Z')
+}
+
+/// A process's state letter.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+/// The zombies among a process's children.
+pub(crate) fn zombies_of(parent: u32) -> usize {
+    children(parent).filter(|state| state == "Z").count()
+}
+
+/// A process's children, dead or alive.
+pub(crate) fn children_of(parent: u32) -> usize {
+    children(parent).count()
+}
+
+/// The state of each of a process's children.
+fn children(parent: u32) -> impl Iterator<Item = String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(move |entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+            let state = fields.next()?;
+            (fields.next()?.parse() == Ok(parent)).then(|| state.to_owned())
+        })
+}
+
+/// Bytes that are not text, and differ from place to place.
+pub(crate) fn pattern(length: usize) -> Bytes {
+    (0..length)
+        .map(|at| u8::try_from(at * 31 % 251).unwrap())
+        .collect::<Vec<u8>>()
+        .into()
+}

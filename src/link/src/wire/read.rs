@@ -1,0 +1,65 @@
+//! Frames straight from an HTTP/2 body, for both ends.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::{Decoder, FrameSet, WireError};
+
+/// Why there is no next frame.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The stream was reset, or its connection is lost.
+    #[error("the stream was cut")]
+    Cut(#[source] hyper::Error),
+    /// The peer broke the protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// Reads one body as frames. Data passes through without a copy; at most one chunk and one document are held.
+#[derive(Debug)]
+pub struct FrameReader<F> {
+    body: Incoming,
+    chunk: Bytes,
+    decoder: Decoder<F>,
+}
+
+impl<F: FrameSet> FrameReader<F> {
+    /// A reader at the start of a body.
+    pub fn new(body: Incoming) -> Self {
+        Self {
+            body,
+            chunk: Bytes::new(),
+            decoder: Decoder::new(),
+        }
+    }
+
+    /// The next frame, or piece of a data frame; `None` at the body's end. Safe to drop and call again.
+    ///
+    /// # Errors
+    /// [`ReadError`], after which the stream is worthless.
+    pub async fn next(&mut self) -> Result<Option<F>, ReadError> {
+        loop {
+            if let Some(frame) = self.decoder.decode(&mut self.chunk)? {
+                return Ok(Some(frame));
+            }
+            match self.body.frame().await {
+                // Trailers say nothing on this link.
+                Some(frame) => {
+                    self.chunk = frame
+                        .map_err(ReadError::Cut)?
+                        .into_data()
+                        .unwrap_or_default();
+                }
+                None => {
+                    return self
+                        .decoder
+                        .finish()
+                        .map(|()| None)
+                        .map_err(ReadError::from);
+                }
+            }
+        }
+    }
+}
