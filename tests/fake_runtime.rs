@@ -1,5 +1,13 @@
 //! The fake runtime: it keeps the contract of every runtime, and fails as it is told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 #[path = "runtime/contract.rs"]
 mod contract;
 
@@ -32,11 +40,20 @@ async fn the_nth_call_fails_as_told() {
     runtime.fail(FakeCall::Create, 4, FakeFailure::NotAsAsked);
     let create = || async { runtime.create(&bench.spec()).await };
     assert!(create().await.is_ok());
-    assert!(matches!(create().await, Err(RuntimeError::Unavailable { .. })));
+    assert!(matches!(
+        create().await,
+        Err(RuntimeError::Unavailable { .. })
+    ));
     assert_eq!(runtime.count(), 1);
-    assert!(matches!(create().await, Err(RuntimeError::Unavailable { .. })));
+    assert!(matches!(
+        create().await,
+        Err(RuntimeError::Unavailable { .. })
+    ));
     assert_eq!(runtime.count(), 2, "only the answer was lost");
-    assert!(matches!(create().await, Err(RuntimeError::NotAsAsked { .. })));
+    assert!(matches!(
+        create().await,
+        Err(RuntimeError::NotAsAsked { .. })
+    ));
     assert_eq!(runtime.count(), 2);
     runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
     assert!(create().now_or_never().is_none());

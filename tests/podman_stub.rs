@@ -1,6 +1,14 @@
 //! Podman's client against a podman that is not there, does not answer, or lies. No real podman:
 //! a stub on a Unix socket says what a test wants said.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,7 +76,12 @@ impl Stub {
                 });
             }
         });
-        Self { socket, seen, _dir: dir, _task: task }
+        Self {
+            socket,
+            seen,
+            _dir: dir,
+            _task: task,
+        }
     }
 
     fn podman(&self) -> Podman {
@@ -97,8 +110,12 @@ async fn answer(mut io: UnixStream, reply: Reply) {
     match reply {
         Reply::Json(status, body) => {
             let length = body.len();
-            let head = format!("HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
-            let _ = io.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await;
+            let head = format!(
+                "HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+            );
+            let _ = io
+                .write_all(&[head.as_bytes(), body.as_bytes()].concat())
+                .await;
         }
         Reply::Raw(bytes) => {
             let _ = io.write_all(&bytes).await;
@@ -221,7 +238,7 @@ async fn answers_that_are_not_http_or_not_json_or_half() {
 #[tokio::test]
 async fn an_answer_without_end_is_cut_off() {
     let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let chunk = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
+    let chunk = [&b"10000\r\n"[..], &b" ".repeat(0x10000), b"\r\n"].concat();
     let stub = Stub::new(move |_| Reply::Endless(head, chunk.clone()));
     assert!(is_unavailable(&stub.podman().inspect(&id()).await));
     // Also where there is no deadline.
@@ -234,10 +251,15 @@ async fn an_answer_without_end_is_cut_off() {
 
 #[tokio::test]
 async fn podmans_own_words_are_bounded() {
-    for body in [json!({"message": "é".repeat(1 << 20)}).to_string(), "é".repeat(1 << 20)] {
+    for body in [
+        json!({"message": "é".repeat(1 << 20)}).to_string(),
+        "é".repeat(1 << 20),
+    ] {
         let stub = Stub::new(move |_| Reply::Json(500, body.clone()));
         match stub.podman().inspect(&id()).await {
-            Err(RuntimeError::Failed { message, .. }) => assert!((1000..=1024).contains(&message.len())),
+            Err(RuntimeError::Failed { message, .. }) => {
+                assert!((1000..=1024).contains(&message.len()));
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -265,10 +287,14 @@ async fn a_frame_of_four_gibibytes_is_not_believed() {
 #[tokio::test]
 async fn output_that_never_ends_is_kept_in_bounds_and_ends_at_the_deadline() {
     let exec = json!({"Id": "b".repeat(64)}).to_string();
-    let frame = [&[1, 0, 0, 0, 0, 1, 0, 0][..], &[b'x'; 0x10000]].concat();
+    let frame = [&[1, 0, 0, 0, 0, 1, 0, 0][..], &b"x".repeat(0x10000)].concat();
     let stub = Stub::new(move |line| {
         let head = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
-        if line.ends_with("/start") { Reply::Endless(head, frame.clone()) } else { Reply::Json(201, exec.clone()) }
+        if line.ends_with("/start") {
+            Reply::Endless(head, frame.clone())
+        } else {
+            Reply::Json(201, exec.clone())
+        }
     });
     assert!(is_unavailable(&stub.podman().exec(&id(), &["yes"]).await));
 }
@@ -279,7 +305,11 @@ async fn waiting_has_no_deadline() {
     let held = gate.clone();
     let stub = Stub::new(move |line| {
         let code = Box::new(Reply::Json(200, "42".into()));
-        if line.contains("/wait") { Reply::After(held.clone(), code) } else { Reply::Hang }
+        if line.contains("/wait") {
+            Reply::After(held.clone(), code)
+        } else {
+            Reply::Hang
+        }
     });
     let (podman, id) = (stub.podman(), id());
     let (waited, ()) = tokio::join!(podman.wait(&id), async {
@@ -320,7 +350,11 @@ async fn a_removal_is_tried_until_the_sandbox_is_gone() {
             return Reply::Json(500, improper.to_string());
         }
         // An inspect: there until it was deleted three times.
-        let status = if count.load(Ordering::SeqCst) < 3 { 200 } else { 404 };
+        let status = if count.load(Ordering::SeqCst) < 3 {
+            200
+        } else {
+            404
+        };
         Reply::Json(status, json!({"message": "no such container"}).to_string())
     });
     stub.podman().remove(&id()).await.unwrap();
@@ -345,9 +379,10 @@ async fn what_podman_warns_of_is_removed_and_refused() {
     let seen = deleted.clone();
     let stub = Stub::new(move |line| match line {
         _ if line.ends_with("/info") => Reply::Json(200, "{}".into()),
-        _ if line.ends_with("/create") => {
-            Reply::Json(201, json!({"Id": id(), "Warnings": ["limits are ignored"]}).to_string())
-        }
+        _ if line.ends_with("/create") => Reply::Json(
+            201,
+            json!({"Id": id(), "Warnings": ["limits are ignored"]}).to_string(),
+        ),
         _ if line.starts_with("DELETE") => {
             seen.fetch_add(1, Ordering::SeqCst);
             Reply::Json(200, "[]".into())
@@ -372,7 +407,9 @@ async fn a_container_of_somebody_elses_with_our_name_is_left_alone() {
     });
     let stub = Stub::new(move |line| match line {
         _ if line.ends_with("/info") => Reply::Json(200, "{}".into()),
-        _ if line.ends_with("/create") => Reply::Json(500, json!({"message": "name in use"}).to_string()),
+        _ if line.ends_with("/create") => {
+            Reply::Json(500, json!({"message": "name in use"}).to_string())
+        }
         _ if line.contains("/images/") => Reply::Raw(b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()),
         _ => Reply::Json(200, foreign.to_string()),
     });
@@ -398,7 +435,10 @@ async fn states_of_podmans_that_we_do_not_use_are_other() {
         let stub = Stub::new(move |_| Reply::Json(200, inspect.to_string()));
         let state = stub.podman().inspect(&id()).await.unwrap().unwrap();
         assert_eq!(state.phase, phase, "{status}");
-        assert_eq!(state.exit_code, (phase == SandboxPhase::Exited).then_some(3));
+        assert_eq!(
+            state.exit_code,
+            (phase == SandboxPhase::Exited).then_some(3)
+        );
         assert_eq!(state.session, None);
     }
 }

@@ -269,7 +269,9 @@ impl SandboxRuntime for FakeRuntime {
                 return Err(RuntimeError::ImageMissing(spec.image));
             }
             // One session has one sandbox; a leftover goes.
-            state.sandboxes.retain(|_, s| s.spec.session != spec.session);
+            state
+                .sandboxes
+                .retain(|_, s| s.spec.session != spec.session);
             state.created += 1;
             let id = SandboxId::try_from(format!("{:064x}", state.created))
                 .map_err(|e| refused(&e.to_string()))?;
@@ -291,7 +293,10 @@ impl SandboxRuntime for FakeRuntime {
         let verdict = self.enter(FakeCall::Start).await?;
         let spec = {
             let mut state = self.state();
-            let sandbox = state.sandboxes.get_mut(id).ok_or_else(|| refused("no such container"))?;
+            let sandbox = state
+                .sandboxes
+                .get_mut(id)
+                .ok_or_else(|| refused("no such container"))?;
             // Like podman, which runs the first process of an ended container again.
             let starts = sandbox.phase != SandboxPhase::Running;
             sandbox.phase = SandboxPhase::Running;
@@ -320,7 +325,11 @@ impl SandboxRuntime for FakeRuntime {
             let ended = self.ended.notified();
             match self.look(id) {
                 None => return verdict.answer(None),
-                Some(SandboxState { phase: SandboxPhase::Exited, exit_code, .. }) => {
+                Some(SandboxState {
+                    phase: SandboxPhase::Exited,
+                    exit_code,
+                    ..
+                }) => {
                     return verdict.answer(exit_code);
                 }
                 Some(_) => ended.await,
@@ -352,7 +361,10 @@ impl SandboxRuntime for FakeRuntime {
     /// Knows `true`, `false`, `echo`, and `sh -c "kill -TERM 1"`, which ends the sandbox with 42.
     async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError> {
         let verdict = self.enter(FakeCall::Exec).await?;
-        if self.look(id).is_none_or(|state| state.phase != SandboxPhase::Running) {
+        if self
+            .look(id)
+            .is_none_or(|state| state.phase != SandboxPhase::Running)
+        {
             return Err(refused("the container is not running"));
         }
         let (exit_code, mut output) = match argv {
@@ -370,7 +382,11 @@ impl SandboxRuntime for FakeRuntime {
     }
 
     async fn last_words(&self, id: &SandboxId) -> String {
-        self.state().sandboxes.get(id).map(|s| s.words.clone()).unwrap_or_default()
+        self.state()
+            .sandboxes
+            .get(id)
+            .map(|s| s.words.clone())
+            .unwrap_or_default()
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
@@ -391,7 +407,9 @@ impl SandboxRuntime for FakeRuntime {
             }
         }
         let digest: ImageDigest = text.parse().map_err(|_| {
-            RuntimeError::BadArchive("payload does not match any of the supported image formats".into())
+            RuntimeError::BadArchive(
+                "payload does not match any of the supported image formats".into(),
+            )
         })?;
         let mut state = self.state();
         if !state.images.iter().any(|image| image.digest == digest) {

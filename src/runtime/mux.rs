@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_length_of_four_gibibytes_costs_nothing() {
         let mut decoder = MuxDecoder::default();
-        let mut seen = Vec::new();
+        let mut seen = Vec::<u8>::new();
         let bytes = [&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff][..], b"only this"].concat();
         decoder
             .feed(&bytes, |content| seen.extend(content))
@@ -110,7 +110,7 @@ mod tests {
         ) {
             let bytes: Vec<u8> = parts.iter().flat_map(|(err, content)| frame(1 + u8::from(*err), content)).collect();
             let mut decoder = MuxDecoder::default();
-            let (mut seen, mut rest, mut cuts) = (Vec::new(), &bytes[..], cuts.into_iter().cycle());
+            let (mut seen, mut rest, mut cuts) = (Vec::<u8>::new(), &bytes[..], cuts.into_iter().cycle());
             while !rest.is_empty() {
                 let (part, after) = rest.split_at(cuts.next().unwrap().min(rest.len()));
                 decoder.feed(part, |content| seen.extend(content)).unwrap();

@@ -30,7 +30,10 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Random bits of their own make ids of one millisecond differ; the time only sorts.
 pub fn session() -> SessionId {
     static MILLIS: AtomicI64 = AtomicI64::new(1_800_000_000_000);
-    SessionId::generate(Timestamp::from_millis(MILLIS.fetch_add(1, Ordering::Relaxed))).unwrap()
+    SessionId::generate(Timestamp::from_millis(
+        MILLIS.fetch_add(1, Ordering::Relaxed),
+    ))
+    .unwrap()
 }
 
 pub fn installation() -> InstallationId {
@@ -40,7 +43,12 @@ pub fn installation() -> InstallationId {
 impl<'a> Bench<'a> {
     pub fn new(runtime: &'a dyn SandboxRuntime, image: ImageDigest, link_root: &Path) -> Self {
         let link_root = link_root.to_owned();
-        Self { runtime, image, link_root, installation: installation() }
+        Self {
+            runtime,
+            image,
+            link_root,
+            installation: installation(),
+        }
     }
 
     /// What to build for a session of its own.
@@ -52,7 +60,10 @@ impl<'a> Bench<'a> {
             installation: self.installation,
             session,
             image: self.image,
-            limits: Limits { disk_bytes: GIB, ..Limits::default() },
+            limits: Limits {
+                disk_bytes: GIB,
+                ..Limits::default()
+            },
             hostname: "box".into(),
             link_dir,
         }
@@ -65,7 +76,11 @@ impl<'a> Bench<'a> {
     }
 
     pub async fn phase(&self, id: &SandboxId) -> Option<SandboxPhase> {
-        self.runtime.inspect(id).await.unwrap().map(|state| state.phase)
+        self.runtime
+            .inspect(id)
+            .await
+            .unwrap()
+            .map(|state| state.phase)
     }
 
     /// Removes whatever a check left behind, and tells how much that was.
@@ -103,7 +118,10 @@ async fn a_life_from_create_to_gone(bench: &Bench<'_>) {
     let spec = bench.spec();
     let id = runtime.create(&spec).await.unwrap();
     let state = runtime.inspect(&id).await.unwrap().unwrap();
-    assert_eq!((state.phase, state.exit_code), (SandboxPhase::Created, None));
+    assert_eq!(
+        (state.phase, state.exit_code),
+        (SandboxPhase::Created, None)
+    );
     assert_eq!((state.id, state.session), (id.clone(), Some(spec.session)));
 
     runtime.start(&id).await.unwrap();
@@ -131,12 +149,18 @@ async fn a_running_sandbox_can_be_removed_and_its_waiter_hears(bench: &Bench<'_>
 async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
     let runtime = bench.runtime;
     let id = bench.running().await;
-    let (waited, _) = tokio::join!(runtime.wait(&id), runtime.exec(&id, &["sh", "-c", "kill -TERM 1"]));
+    let (waited, _) = tokio::join!(
+        runtime.wait(&id),
+        runtime.exec(&id, &["sh", "-c", "kill -TERM 1"])
+    );
     assert_eq!(waited.unwrap(), Some(42));
     // Asked again, it says so again.
     assert_eq!(runtime.wait(&id).await.unwrap(), Some(42));
     let state = runtime.inspect(&id).await.unwrap().unwrap();
-    assert_eq!((state.phase, state.exit_code), (SandboxPhase::Exited, Some(42)));
+    assert_eq!(
+        (state.phase, state.exit_code),
+        (SandboxPhase::Exited, Some(42))
+    );
     runtime.remove(&id).await.unwrap();
 }
 
@@ -146,8 +170,14 @@ async fn what_is_unknown_is_none(bench: &Bench<'_>) {
     assert_eq!(bench.runtime.wait(&unknown).await.unwrap(), None);
     assert_eq!(bench.runtime.last_words(&unknown).await, "");
     bench.runtime.remove(&unknown).await.unwrap();
-    assert!(matches!(bench.runtime.start(&unknown).await, Err(RuntimeError::Failed { .. })));
-    assert!(matches!(bench.runtime.exec(&unknown, &["true"]).await, Err(RuntimeError::Failed { .. })));
+    assert!(matches!(
+        bench.runtime.start(&unknown).await,
+        Err(RuntimeError::Failed { .. })
+    ));
+    assert!(matches!(
+        bench.runtime.exec(&unknown, &["true"]).await,
+        Err(RuntimeError::Failed { .. })
+    ));
 }
 
 async fn the_list_has_only_the_installations_own(bench: &Bench<'_>) {
@@ -159,15 +189,23 @@ async fn the_list_has_only_the_installations_own(bench: &Bench<'_>) {
     let list = runtime.list(bench.installation).await.unwrap();
     runtime.remove(&ours).await.unwrap();
     runtime.remove(&theirs).await.unwrap();
-    let [sandbox] = &list[..] else { panic!("{list:?}") };
+    let [sandbox] = &list[..] else {
+        panic!("{list:?}")
+    };
     assert_eq!((&sandbox.id, sandbox.session), (&ours, Some(spec.session)));
-    assert_eq!((sandbox.phase, sandbox.exit_code), (SandboxPhase::Created, None));
+    assert_eq!(
+        (sandbox.phase, sandbox.exit_code),
+        (SandboxPhase::Created, None)
+    );
     assert_eq!(runtime.list(bench.installation).await.unwrap(), []);
 }
 
 async fn an_unknown_image_is_missing(bench: &Bench<'_>) {
     let image = ImageDigest::from_bytes([0xab; 32]);
-    let spec = SandboxSpec { image, ..bench.spec() };
+    let spec = SandboxSpec {
+        image,
+        ..bench.spec()
+    };
     match bench.runtime.create(&spec).await {
         Err(RuntimeError::ImageMissing(missing)) => assert_eq!(missing, image),
         other => panic!("{other:?}"),
@@ -188,7 +226,10 @@ async fn a_session_has_one_sandbox(bench: &Bench<'_>) {
 async fn exec_tells_exit_code_and_output(bench: &Bench<'_>) {
     let runtime = bench.runtime;
     let id = runtime.create(&bench.spec()).await.unwrap();
-    assert!(matches!(runtime.exec(&id, &["true"]).await, Err(RuntimeError::Failed { .. })));
+    assert!(matches!(
+        runtime.exec(&id, &["true"]).await,
+        Err(RuntimeError::Failed { .. })
+    ));
     runtime.start(&id).await.unwrap();
     let outcome = runtime.exec(&id, &["echo", "a", "b"]).await.unwrap();
     assert_eq!((outcome.exit_code, &outcome.output[..]), (0, &b"a b\n"[..]));
@@ -200,7 +241,10 @@ async fn garbage_is_a_bad_archive(bench: &Bench<'_>) {
     let before = bench.runtime.images().await.unwrap().len();
     let garbage = stream::iter((0..3).map(|_| Ok(vec![0xA5_u8; 70_000].into()))).boxed();
     let result = bench.runtime.load_image(garbage).await;
-    assert!(matches!(result, Err(RuntimeError::BadArchive(_))), "{result:?}");
+    assert!(
+        matches!(result, Err(RuntimeError::BadArchive(_))),
+        "{result:?}"
+    );
 
     let broken = stream::iter([Err(std::io::Error::other("the client went away"))]).boxed();
     assert!(bench.runtime.load_image(broken).await.is_err());
