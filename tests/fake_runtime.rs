@@ -1,5 +1,13 @@
 //! The fake runtime: it keeps the contract of every runtime, and fails as it is told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 #[path = "runtime/contract.rs"]
 mod contract;
 

@@ -1,6 +1,14 @@
 //! Podman's client against a podman that is not there, does not answer, or lies. No real podman:
 //! a stub on a Unix socket says what a test wants said.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -230,7 +238,7 @@ async fn answers_that_are_not_http_or_not_json_or_half() {
 #[tokio::test]
 async fn an_answer_without_end_is_cut_off() {
     let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let chunk = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
+    let chunk = [&b"10000\r\n"[..], &b" ".repeat(0x10000), b"\r\n"].concat();
     let stub = Stub::new(move |_| Reply::Endless(head, chunk.clone()));
     assert!(is_unavailable(&stub.podman().inspect(&id()).await));
     // Also where there is no deadline.
@@ -250,7 +258,7 @@ async fn podmans_own_words_are_bounded() {
         let stub = Stub::new(move |_| Reply::Json(500, body.clone()));
         match stub.podman().inspect(&id()).await {
             Err(RuntimeError::Failed { message, .. }) => {
-                assert!((1000..=1024).contains(&message.len()))
+                assert!((1000..=1024).contains(&message.len()));
             }
             other => panic!("{other:?}"),
         }
@@ -279,7 +287,7 @@ async fn a_frame_of_four_gibibytes_is_not_believed() {
 #[tokio::test]
 async fn output_that_never_ends_is_kept_in_bounds_and_ends_at_the_deadline() {
     let exec = json!({"Id": "b".repeat(64)}).to_string();
-    let frame = [&[1, 0, 0, 0, 0, 1, 0, 0][..], &[b'x'; 0x10000]].concat();
+    let frame = [&[1, 0, 0, 0, 0, 1, 0, 0][..], &b"x".repeat(0x10000)].concat();
     let stub = Stub::new(move |line| {
         let head = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
         if line.ends_with("/start") {

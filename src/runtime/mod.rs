@@ -13,6 +13,7 @@ pub mod spec;
 mod libpod;
 mod mux;
 mod probe;
+mod verify;
 mod vouch;
 
 use std::time::Duration;

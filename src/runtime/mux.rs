@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn a_length_of_four_gibibytes_costs_nothing() {
         let mut decoder = MuxDecoder::default();
-        let mut seen: Vec<u8> = Vec::new();
+        let mut seen = Vec::<u8>::new();
         let bytes = [&[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff][..], b"only this"].concat();
         decoder
             .feed(&bytes, |content| seen.extend(content))

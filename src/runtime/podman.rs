@@ -3,7 +3,7 @@
 //! Typed reads (info, lists, images) are `podman-api`'s, each under a deadline; all else goes
 //! through [`super::libpod`], because `podman-api` cannot say it, or says it wrong. An inspect is
 //! among that: `podman-api` always asks for sizes, which makes podman walk all layers (170 ms
-//! instead of 16), and what [`spec::verify`] reads must not pass through types where everything
+//! instead of 16), and what [`verify`] reads must not pass through types where everything
 //! may be missing.
 //!
 //! A sandbox is podman's container; its id is the only state that a caller keeps. Nothing here
@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep};
 use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, within};
 use super::mux::MuxDecoder;
 use super::spec::{self, CreateRequest, Enforced, Ground, INSTALLATION_LABEL, SESSION_LABEL};
+use super::verify::verify;
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError,
     RuntimeFacts, SandboxRuntime, probe,
@@ -256,7 +257,7 @@ impl Podman {
                 found: "absent".into(),
                 wanted: created.id.to_string(),
             })?;
-        spec::verify(&inspect, spec, ground)
+        verify(&inspect, spec, ground)
     }
 
     /// Asks once that the container be ended and forgotten. Whether it is, is for the caller to see.

@@ -14,6 +14,10 @@ use super::{RuntimeConfig, RuntimeError, RuntimeFacts};
 /// Debian sid's rebuild of 20240729 (`-7+b1`) panics and prints the same version, so it cannot be
 /// told apart here; `casemate doctor` runs a sandbox.
 const OLDEST_RUNSC: u32 = 20_240_729;
+/// Longest run root with which podman can still clean up after a container: it passes the path on its
+/// own command line and refuses a longer one there, but not in its configuration. Then an ended
+/// container is never unmounted, and waiting for its end takes 20 s more.
+const RUN_ROOT_BYTES: usize = 50;
 /// Sub-uids that an ordinary image needs: ids up to `nobody`.
 const SUB_UIDS: i64 = 65_535;
 
@@ -78,6 +82,18 @@ pub(super) fn judge(info: &Info, config: &RuntimeConfig) -> Result<RuntimeFacts,
             format!(
                 "install gVisor's runsc of {OLDEST_RUNSC} or later (Debian 12: from bookworm-backports)"
             ),
+        );
+    }
+
+    let run_root = info
+        .store
+        .as_ref()
+        .and_then(|s| s.run_root.as_deref())
+        .unwrap_or_default();
+    if run_root.len() > RUN_ROOT_BYTES {
+        return unfit(
+            format!("podman's run root {run_root} is longer than {RUN_ROOT_BYTES} characters"),
+            "give its service a shorter XDG_RUNTIME_DIR, or a shorter runroot in storage.conf",
         );
     }
 
@@ -158,4 +174,160 @@ fn unfit<T>(what: impl Into<String>, mend: impl Into<String>) -> Result<T, Runti
         what: what.into(),
         mend: mend.into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What podman 4.3.1 said of a machine with cgroup v2, as far as it is read.
+    fn good() -> Value {
+        json!({
+            "host": {
+                "cgroupVersion": "v2",
+                "cgroupControllers": ["cpuset", "cpu", "io", "memory", "pids"],
+                "idMappings": {"uidmap": [
+                    {"container_id": 0, "host_id": 995, "size": 1},
+                    {"container_id": 1, "host_id": 100_000, "size": 65536},
+                ]},
+                "ociRuntime": {
+                    "path": "/usr/libexec/casemate/casemate-runsc",
+                    "version": "runsc version 0.0~20240729.0\nspec: 1.0.2-dev",
+                },
+                "security": {"rootless": true},
+            },
+            "store": {"runRoot": "/run/casemate-podman/containers"},
+            "version": {"Version": "4.3.1"},
+        })
+    }
+
+    fn config(require_limits: bool) -> RuntimeConfig {
+        RuntimeConfig {
+            socket: "/run/casemate-podman/podman.sock".into(),
+            runtime: "/usr/libexec/casemate/casemate-runsc".into(),
+            guest: "/usr/libexec/casemate/casemate-guest".into(),
+            call_deadline: Duration::from_secs(1),
+            sandbox_deadline: Duration::from_secs(1),
+            load_deadline: Duration::from_secs(1),
+            require_limits,
+        }
+    }
+
+    fn judged(info: Value, require_limits: bool) -> Result<RuntimeFacts, RuntimeError> {
+        judge(
+            &serde_json::from_value(info).unwrap(),
+            &config(require_limits),
+        )
+    }
+
+    #[test]
+    fn a_good_machine_is_fit() {
+        let facts = judged(good(), true).unwrap();
+        assert_eq!(facts.podman_version, "4.3.1");
+        assert_eq!(facts.runtime_version, "runsc version 0.0~20240729.0");
+        assert_eq!(facts.unenforced_limits, Vec::<&str>::new());
+    }
+
+    #[test]
+    fn each_fault_is_a_refusal_that_names_it() {
+        let faults: [(&str, Value, &str); 14] = [
+            ("/host/security/rootless", json!(false), "runs as root"),
+            ("/host/security/rootless", Value::Null, "runs as root"),
+            (
+                "/host/idMappings/uidmap/0/host_id",
+                json!(0),
+                "runs as root",
+            ),
+            ("/host/idMappings/uidmap/1/size", json!(1000), "sub-uids"),
+            ("/host/idMappings/uidmap", json!([]), "sub-uids"),
+            (
+                "/host/ociRuntime/path",
+                json!("/usr/bin/crun"),
+                "/usr/bin/crun",
+            ),
+            ("/host/ociRuntime/path", Value::Null, "OCI runtime"),
+            (
+                "/host/ociRuntime/version",
+                json!("crun version 1.8.1"),
+                "crun version",
+            ),
+            (
+                "/host/ociRuntime/version",
+                json!("runsc version 0.0~20221219.0"),
+                "20221219",
+            ),
+            (
+                "/host/ociRuntime/version",
+                json!("runsc version VERSION_MISSING"),
+                "MISSING",
+            ),
+            (
+                "/host/ociRuntime/version",
+                Value::Null,
+                "the OCI runtime says",
+            ),
+            (
+                "/store/runRoot",
+                json!("/run/".repeat(11)),
+                "longer than 50",
+            ),
+            ("/host/cgroupVersion", json!("v1"), "memory, cpu, pids"),
+            (
+                "/host/cgroupControllers",
+                json!(["memory", "pids"]),
+                "limits of: cpu",
+            ),
+        ];
+        for (field, value, says) in faults {
+            let mut info = good();
+            *info.pointer_mut(field).unwrap() = value;
+            match judged(info, true) {
+                Err(RuntimeError::Unfit { what, mend }) => {
+                    assert!(what.contains(says), "{field}: {what}");
+                    assert!(!mend.is_empty());
+                }
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        assert!(judged(json!({}), false).is_err());
+    }
+
+    #[test]
+    fn limits_that_are_not_required_are_reported() {
+        let mut info = good();
+        info["host"]["cgroupControllers"] = json!(["memory", "pids"]);
+        assert_eq!(judged(info, false).unwrap().unenforced_limits, ["cpu"]);
+    }
+
+    #[test]
+    fn versions_of_both_packagers_are_read() {
+        assert_eq!(runsc_date("runsc version 0.0~20240729.0"), Some(20_240_729));
+        assert_eq!(
+            runsc_date("runsc version release-20251103.0"),
+            Some(20_251_103)
+        );
+        assert_eq!(runsc_date("runsc version 1.2.3"), None);
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_podmans_user_owns_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut info = good();
+        let judge = async |info: &Value| {
+            judge_guest(&serde_json::from_value(info.clone()).unwrap(), file.path()).await
+        };
+        judge(&info).await.unwrap();
+        info["host"]["idMappings"]["uidmap"][0]["host_id"] =
+            json!(file.path().metadata().unwrap().uid());
+        assert!(matches!(
+            judge(&info).await,
+            Err(RuntimeError::Unfit { .. })
+        ));
+    }
 }

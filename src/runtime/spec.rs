@@ -1,18 +1,15 @@
-//! What podman is asked for, and whether it is what podman made. Pure: no I/O, no clock.
+//! What podman is asked for: the body of libpod's create call, with only the fields that we use.
+//! Pure: no I/O, no clock.
 //!
-//! [`CreateRequest`] is the body of libpod's create call with only the fields that we use. podman
-//! drops a field it does not know and says nothing, so [`verify`] reads every field that matters
-//! back from an inspect of what was made, and a field that is absent there is a field that differs.
+//! podman drops a field that it does not know and says nothing, so [`super::verify`] reads back each
+//! that matters. What both must agree on is said once, here.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::RuntimeError;
-use super::libpod::bounded;
 use crate::model::sandbox::SandboxSpec;
 
 /// Where the guest's binary is in every sandbox; it is PID 1.
@@ -28,13 +25,13 @@ pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
 
 /// All that the guest holds: it starts programs as other users and ends them
 /// (`docs/decisions/0002-capabilities.md`).
-const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
+pub(super) const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
 /// Open files of one process inside.
 const OPEN_FILES: u64 = 65_536;
 /// podman's log of what the guest says: rewritten from its start when it is full.
 const LOG_BYTES: u64 = 64_000;
 /// How podman writes [`LOG_BYTES`] in an inspect.
-const LOG_SIZE: &str = "64kB";
+pub(super) const LOG_SIZE: &str = "64kB";
 /// Period over which processor time is counted, in microseconds: the kernel's default.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Threads that gVisor itself needs, which the kernel counts as the sandbox's (28 to 50 seen idle;
@@ -82,6 +79,7 @@ pub struct Ground<'a> {
 
 /// The body of `POST /containers/create`. Field names are podman's (`SpecGenerator`).
 #[derive(Debug, PartialEq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "they are podman's")]
 pub struct CreateRequest {
     name: String,
     image: String,
@@ -158,13 +156,13 @@ struct Rlimit {
 }
 
 #[derive(Debug, PartialEq, Serialize)]
-struct Resources {
+pub(super) struct Resources {
     #[serde(skip_serializing_if = "Option::is_none")]
-    memory: Option<MemoryLimit>,
+    pub(super) memory: Option<MemoryLimit>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cpu: Option<CpuLimit>,
+    pub(super) cpu: Option<CpuLimit>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pids: Option<PidsLimit>,
+    pub(super) pids: Option<PidsLimit>,
 }
 
 impl Resources {
@@ -175,20 +173,20 @@ impl Resources {
 
 /// `swap` is memory and swap together, so equal limits mean no swap.
 #[derive(Debug, PartialEq, Serialize)]
-struct MemoryLimit {
-    limit: u64,
-    swap: u64,
+pub(super) struct MemoryLimit {
+    pub(super) limit: u64,
+    pub(super) swap: u64,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
-struct CpuLimit {
-    quota: u64,
-    period: u64,
+pub(super) struct CpuLimit {
+    pub(super) quota: u64,
+    pub(super) period: u64,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
-struct PidsLimit {
-    limit: u64,
+pub(super) struct PidsLimit {
+    pub(super) limit: u64,
 }
 
 /// The container's name. One session has one sandbox, and no name of a person's is in it.
@@ -274,14 +272,14 @@ impl CreateRequest {
 }
 
 /// Something of the host's that is visible inside, always read-only.
-struct Bind {
-    source: String,
-    destination: &'static str,
-    options: &'static [&'static str],
+pub(super) struct Bind {
+    pub(super) source: String,
+    pub(super) destination: &'static str,
+    pub(super) options: &'static [&'static str],
 }
 
 /// All that a sandbox sees of the host.
-fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 2], RuntimeError> {
+pub(super) fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 2], RuntimeError> {
     let text = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
@@ -306,7 +304,7 @@ fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 2], RuntimeEr
 
 /// What is kept in the sandbox's memory. gVisor would put an unbounded tmpfs on an empty `/tmp` by
 /// itself; half of the memory is what Linux gives a tmpfs that does not say.
-fn tmpfs(spec: &SandboxSpec) -> [(&'static str, Vec<String>); 2] {
+pub(super) fn tmpfs(spec: &SandboxSpec) -> [(&'static str, Vec<String>); 2] {
     let size = format!("size={}", spec.limits.memory_bytes / 2);
     let options = |more: &[&str]| -> Vec<String> {
         ["rw", "nosuid", "nodev", "mode=1777", &size]
@@ -318,20 +316,20 @@ fn tmpfs(spec: &SandboxSpec) -> [(&'static str, Vec<String>); 2] {
     [("/dev/shm", options(&["noexec"])), ("/tmp", options(&[]))]
 }
 
-fn labels(spec: &SandboxSpec) -> [(&'static str, String); 2] {
+pub(super) fn labels(spec: &SandboxSpec) -> [(&'static str, String); 2] {
     [
         (INSTALLATION_LABEL, spec.installation.to_string()),
         (SESSION_LABEL, spec.session.to_string()),
     ]
 }
 
-fn file_limit(spec: &SandboxSpec) -> String {
+pub(super) fn file_limit(spec: &SandboxSpec) -> String {
     spec.limits.file_limit_bytes().to_string()
 }
 
 /// Limits that gVisor itself keeps, whatever the machine can do. Names as podman wants them: a
 /// name in capitals is taken here and fails at start.
-fn rlimits(spec: &SandboxSpec) -> [(&'static str, u64); 3] {
+pub(super) fn rlimits(spec: &SandboxSpec) -> [(&'static str, u64); 3] {
     [
         ("core", 0),
         ("nofile", OPEN_FILES),
@@ -339,7 +337,7 @@ fn rlimits(spec: &SandboxSpec) -> [(&'static str, u64); 3] {
     ]
 }
 
-fn resources(spec: &SandboxSpec, enforced: Enforced) -> Resources {
+pub(super) fn resources(spec: &SandboxSpec, enforced: Enforced) -> Resources {
     let limits = &spec.limits;
     let limit = limits.memory_bytes;
     Resources {
@@ -373,261 +371,85 @@ fn pids_limit(pids: u32) -> u64 {
     u64::from(pids) * 2 + SENTRY_THREADS
 }
 
-/// Whether podman made what was asked: `inspect` is its answer for the container.
-///
-/// # Errors
-/// [`RuntimeError::NotAsAsked`] with the first field that differs.
-pub fn verify(
-    inspect: &Value,
-    spec: &SandboxSpec,
-    ground: &Ground<'_>,
-) -> Result<(), RuntimeError> {
-    let resources = resources(spec, ground.enforced);
-    let (memory, cpu, pids) = (resources.memory, resources.cpu, resources.pids);
-    let limit = |limit: Option<u64>| json!(limit.unwrap_or(0));
-    let equal = [
-        ("OCIRuntime", json!(ground.runtime)),
-        ("Image", json!(spec.image.hex())),
-        ("Name", json!(container_name(spec))),
-        ("Path", json!(GUEST_PATH)),
-        ("Config.Entrypoint", json!(GUEST_PATH)),
-        ("Config.User", json!("0:0")),
-        ("Config.Hostname", json!(spec.hostname)),
-        ("Config.WorkingDir", json!("/")),
-        ("Config.Umask", json!("0022")),
-        ("Config.Tty", json!(false)),
-        ("Config.OpenStdin", json!(false)),
-        ("HostConfig.Privileged", json!(false)),
-        ("HostConfig.NetworkMode", json!("none")),
-        ("HostConfig.PidMode", json!("private")),
-        ("HostConfig.UTSMode", json!("private")),
-        ("HostConfig.CgroupMode", json!("private")),
-        // podman's own user namespace, in which no one is the host's root.
-        ("HostConfig.UsernsMode", json!("")),
-        ("HostConfig.SecurityOpt", json!(["no-new-privileges"])),
-        ("HostConfig.AutoRemove", json!(false)),
-        ("HostConfig.PublishAllPorts", json!(false)),
-        ("HostConfig.RestartPolicy.Name", json!("no")),
-        ("HostConfig.LogConfig.Type", json!("k8s-file")),
-        ("HostConfig.LogConfig.Size", json!(LOG_SIZE)),
-    ];
-    for (field, wanted) in equal {
-        same(field, at(inspect, field)?, &wanted)?;
-    }
-    // Only what was asked for is there to compare: podman may have a default where we have none.
-    let limits = [
-        ("HostConfig.Memory", memory.as_ref().map(|m| m.limit)),
-        ("HostConfig.MemorySwap", memory.as_ref().map(|m| m.swap)),
-        ("HostConfig.CpuQuota", cpu.as_ref().map(|c| c.quota)),
-        ("HostConfig.CpuPeriod", cpu.as_ref().map(|c| c.period)),
-        ("HostConfig.PidsLimit", pids.as_ref().map(|p| p.limit)),
-    ];
-    for (field, wanted) in limits {
-        if wanted.is_some() {
-            same(field, at(inspect, field)?, &limit(wanted))?;
-        }
-    }
-    for field in [
-        "Pod",
-        "Dependencies",
-        "Config.Cmd",
-        "Config.Volumes",
-        "HostConfig.Devices",
-        "HostConfig.GroupAdd",
-        "HostConfig.ExtraHosts",
-        "HostConfig.VolumesFrom",
-        "HostConfig.PortBindings",
-        "HostConfig.Links",
-    ] {
-        let found = at(inspect, field)?;
-        if !is_empty(found) {
-            return Err(differs(field, found, "empty"));
-        }
-    }
-    for field in ["EffectiveCaps", "BoundingCaps"] {
-        let found: BTreeSet<&str> = strings(field, at(inspect, field)?)?.into_iter().collect();
-        same(field, &found, &BTreeSet::from(CAPABILITIES))?;
-    }
-    verify_ipc(inspect)?;
-    verify_health_check(inspect)?;
-    verify_labels(inspect, spec)?;
-    verify_annotations(inspect, spec)?;
-    verify_binds(inspect, &binds(spec, ground)?)?;
-    verify_tmpfs(inspect, &tmpfs(spec))?;
-    verify_rlimits(inspect, &rlimits(spec))
-}
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::{Value, json};
 
-/// podman 4.3 reports every IPC namespace of its own as shareable, also one that was asked to be
-/// private. Another container could only share it by naming this one, which `Dependencies` of that
-/// one would show; sharing the host's or another's is what must not be.
-fn verify_ipc(inspect: &Value) -> Result<(), RuntimeError> {
-    let field = "HostConfig.IpcMode";
-    let found = at(inspect, field)?;
-    match found.as_str() {
-        Some("none" | "private" | "shareable") => Ok(()),
-        _ => Err(differs(field, found, "private")),
-    }
-}
+    use super::*;
+    use crate::base::id::{InstallationId, SessionId};
+    use crate::model::image::ImageDigest;
+    use crate::model::sandbox::{GIB, Limits};
 
-fn verify_health_check(inspect: &Value) -> Result<(), RuntimeError> {
-    let field = "Config.Healthcheck";
-    match inspect.pointer("/Config/Healthcheck") {
-        None | Some(Value::Null) => Ok(()),
-        Some(found) => same(field, found, &json!({"Test": ["NONE"]})),
-    }
-}
-
-/// An image's own labels are there too; they decide nothing.
-fn verify_labels(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-    let found = at(inspect, "Config.Labels")?;
-    for (label, wanted) in labels(spec) {
-        same(
-            "Config.Labels",
-            found.get(label).unwrap_or(&Value::Null),
-            &json!(wanted),
-        )?;
-    }
-    Ok(())
-}
-
-/// An image's annotations are handed to the runtime; runsc takes flags from some, if it is let.
-fn verify_annotations(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
-    let field = "Config.Annotations";
-    let found = at(inspect, field)?;
-    let limit = found.get(FILE_LIMIT_ANNOTATION).unwrap_or(&Value::Null);
-    same(field, limit, &json!(file_limit(spec)))?;
-    let keys = found
-        .as_object()
-        .into_iter()
-        .flat_map(serde_json::Map::keys);
-    match keys.into_iter().find(|key| key.starts_with("dev.gvisor.")) {
-        Some(key) => Err(differs(field, key, "without flags for gVisor")),
-        None => Ok(()),
-    }
-}
-
-fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
-    let field = "Mounts";
-    let found = at(inspect, field)?;
-    let mounts = found.as_array().map(Vec::as_slice).unwrap_or_default();
-    let of = |bind: &Bind| {
-        mounts
-            .iter()
-            .find(|m| m.get("Destination") == Some(&json!(bind.destination)))
+    const GOLDEN: &str = include_str!("../../tests/golden/create-request.json");
+    pub(in super::super) const ALL: Enforced = Enforced {
+        memory: true,
+        cpu: true,
+        pids: true,
     };
-    for bind in wanted {
-        let mount = of(bind).unwrap_or(&Value::Null);
-        let options: BTreeSet<&str> = strings(field, mount.get("Options").unwrap_or(&Value::Null))?
-            .into_iter()
-            // How podman writes that it is a bind mount.
-            .filter(|option| !matches!(*option, "bind" | "rbind"))
-            .collect();
-        let as_asked = mount.get("Type") == Some(&json!("bind"))
-            && mount.get("Source") == Some(&json!(bind.source))
-            && mount.get("RW") == Some(&json!(false))
-            && mount.get("Propagation") == Some(&json!("rprivate"))
-            && options == bind.options.iter().copied().collect();
-        if !as_asked {
-            return Err(differs(
-                field,
-                mount,
-                &format!("{} at {}, read-only", bind.source, bind.destination),
-            ));
+
+    pub(in super::super) fn ground(enforced: Enforced) -> Ground<'static> {
+        Ground {
+            runtime: Path::new("/usr/libexec/casemate/casemate-runsc"),
+            guest: Path::new("/usr/libexec/casemate/casemate-guest"),
+            enforced,
         }
     }
-    if mounts.len() != wanted.len() {
-        return Err(differs(
-            field,
-            found,
-            "the guest and the link and nothing else of the host's",
-        ));
-    }
-    Ok(())
-}
 
-fn verify_tmpfs(inspect: &Value, wanted: &[(&str, Vec<String>)]) -> Result<(), RuntimeError> {
-    let field = "HostConfig.Tmpfs";
-    let found = at(inspect, field)?;
-    let mounts = found.as_object();
-    if mounts.map(serde_json::Map::len) != Some(wanted.len()) {
-        return Err(differs(field, found, "those asked for and no other"));
+    pub(in super::super) fn spec() -> SandboxSpec {
+        SandboxSpec {
+            installation: InstallationId::from_bytes([1; 16]),
+            session: SessionId::from_bytes([2; 16]),
+            image: ImageDigest::from_bytes([3; 32]),
+            limits: Limits {
+                memory_bytes: GIB / 2,
+                cpus: 0.5,
+                pids: 100,
+                disk_bytes: 2 * GIB,
+            },
+            hostname: "box".into(),
+            link_dir: "/run/casemate/link/ses_0".into(),
+        }
     }
-    for (destination, wanted) in wanted {
-        let options = mounts
-            .and_then(|m| m.get(*destination))
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let found: BTreeSet<&str> = options
-            .split(',')
-            // podman's additions, which give nothing.
-            .filter(|option| !matches!(*option, "rprivate" | "notmpcopyup"))
-            .collect();
-        same(field, &found, &wanted.iter().map(String::as_str).collect())?;
-    }
-    Ok(())
-}
 
-fn verify_rlimits(inspect: &Value, wanted: &[(&str, u64)]) -> Result<(), RuntimeError> {
-    let field = "HostConfig.Ulimits";
-    let found = at(inspect, field)?;
-    let ulimits = found.as_array().map(Vec::as_slice).unwrap_or_default();
-    for (kind, most) in wanted {
-        let wanted = json!({
-            "Name": format!("RLIMIT_{}", kind.to_ascii_uppercase()),
-            "Soft": most,
-            "Hard": most,
+    #[test]
+    fn the_create_request_is_the_golden_one() {
+        let request = CreateRequest::new(&spec(), &ground(ALL)).unwrap();
+        let request = serde_json::to_value(request).unwrap();
+        let golden: Value = serde_json::from_str(GOLDEN).unwrap();
+        assert_eq!(
+            request,
+            golden,
+            "{}",
+            serde_json::to_string_pretty(&request).unwrap()
+        );
+    }
+
+    #[test]
+    fn limits_that_are_not_enforced_are_not_asked_for() {
+        let json = |enforced| {
+            let request = CreateRequest::new(&spec(), &ground(enforced)).unwrap();
+            serde_json::to_value(request).unwrap()
+        };
+        assert_eq!(json(Enforced::default()).get("resource_limits"), None);
+        let some = json(Enforced {
+            pids: true,
+            ..Enforced::default()
         });
-        if !ulimits.contains(&wanted) {
-            return Err(differs(field, found, &wanted.to_string()));
-        }
+        assert_eq!(some["resource_limits"], json!({"pids": {"limit": 712}}));
+        assert_eq!(
+            Enforced {
+                pids: true,
+                ..Enforced::default()
+            }
+            .missing(),
+            ["memory", "cpu"]
+        );
     }
-    if ulimits.len() != wanted.len() {
-        return Err(differs(field, found, "those asked for and no other"));
-    }
-    Ok(())
-}
 
-/// The field of that dotted name; that it is absent is a difference, not an emptiness.
-fn at<'a>(inspect: &'a Value, field: &'static str) -> Result<&'a Value, RuntimeError> {
-    field
-        .split('.')
-        .try_fold(inspect, |value, key| value.get(key))
-        .ok_or_else(|| differs(field, "absent", "there"))
-}
-
-fn same<T: PartialEq + Debug + ?Sized>(
-    field: &'static str,
-    found: &T,
-    wanted: &T,
-) -> Result<(), RuntimeError> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(differs(field, found, &format!("{wanted:?}")))
-    }
-}
-
-fn differs(field: &'static str, found: &(impl Debug + ?Sized), wanted: &str) -> RuntimeError {
-    RuntimeError::NotAsAsked {
-        field,
-        found: bounded(format!("{found:?}")),
-        wanted: wanted.to_owned(),
-    }
-}
-
-fn strings<'a>(field: &'static str, value: &'a Value) -> Result<Vec<&'a str>, RuntimeError> {
-    value
-        .as_array()
-        .and_then(|items| items.iter().map(Value::as_str).collect())
-        .ok_or_else(|| differs(field, value, "a list of words"))
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
+    #[test]
+    fn a_little_processor_time_is_not_none() {
+        assert_eq!(cpu_quota_us(0.5), 50_000);
+        assert_eq!(cpu_quota_us(0.001), 1_000);
+        assert_eq!(cpu_quota_us(f64::NAN), 1_000);
     }
 }

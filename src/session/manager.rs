@@ -443,6 +443,13 @@ fn admit(
             ),
         );
     }
+    if new
+        .workdir
+        .as_ref()
+        .is_some_and(|path| !path.starts_with('/'))
+    {
+        return invalid("workdir", "must be an absolute path".to_owned());
+    }
     let mut env = template.env.clone();
     env.extend(new.env);
     // The bounds of every process hold for the session's environment, which each process gets.
@@ -453,13 +460,6 @@ fn admit(
     };
     if let Err(error) = probe.validate() {
         return invalid("env", error.to_string());
-    }
-    if new
-        .workdir
-        .as_ref()
-        .is_some_and(|path| !path.starts_with('/'))
-    {
-        return invalid("workdir", "must be an absolute path".to_owned());
     }
     Ok(SessionSpec {
         name: new.name,

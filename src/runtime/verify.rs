@@ -1,0 +1,474 @@
+//! Whether podman made what was asked for. Pure: no I/O, no clock.
+//!
+//! podman drops a field that it does not know, ignores `oci_runtime`, and lets an image's own
+//! configuration speak; so each field that matters is read back from an inspect of what was made.
+//! A field that is absent there is a field that differs.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use serde_json::{Value, json};
+
+use super::RuntimeError;
+use super::libpod::bounded;
+use super::spec::{
+    Bind, CAPABILITIES, FILE_LIMIT_ANNOTATION, GUEST_PATH, Ground, LOG_SIZE, binds, container_name,
+    file_limit, labels, resources, rlimits, tmpfs,
+};
+use crate::model::sandbox::SandboxSpec;
+
+/// Whether podman made what was asked: `inspect` is its answer for the container.
+///
+/// # Errors
+/// [`RuntimeError::NotAsAsked`] with the first field that differs.
+pub fn verify(
+    inspect: &Value,
+    spec: &SandboxSpec,
+    ground: &Ground<'_>,
+) -> Result<(), RuntimeError> {
+    let resources = resources(spec, ground.enforced);
+    let (memory, cpu, pids) = (resources.memory, resources.cpu, resources.pids);
+    let limit = |limit: Option<u64>| json!(limit.unwrap_or(0));
+    let equal = [
+        ("OCIRuntime", json!(ground.runtime)),
+        ("Image", json!(spec.image.hex())),
+        ("Name", json!(container_name(spec))),
+        ("Path", json!(GUEST_PATH)),
+        ("Config.Entrypoint", json!(GUEST_PATH)),
+        ("Config.User", json!("0:0")),
+        ("Config.Hostname", json!(spec.hostname)),
+        ("Config.WorkingDir", json!("/")),
+        ("Config.Umask", json!("0022")),
+        ("Config.Tty", json!(false)),
+        ("Config.OpenStdin", json!(false)),
+        ("HostConfig.Privileged", json!(false)),
+        ("HostConfig.NetworkMode", json!("none")),
+        ("HostConfig.PidMode", json!("private")),
+        ("HostConfig.UTSMode", json!("private")),
+        ("HostConfig.CgroupMode", json!("private")),
+        // podman's own user namespace, in which no one is the host's root.
+        ("HostConfig.UsernsMode", json!("")),
+        ("HostConfig.SecurityOpt", json!(["no-new-privileges"])),
+        ("HostConfig.AutoRemove", json!(false)),
+        ("HostConfig.PublishAllPorts", json!(false)),
+        ("HostConfig.RestartPolicy.Name", json!("no")),
+        ("HostConfig.LogConfig.Type", json!("k8s-file")),
+        ("HostConfig.LogConfig.Size", json!(LOG_SIZE)),
+    ];
+    for (field, wanted) in equal {
+        same(field, at(inspect, field)?, &wanted)?;
+    }
+    // Only what was asked for is there to compare: podman may have a default where we have none.
+    let limits = [
+        ("HostConfig.Memory", memory.as_ref().map(|m| m.limit)),
+        ("HostConfig.MemorySwap", memory.as_ref().map(|m| m.swap)),
+        ("HostConfig.CpuQuota", cpu.as_ref().map(|c| c.quota)),
+        ("HostConfig.CpuPeriod", cpu.as_ref().map(|c| c.period)),
+        ("HostConfig.PidsLimit", pids.as_ref().map(|p| p.limit)),
+    ];
+    for (field, wanted) in limits {
+        if wanted.is_some() {
+            same(field, at(inspect, field)?, &limit(wanted))?;
+        }
+    }
+    for field in [
+        "Pod",
+        "Dependencies",
+        "Config.Cmd",
+        "Config.Volumes",
+        "HostConfig.Devices",
+        "HostConfig.GroupAdd",
+        "HostConfig.ExtraHosts",
+        "HostConfig.VolumesFrom",
+        "HostConfig.PortBindings",
+        "HostConfig.Links",
+    ] {
+        let found = at(inspect, field)?;
+        if !is_empty(found) {
+            return Err(differs(field, found, "empty"));
+        }
+    }
+    for field in ["EffectiveCaps", "BoundingCaps"] {
+        let found: BTreeSet<&str> = strings(field, at(inspect, field)?)?.into_iter().collect();
+        same(field, &found, &BTreeSet::from(CAPABILITIES))?;
+    }
+    verify_ipc(inspect)?;
+    verify_health_check(inspect)?;
+    verify_labels(inspect, spec)?;
+    verify_annotations(inspect, spec)?;
+    verify_binds(inspect, &binds(spec, ground)?)?;
+    verify_tmpfs(inspect, &tmpfs(spec))?;
+    verify_rlimits(inspect, &rlimits(spec))
+}
+
+/// podman 4.3 reports every IPC namespace of its own as shareable, also one that was asked to be
+/// private. Another container could only share it by naming this one, which `Dependencies` of that
+/// one would show; sharing the host's or another's is what must not be.
+fn verify_ipc(inspect: &Value) -> Result<(), RuntimeError> {
+    let field = "HostConfig.IpcMode";
+    let found = at(inspect, field)?;
+    match found.as_str() {
+        Some("none" | "private" | "shareable") => Ok(()),
+        _ => Err(differs(field, found, "private")),
+    }
+}
+
+fn verify_health_check(inspect: &Value) -> Result<(), RuntimeError> {
+    let field = "Config.Healthcheck";
+    match inspect.pointer("/Config/Healthcheck") {
+        None | Some(Value::Null) => Ok(()),
+        Some(found) => same(field, found, &json!({"Test": ["NONE"]})),
+    }
+}
+
+/// An image's own labels are there too; they decide nothing.
+fn verify_labels(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+    let found = at(inspect, "Config.Labels")?;
+    for (label, wanted) in labels(spec) {
+        same(
+            "Config.Labels",
+            found.get(label).unwrap_or(&Value::Null),
+            &json!(wanted),
+        )?;
+    }
+    Ok(())
+}
+
+/// An image's annotations are handed to the runtime; runsc takes flags from some, if it is let.
+fn verify_annotations(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+    let field = "Config.Annotations";
+    let found = at(inspect, field)?;
+    let limit = found.get(FILE_LIMIT_ANNOTATION).unwrap_or(&Value::Null);
+    same(field, limit, &json!(file_limit(spec)))?;
+    let keys = found
+        .as_object()
+        .into_iter()
+        .flat_map(serde_json::Map::keys);
+    match keys.into_iter().find(|key| key.starts_with("dev.gvisor.")) {
+        Some(key) => Err(differs(field, key, "without flags for gVisor")),
+        None => Ok(()),
+    }
+}
+
+fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
+    let field = "Mounts";
+    let found = at(inspect, field)?;
+    let mounts = found.as_array().map(Vec::as_slice).unwrap_or_default();
+    let of = |bind: &Bind| {
+        mounts
+            .iter()
+            .find(|m| m.get("Destination") == Some(&json!(bind.destination)))
+    };
+    for bind in wanted {
+        let mount = of(bind).unwrap_or(&Value::Null);
+        let options: BTreeSet<&str> = strings(field, mount.get("Options").unwrap_or(&Value::Null))?
+            .into_iter()
+            // How podman writes that it is a bind mount.
+            .filter(|option| !matches!(*option, "bind" | "rbind"))
+            .collect();
+        let as_asked = mount.get("Type") == Some(&json!("bind"))
+            && mount.get("Source") == Some(&json!(bind.source))
+            && mount.get("RW") == Some(&json!(false))
+            && mount.get("Propagation") == Some(&json!("rprivate"))
+            && options == bind.options.iter().copied().collect();
+        if !as_asked {
+            return Err(differs(
+                field,
+                mount,
+                &format!("{} at {}, read-only", bind.source, bind.destination),
+            ));
+        }
+    }
+    if mounts.len() != wanted.len() {
+        return Err(differs(
+            field,
+            found,
+            "the guest and the link and nothing else of the host's",
+        ));
+    }
+    Ok(())
+}
+
+fn verify_tmpfs(inspect: &Value, wanted: &[(&str, Vec<String>)]) -> Result<(), RuntimeError> {
+    let field = "HostConfig.Tmpfs";
+    let found = at(inspect, field)?;
+    let mounts = found.as_object();
+    if mounts.map(serde_json::Map::len) != Some(wanted.len()) {
+        return Err(differs(field, found, "those asked for and no other"));
+    }
+    for (destination, wanted) in wanted {
+        let options = mounts
+            .and_then(|m| m.get(*destination))
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let found: BTreeSet<&str> = options
+            .split(',')
+            // podman's additions, which give nothing.
+            .filter(|option| !matches!(*option, "rprivate" | "notmpcopyup"))
+            .collect();
+        same(field, &found, &wanted.iter().map(String::as_str).collect())?;
+    }
+    Ok(())
+}
+
+fn verify_rlimits(inspect: &Value, wanted: &[(&str, u64)]) -> Result<(), RuntimeError> {
+    let field = "HostConfig.Ulimits";
+    let found = at(inspect, field)?;
+    let ulimits = found.as_array().map(Vec::as_slice).unwrap_or_default();
+    for (kind, most) in wanted {
+        let wanted = json!({
+            "Name": format!("RLIMIT_{}", kind.to_ascii_uppercase()),
+            "Soft": most,
+            "Hard": most,
+        });
+        if !ulimits.contains(&wanted) {
+            return Err(differs(field, found, &wanted.to_string()));
+        }
+    }
+    if ulimits.len() != wanted.len() {
+        return Err(differs(field, found, "those asked for and no other"));
+    }
+    Ok(())
+}
+
+/// The field of that dotted name; that it is absent is a difference, not an emptiness.
+fn at<'a>(inspect: &'a Value, field: &'static str) -> Result<&'a Value, RuntimeError> {
+    field
+        .split('.')
+        .try_fold(inspect, |value, key| value.get(key))
+        .ok_or_else(|| differs(field, "absent", "there"))
+}
+
+fn same<T: PartialEq + Debug + ?Sized>(
+    field: &'static str,
+    found: &T,
+    wanted: &T,
+) -> Result<(), RuntimeError> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(differs(field, found, &format!("{wanted:?}")))
+    }
+}
+
+fn differs(field: &'static str, found: &(impl Debug + ?Sized), wanted: &str) -> RuntimeError {
+    RuntimeError::NotAsAsked {
+        field,
+        found: bounded(format!("{found:?}")),
+        wanted: wanted.to_owned(),
+    }
+}
+
+fn strings<'a>(field: &'static str, value: &'a Value) -> Result<Vec<&'a str>, RuntimeError> {
+    value
+        .as_array()
+        .and_then(|items| items.iter().map(Value::as_str).collect())
+        .ok_or_else(|| differs(field, value, "a list of words"))
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::spec::Enforced;
+    use super::super::spec::tests::{ALL, ground, spec};
+    use super::*;
+    use crate::model::sandbox::GIB;
+
+    /// What podman 4.3.1 made of `create-request.json`, with paths, ids and limits as on a machine
+    /// with cgroup v2.
+    const INSPECT: &str = include_str!("../../tests/golden/inspect.json");
+
+    fn inspect() -> Value {
+        serde_json::from_str(INSPECT).unwrap()
+    }
+
+    #[test]
+    fn what_podman_made_of_it_is_as_asked() {
+        verify(&inspect(), &spec(), &ground(ALL)).unwrap();
+        // Limits that were not asked for may be whatever podman likes.
+        verify(&inspect(), &spec(), &ground(Enforced::default())).unwrap();
+    }
+
+    /// Each field that matters, altered alone.
+    #[test]
+    fn each_difference_is_found_and_named() {
+        let bind = json!({"Type": "bind", "Source": "/etc", "Destination": "/host", "Options": [], "RW": false, "Propagation": "rprivate"});
+        let alterations: Vec<(&str, Value)> = vec![
+            ("OCIRuntime", json!("/usr/bin/crun")),
+            ("OCIRuntime", json!("/usr/bin/runsc")),
+            ("Image", json!("0".repeat(64))),
+            ("Name", json!("another")),
+            ("Path", json!("/bin/sh")),
+            ("Pod", json!("a-pod")),
+            ("Dependencies", json!(["another"])),
+            (
+                "EffectiveCaps",
+                json!(["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN"]),
+            ),
+            ("EffectiveCaps", json!(["CAP_KILL"])),
+            ("EffectiveCaps", json!(null)),
+            (
+                "BoundingCaps",
+                json!(["CAP_KILL", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID"]),
+            ),
+            ("Config.Entrypoint", json!("/bin/sh")),
+            ("Config.Cmd", json!(["-c", "true"])),
+            ("Config.User", json!("1000:1000")),
+            ("Config.Hostname", json!("host")),
+            ("Config.WorkingDir", json!("/home")),
+            ("Config.Umask", json!("0000")),
+            ("Config.Tty", json!(true)),
+            ("Config.OpenStdin", json!(true)),
+            ("Config.Volumes", json!({"/data": {}})),
+            ("Config.Healthcheck", json!({"Test": ["CMD", "true"]})),
+            ("Config.Labels", json!({})),
+            ("Config.Labels", json!(null)),
+            ("Config.Annotations", json!({})),
+            ("Config.Annotations", json!({FILE_LIMIT_ANNOTATION: "1"})),
+            (
+                "Config.Annotations",
+                json!({FILE_LIMIT_ANNOTATION: file_limit(&spec()), "dev.gvisor.flag.network": "host"}),
+            ),
+            ("HostConfig.Privileged", json!(true)),
+            ("HostConfig.NetworkMode", json!("host")),
+            ("HostConfig.NetworkMode", json!("slirp4netns")),
+            ("HostConfig.PidMode", json!("host")),
+            ("HostConfig.UTSMode", json!("host")),
+            ("HostConfig.IpcMode", json!("host")),
+            ("HostConfig.IpcMode", json!("container:another")),
+            ("HostConfig.CgroupMode", json!("host")),
+            ("HostConfig.UsernsMode", json!("keep-id")),
+            ("HostConfig.SecurityOpt", json!([])),
+            (
+                "HostConfig.SecurityOpt",
+                json!(["no-new-privileges", "unmask=all"]),
+            ),
+            ("HostConfig.AutoRemove", json!(true)),
+            ("HostConfig.PublishAllPorts", json!(true)),
+            ("HostConfig.PortBindings", json!({"80/tcp": []})),
+            ("HostConfig.RestartPolicy.Name", json!("always")),
+            ("HostConfig.LogConfig.Type", json!("journald")),
+            ("HostConfig.LogConfig.Size", json!("0B")),
+            ("HostConfig.Devices", json!([{"PathOnHost": "/dev/kvm"}])),
+            ("HostConfig.GroupAdd", json!(["0"])),
+            ("HostConfig.ExtraHosts", json!(["a:127.0.0.1"])),
+            ("HostConfig.VolumesFrom", json!(["another"])),
+            ("HostConfig.Links", json!(["another"])),
+            ("HostConfig.Memory", json!(0)),
+            ("HostConfig.MemorySwap", json!(GIB)),
+            ("HostConfig.CpuQuota", json!(0)),
+            ("HostConfig.CpuPeriod", json!(1000)),
+            ("HostConfig.PidsLimit", json!(2048)),
+            ("HostConfig.Ulimits", json!([])),
+            ("HostConfig.Tmpfs", json!({})),
+            ("HostConfig.Tmpfs", json!({"/tmp": "rw", "/dev/shm": "rw"})),
+            ("Mounts", json!([])),
+            ("Mounts", json!([bind])),
+        ];
+        for (field, value) in alterations {
+            let mut altered = inspect();
+            let place = field.split('.').fold(&mut altered, |at, key| &mut at[key]);
+            assert_ne!(*place, value, "{field} is not altered");
+            *place = value;
+            assert_differs(&altered, field);
+        }
+    }
+
+    /// Within lists, where one element differs or is one too many.
+    #[test]
+    fn each_difference_within_mounts_and_limits_is_found() {
+        for (field, pointer, value) in [
+            ("Mounts", "/Mounts/0/Source", json!("/bin/sh")),
+            ("Mounts", "/Mounts/0/RW", json!(true)),
+            ("Mounts", "/Mounts/1/Destination", json!("/elsewhere")),
+            ("Mounts", "/Mounts/1/Type", json!("volume")),
+            ("Mounts", "/Mounts/1/Propagation", json!("rshared")),
+            ("Mounts", "/Mounts/1/Options", json!(["rbind"])),
+            (
+                "Mounts",
+                "/Mounts/1/Options",
+                json!(["nosuid", "nodev", "noexec", "rbind", "exec"]),
+            ),
+            ("HostConfig.Ulimits", "/HostConfig/Ulimits/0/Hard", json!(1)),
+            (
+                "HostConfig.Ulimits",
+                "/HostConfig/Ulimits/1/Name",
+                json!("RLIMIT_AS"),
+            ),
+            (
+                "HostConfig.Tmpfs",
+                "/HostConfig/Tmpfs/~1tmp",
+                json!("rw,nosuid,nodev,mode=1777,size=1"),
+            ),
+            (
+                "HostConfig.Tmpfs",
+                "/HostConfig/Tmpfs/~1dev~1shm",
+                json!("rw,nosuid,nodev,mode=1777,size=268435456"),
+            ),
+        ] {
+            let mut altered = inspect();
+            *altered.pointer_mut(pointer).unwrap() = value;
+            assert_differs(&altered, field);
+        }
+        let one_more = |pointer: &str, what: Value| {
+            let mut altered = inspect();
+            altered
+                .pointer_mut(pointer)
+                .unwrap()
+                .as_array_mut()
+                .unwrap()
+                .push(what);
+            altered
+        };
+        let bind = json!({"Type": "bind", "Source": "/etc", "Destination": "/host", "RW": false});
+        assert_differs(&one_more("/Mounts", bind), "Mounts");
+        let ulimit = json!({"Name": "RLIMIT_AS", "Soft": 1, "Hard": 1});
+        assert_differs(
+            &one_more("/HostConfig/Ulimits", ulimit),
+            "HostConfig.Ulimits",
+        );
+    }
+
+    #[test]
+    fn a_field_that_is_absent_differs() {
+        for field in ["OCIRuntime", "EffectiveCaps", "Mounts", "Image"] {
+            let mut altered = inspect();
+            altered.as_object_mut().unwrap().remove(field).unwrap();
+            assert_differs(&altered, field);
+        }
+        for field in [
+            "HostConfig.NetworkMode",
+            "HostConfig.Privileged",
+            "HostConfig.Devices",
+            "HostConfig.Memory",
+        ] {
+            let mut altered = inspect();
+            let key = field.strip_prefix("HostConfig.").unwrap();
+            altered["HostConfig"]
+                .as_object_mut()
+                .unwrap()
+                .remove(key)
+                .unwrap();
+            assert_differs(&altered, field);
+        }
+        for nothing in [json!(null), json!({}), json!([]), json!("x")] {
+            assert_differs(&nothing, "OCIRuntime");
+        }
+    }
+
+    fn assert_differs(inspect: &Value, wanted: &str) {
+        match verify(inspect, &spec(), &ground(ALL)) {
+            Err(RuntimeError::NotAsAsked { field, .. }) => assert_eq!(field, wanted),
+            other => panic!("{wanted}: {other:?}"),
+        }
+    }
+}
