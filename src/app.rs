@@ -248,10 +248,8 @@ impl App {
         spec: RunSpec,
     ) -> Result<RunOutcome, AppError> {
         self.session(principal, id).await?;
-        let handle = self.0.sessions.handle(id).ok_or(SessionError::NotFound);
-        let handle = match handle {
-            Ok(handle) => handle,
-            Err(_) => return Err(self.ended(id).await),
+        let Some(handle) = self.0.sessions.handle(id) else {
+            return Err(self.ended(id).await);
         };
         let event = AuditEvent::SessionRun {
             program: spec.argv.first().cloned().unwrap_or_default(),

@@ -160,8 +160,9 @@ impl From<SessionError> for Problem {
             }
             SessionError::KeyReused => plain(StatusCode::CONFLICT),
             SessionError::Full(_) => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
-            SessionError::Busy(_) => plain(StatusCode::SERVICE_UNAVAILABLE).again_later(),
-            SessionError::Draining => plain(StatusCode::SERVICE_UNAVAILABLE).again_later(),
+            SessionError::Busy(_) | SessionError::Draining => {
+                plain(StatusCode::SERVICE_UNAVAILABLE).again_later()
+            }
             SessionError::Refused { code, message } => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "program_refused",

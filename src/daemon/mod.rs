@@ -167,13 +167,13 @@ async fn serve(
     let mut status = house.status();
     notifier.ready(&status);
 
-    let mut look = tokio::time::interval(
+    let mut routine = tokio::time::interval(
         notifier
             .watchdog_interval()
             .unwrap_or(STATUS_INTERVAL)
             .min(STATUS_INTERVAL),
     );
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    routine.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let exit = loop {
         tokio::select! {
             // An end outranks everything; what is asked for outranks routine.
@@ -199,7 +199,7 @@ async fn serve(
                 // Whoever asked may have gone.
                 let _ = answer.send(outcome);
             }
-            _ = look.tick() => {
+            _ = routine.tick() => {
                 // Fed by what the daemon is for: a commit that goes through.
                 match house.store.check_writable().await {
                     Ok(()) => notifier.watchdog(),

@@ -15,7 +15,7 @@ use super::handle::SessionHandle;
 use super::launch::End;
 use super::runner::{Runner, Start};
 use super::state;
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, Stage};
@@ -201,7 +201,7 @@ impl Sessions {
                     .admit_session(session.clone(), announcement, max, idempotency)
                     .await?;
                 if answer == Admission::Admitted {
-                    this.spawn(session, Start::Admitted(intent));
+                    this.spawn(session, Start::Admitted, Some(intent));
                 }
                 Ok(answer)
             })
@@ -337,7 +337,7 @@ impl Sessions {
     }
 
     /// Gives a session its runner, and the table its handle for as long as the runner runs.
-    pub(super) fn spawn(&self, session: Session, start: Start) {
+    pub(super) fn spawn(&self, session: Session, start: Start, intent: Option<Intent>) {
         let id = session.id;
         let (handle, ends) = SessionHandle::new(session.clone());
         self.table
@@ -349,6 +349,7 @@ impl Sessions {
             session,
             ends,
             start,
+            intent,
         };
         let this = self.clone();
         self.runners.spawn(async move {
@@ -361,7 +362,7 @@ impl Sessions {
                 if let Ok(Some(session)) = this.house.store.session(id).await
                     && session.ended_at.is_none()
                 {
-                    this.spawn(session, Start::Broken);
+                    this.spawn(session, Start::Broken, None);
                     return;
                 }
             }

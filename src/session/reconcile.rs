@@ -62,7 +62,7 @@ impl Sessions {
         };
         for session in live {
             let states = owned.remove(&session.id).unwrap_or_default();
-            self.spawn(session, Start::Found(states));
+            self.spawn(session, Start::Found(states), None);
             done.taken_up += 1;
         }
         for orphan in orphans {

@@ -32,8 +32,8 @@ const CLOCK_LOOK: Duration = Duration::from_secs(30);
 
 /// How a runner finds its session.
 pub(super) enum Start {
-    /// Just admitted; the intent waits for its outcome.
-    Admitted(audit::Intent),
+    /// Just admitted.
+    Admitted,
     /// Left by a former daemon, with the containers that carry its label.
     Found(Vec<SandboxState>),
     /// Its former runner panicked.
@@ -46,6 +46,8 @@ pub(super) struct Runner {
     pub(super) session: Session,
     pub(super) ends: RunnerEnds,
     pub(super) start: Start,
+    /// The record of its creation, which waits for its outcome.
+    pub(super) intent: Option<audit::Intent>,
 }
 
 /// Everything that `live` works on, apart from what interrupts it.
@@ -66,6 +68,7 @@ impl Runner {
             session,
             ends,
             start,
+            intent,
         } = self;
         let RunnerEnds {
             state,
@@ -73,10 +76,9 @@ impl Runner {
             mut end,
         } = ends;
         let leave = house.leave.clone();
-        let (origin, intent, remains) = match start {
-            Start::Admitted(intent) => (Origin::Admitted, Some(intent), Remains::nothing()),
-            Start::Found(found) => (Origin::Found(found), None, Remains::anything()),
-            Start::Broken => (Origin::Broken, None, Remains::anything()),
+        let remains = match start {
+            Start::Admitted => Remains::nothing(),
+            Start::Found(_) | Start::Broken => Remains::anything(),
         };
         let mut life = Life {
             house,
@@ -90,17 +92,10 @@ impl Runner {
             biased;
             () = leave.cancelled() => return,
             why = asked_to_end(&mut end) => why,
-            why = life.live(origin) => why,
+            why = life.live(start) => why,
         };
         life.tear_down(why).await;
     }
-}
-
-/// [`Start`] without the intent, which belongs to the whole life.
-enum Origin {
-    Admitted,
-    Found(Vec<SandboxState>),
-    Broken,
 }
 
 /// Resolves when somebody asked for the end; never when nobody can ask any more.
@@ -117,18 +112,18 @@ async fn asked_to_end(end: &mut watch::Receiver<Option<End>>) -> End {
 
 impl Life {
     /// Brings the session up and watches it; returns why it has to end.
-    async fn live(&mut self, origin: Origin) -> End {
-        match self.bring_up_and_watch(origin).await {
+    async fn live(&mut self, start: Start) -> End {
+        match self.bring_up_and_watch(start).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn bring_up_and_watch(&mut self, origin: Origin) -> Result<Infallible, End> {
-        let (mut door, mut link) = match origin {
-            Origin::Admitted => self.launch().await?,
-            Origin::Found(found) => self.take_up(found).await?,
-            Origin::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
+    async fn bring_up_and_watch(&mut self, start: Start) -> Result<Infallible, End> {
+        let (mut door, mut link) = match start {
+            Start::Admitted => self.launch().await?,
+            Start::Found(found) => self.take_up(found).await?,
+            Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
         loop {
             self.link.send_replace(Some(link.clone()));

@@ -63,11 +63,12 @@ pub fn apply(status: &Status, event: Event) -> Answer {
     match (status.phase, event) {
         (Phase::Pending, Event::Begin) => to(Phase::Starting, None, None),
         (Phase::Starting, Event::Linked) => to(Phase::Ready, None, None),
-        (Phase::Starting, Event::Begin) | (Phase::Ready, Event::Linked) => Answer::AlreadySo,
         (Phase::Pending | Phase::Starting | Phase::Ready, Event::End { reason, message }) => {
             to(Phase::Stopping, Some(reason), message)
         }
-        (Phase::Stopping | Phase::Stopped | Phase::Failed, Event::End { .. })
+        (Phase::Starting, Event::Begin)
+        | (Phase::Ready, Event::Linked)
+        | (Phase::Stopping | Phase::Stopped | Phase::Failed, Event::End { .. })
         | (Phase::Stopped | Phase::Failed, Event::TornDown) => Answer::AlreadySo,
         (Phase::Stopping, Event::TornDown) => {
             let phase = status.reason.map_or(Phase::Failed, end_of);
