@@ -16,7 +16,8 @@ use futures_util::stream;
 /// A runtime under test, and what it can be asked for.
 pub struct Bench<'a> {
     pub runtime: &'a dyn SandboxRuntime,
-    /// An image that it has, with `sh`, `true`, `false` and `echo`.
+    /// An image that it has, with `sh`, `true`, `false` and `echo`. The guest makes `/tmp/ready` and
+    /// then ends with 42 on SIGTERM.
     pub image: ImageDigest,
     /// Below it each sandbox gets its link directory.
     pub link_root: PathBuf,
@@ -26,6 +27,9 @@ pub struct Bench<'a> {
 
 /// Anything that hangs fails.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Ends the guest with 42, once it is ready to be asked.
+const END_GUEST: &str = "while ! test -e /tmp/ready; do :; done; kill -TERM 1";
 
 /// Random bits of their own make ids of one millisecond differ; the time only sorts.
 pub fn session() -> SessionId {
@@ -151,7 +155,7 @@ async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
     let id = bench.running().await;
     let (waited, _) = tokio::join!(
         runtime.wait(&id),
-        runtime.exec(&id, &["sh", "-c", "kill -TERM 1"])
+        runtime.exec(&id, &["sh", "-c", END_GUEST])
     );
     assert_eq!(waited.unwrap(), Some(42));
     // Asked again, it says so again.
@@ -160,6 +164,12 @@ async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
     assert_eq!(
         (state.phase, state.exit_code),
         (SandboxPhase::Exited, Some(42))
+    );
+    // A sandbox has one life.
+    let again = runtime.start(&id).await;
+    assert!(
+        matches!(again, Err(RuntimeError::Failed { .. })),
+        "{again:?}"
     );
     runtime.remove(&id).await.unwrap();
 }
