@@ -1,6 +1,7 @@
 //! What every sandbox runtime does, whatever it is made of. One suite, run against the fake and
 //! against podman, so that neither can drift from the other.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -10,8 +11,7 @@ use casemate::base::id::{InstallationId, SessionId};
 use casemate::model::image::ImageDigest;
 use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec};
 use casemate::runtime::{RuntimeError, SandboxRuntime};
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::{FutureExt, StreamExt, stream};
 
 /// A runtime under test, and what it can be asked for.
 pub struct Bench<'a> {
@@ -112,9 +112,15 @@ pub async fn contract(bench: &Bench<'_>) {
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
     };
-    let result = tokio::time::timeout(DEADLINE, checks).await;
-    assert_eq!(bench.sweep().await, 0, "a check left sandboxes behind");
-    result.expect("the contract suite hangs");
+    let checks = tokio::time::timeout(DEADLINE, checks);
+    // Whatever happens, nothing is left for the next run.
+    let result = AssertUnwindSafe(checks).catch_unwind().await;
+    let left = bench.sweep().await;
+    match result {
+        Err(panic) => resume_unwind(panic),
+        Ok(result) => result.expect("the contract suite hangs"),
+    }
+    assert_eq!(left, 0, "a check left sandboxes behind");
 }
 
 async fn a_life_from_create_to_gone(bench: &Bench<'_>) {
