@@ -162,6 +162,12 @@ fn spec() -> SandboxSpec {
     }
 }
 
+/// podman's account of a container in that state.
+fn inspect(status: &str) -> String {
+    json!({"Id": id(), "State": {"Status": status, "ExitCode": 3}, "Config": {"Labels": null}})
+        .to_string()
+}
+
 fn is_unavailable<T>(result: &Result<T, RuntimeError>) -> bool {
     matches!(result, Err(RuntimeError::Unavailable { .. }))
 }
@@ -335,7 +341,11 @@ async fn a_waiter_hears_that_podman_died() {
 
 #[tokio::test]
 async fn already_started_is_success() {
-    let stub = Stub::new(|_| Reply::Raw(b"HTTP/1.1 304 Not Modified\r\n\r\n".to_vec()));
+    // Somebody else starts it between the look and the start.
+    let stub = Stub::new(|line| match line {
+        _ if line.ends_with("/start") => Reply::Raw(b"HTTP/1.1 304 Not Modified\r\n\r\n".to_vec()),
+        _ => Reply::Json(200, inspect("created")),
+    });
     stub.podman().start(&id()).await.unwrap();
 }
 
@@ -431,8 +441,7 @@ async fn states_of_podmans_that_we_do_not_use_are_other() {
         ("paused", SandboxPhase::Other),
         ("something new", SandboxPhase::Other),
     ] {
-        let inspect = json!({"Id": id(), "State": {"Status": status, "ExitCode": 3}, "Config": {"Labels": null}});
-        let stub = Stub::new(move |_| Reply::Json(200, inspect.to_string()));
+        let stub = Stub::new(move |_| Reply::Json(200, inspect(status)));
         let state = stub.podman().inspect(&id()).await.unwrap().unwrap();
         assert_eq!(state.phase, phase, "{status}");
         assert_eq!(

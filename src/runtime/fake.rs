@@ -298,10 +298,12 @@ impl SandboxRuntime for FakeRuntime {
                 .sandboxes
                 .get_mut(id)
                 .ok_or_else(|| refused("no such container"))?;
-            // Like podman, which runs the first process of an ended container again.
-            let starts = sandbox.phase != SandboxPhase::Running;
+            let starts = match sandbox.phase {
+                SandboxPhase::Running => false,
+                SandboxPhase::Exited => return Err(refused("it has ended")),
+                SandboxPhase::Created | SandboxPhase::Other => true,
+            };
             sandbox.phase = SandboxPhase::Running;
-            sandbox.exit_code = None;
             starts.then(|| sandbox.spec.clone())
         };
         // Outside the lock: a hook may take its time, or call back.
@@ -359,7 +361,7 @@ impl SandboxRuntime for FakeRuntime {
         verdict.answer(states)
     }
 
-    /// Knows `true`, `false`, `echo`, and `sh -c "kill -TERM 1"`, which ends the sandbox with 42.
+    /// Knows `true`, `false`, `echo`, and a script that ends in `kill -TERM 1`, which ends the sandbox with 42.
     async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError> {
         let verdict = self.enter(FakeCall::Exec).await?;
         if self
@@ -372,7 +374,7 @@ impl SandboxRuntime for FakeRuntime {
             ["true"] => (0, Vec::new()),
             ["false"] => (1, Vec::new()),
             ["echo", words @ ..] => (0, format!("{}\n", words.join(" ")).into_bytes()),
-            ["sh", "-c", "kill -TERM 1"] => {
+            ["sh", "-c", script] if script.ends_with("kill -TERM 1") => {
                 self.die(id, 42);
                 (0, Vec::new())
             }

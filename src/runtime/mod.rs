@@ -77,25 +77,29 @@ pub trait SandboxRuntime: Send + Sync {
     /// [`RuntimeError::Unfit`] with what to do about it, or [`RuntimeError::Unavailable`].
     async fn probe(&self) -> Result<RuntimeFacts, RuntimeError>;
 
-    /// Makes a sandbox and verifies it, without starting it. What does not verify is removed.
+    /// Makes a sandbox and verifies it, without starting it. What does not verify is removed, and so
+    /// is an earlier sandbox of the same session.
     ///
     /// # Errors
-    /// [`RuntimeError::ImageMissing`], [`RuntimeError::NotAsAsked`], [`RuntimeError::Unavailable`].
+    /// [`RuntimeError::ImageMissing`], [`RuntimeError::NotAsAsked`], [`RuntimeError::Unavailable`],
+    /// [`RuntimeError::Failed`].
     async fn create(&self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError>;
 
-    /// Starts a sandbox; already running is success.
+    /// Starts a sandbox; already running is success. One that has ended is not started again.
     ///
     /// # Errors
-    /// [`RuntimeError::Failed`] with the end of what its first process said.
+    /// [`RuntimeError::Failed`] with the end of what its first process said, or when there is no such
+    /// sandbox; [`RuntimeError::Unavailable`].
     async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError>;
 
     /// The sandbox now; `None` when there is none.
     ///
     /// # Errors
-    /// [`RuntimeError::Unavailable`].
+    /// [`RuntimeError::Unavailable`]; [`RuntimeError::Failed`] when podman cannot read its own records.
     async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError>;
 
-    /// Waits until the sandbox has ended; its exit code, or `None` when it is gone.
+    /// Waits until the sandbox has ended; its exit code, or `None` when it is gone. Has no deadline,
+    /// and may be a second late: the link's end tells sooner.
     ///
     /// # Errors
     /// [`RuntimeError::Unavailable`] when the connection is lost; the caller waits again.
@@ -105,13 +109,14 @@ pub trait SandboxRuntime: Send + Sync {
     /// is left in the runtime.
     ///
     /// # Errors
-    /// [`RuntimeError::Unavailable`]; the caller tries again.
+    /// [`RuntimeError::Unavailable`], or [`RuntimeError::Failed`] when podman has refused until the
+    /// deadline; either way the caller tries again.
     async fn remove(&self, id: &SandboxId) -> Result<(), RuntimeError>;
 
     /// Every sandbox with this installation's label, running or not.
     ///
     /// # Errors
-    /// [`RuntimeError::Unavailable`].
+    /// As [`SandboxRuntime::inspect`].
     async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError>;
 
     /// Runs a program in a running sandbox around the guest: an independent witness for
@@ -134,10 +139,12 @@ pub trait SandboxRuntime: Send + Sync {
     /// The images that sandboxes can be made of.
     ///
     /// # Errors
-    /// [`RuntimeError::Unavailable`].
+    /// As [`SandboxRuntime::inspect`].
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
 
     /// Loads an OCI or docker archive; streams, never holds it in memory.
+    ///
+    /// One image only; a second load waits for the first.
     ///
     /// # Errors
     /// [`RuntimeError::BadArchive`], [`RuntimeError::Unavailable`].

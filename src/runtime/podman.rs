@@ -46,8 +46,9 @@ const LOG_ANSWER_BYTES: usize = 1 << 20;
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause between two tries of a removal.
 const REMOVE_PAUSE_MOST: Duration = Duration::from_millis(500);
-/// How often podman looks whether a container that is waited for has ended.
-const WAIT_INTERVAL: &str = "250ms";
+/// How often podman looks whether a container that is waited for has ended. At its own 250 ms it
+/// spends 0.07 % of a core on each, at a second a fifth of that; who must know sooner has the link.
+const WAIT_INTERVAL: &str = "1s";
 
 /// Rootless podman behind its API socket.
 pub struct Podman {
@@ -364,11 +365,21 @@ impl SandboxRuntime for Podman {
     }
 
     async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError> {
-        let call = self.slow_call(
-            Method::POST,
-            format!("/containers/{id}/start"),
-            "start a sandbox",
-        );
+        let doing = "start a sandbox";
+        let refuse = |message: &str| {
+            Err(RuntimeError::Failed {
+                doing,
+                message: message.into(),
+            })
+        };
+        // podman would run an ended container's first process again, on what the first run left.
+        match self.inspect(id).await?.map(|state| state.phase) {
+            None => return refuse("there is no such sandbox"),
+            Some(SandboxPhase::Exited) => return refuse("it has ended"),
+            Some(SandboxPhase::Running) => return Ok(()),
+            Some(SandboxPhase::Created | SandboxPhase::Other) => {}
+        }
+        let call = self.slow_call(Method::POST, format!("/containers/{id}/start"), doing);
         match self.libpod.send(call).await {
             Err(CallError::Refused { doing, message, .. }) => {
                 let words = self.last_words(id).await;

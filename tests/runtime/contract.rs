@@ -1,6 +1,7 @@
 //! What every sandbox runtime does, whatever it is made of. One suite, run against the fake and
 //! against podman, so that neither can drift from the other.
 
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -10,13 +11,13 @@ use casemate::base::id::{InstallationId, SessionId};
 use casemate::model::image::ImageDigest;
 use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec};
 use casemate::runtime::{RuntimeError, SandboxRuntime};
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::{FutureExt, StreamExt, stream};
 
 /// A runtime under test, and what it can be asked for.
 pub struct Bench<'a> {
     pub runtime: &'a dyn SandboxRuntime,
-    /// An image that it has, with `sh`, `true`, `false` and `echo`.
+    /// An image that it has, with `sh`, `true`, `false` and `echo`. The guest makes `/tmp/ready` and
+    /// then ends with 42 on SIGTERM.
     pub image: ImageDigest,
     /// Below it each sandbox gets its link directory.
     pub link_root: PathBuf,
@@ -26,6 +27,9 @@ pub struct Bench<'a> {
 
 /// Anything that hangs fails.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Ends the guest with 42, once it is ready to be asked.
+const END_GUEST: &str = "while ! test -e /tmp/ready; do :; done; kill -TERM 1";
 
 /// Random bits of their own make ids of one millisecond differ; the time only sorts.
 pub fn session() -> SessionId {
@@ -108,9 +112,15 @@ pub async fn contract(bench: &Bench<'_>) {
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
     };
-    let result = tokio::time::timeout(DEADLINE, checks).await;
-    assert_eq!(bench.sweep().await, 0, "a check left sandboxes behind");
-    result.expect("the contract suite hangs");
+    let checks = tokio::time::timeout(DEADLINE, checks);
+    // Whatever happens, nothing is left for the next run.
+    let result = AssertUnwindSafe(checks).catch_unwind().await;
+    let left = bench.sweep().await;
+    match result {
+        Err(panic) => resume_unwind(panic),
+        Ok(result) => result.expect("the contract suite hangs"),
+    }
+    assert_eq!(left, 0, "a check left sandboxes behind");
 }
 
 async fn a_life_from_create_to_gone(bench: &Bench<'_>) {
@@ -151,7 +161,7 @@ async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
     let id = bench.running().await;
     let (waited, _) = tokio::join!(
         runtime.wait(&id),
-        runtime.exec(&id, &["sh", "-c", "kill -TERM 1"])
+        runtime.exec(&id, &["sh", "-c", END_GUEST])
     );
     assert_eq!(waited.unwrap(), Some(42));
     // Asked again, it says so again.
@@ -160,6 +170,12 @@ async fn an_end_of_its_own_gives_its_exit_code(bench: &Bench<'_>) {
     assert_eq!(
         (state.phase, state.exit_code),
         (SandboxPhase::Exited, Some(42))
+    );
+    // A sandbox has one life.
+    let again = runtime.start(&id).await;
+    assert!(
+        matches!(again, Err(RuntimeError::Failed { .. })),
+        "{again:?}"
     );
     runtime.remove(&id).await.unwrap();
 }

@@ -11,6 +11,7 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
+mod archive;
 mod contract;
 mod service;
 
@@ -25,12 +26,14 @@ use casemate::runtime::podman::Podman;
 use casemate::runtime::{RuntimeConfig, RuntimeError, SandboxRuntime};
 use contract::Bench;
 use futures_util::{StreamExt, stream};
+use serde_json::json;
 
 /// A guest in shell: says so, ends with 42 when asked to.
 const GUEST: &str = "#!/bin/sh
 echo \"guest of $(hostname) is awake\"
 echo 'it complains' >&2
 trap 'exit 42' TERM
+>/tmp/ready
 while :; do sleep 1000 & wait $!; done
 ";
 
@@ -467,6 +470,62 @@ async fn an_image_is_loaded_as_it_arrives() {
         "{result:?}"
     );
     drop(dir);
+}
+
+/// An image whose maker wants to be root, to have volumes, health checks, another entry point, and
+/// labels that are ours to give.
+#[tokio::test]
+async fn an_image_decides_nothing_of_how_it_is_run() {
+    let config = json!({
+        "Entrypoint": ["/bin/sh"],
+        "Cmd": ["-c", "evil"],
+        "User": "12345",
+        "WorkingDir": "/evil",
+        "Volumes": {"/data": {}},
+        "ExposedPorts": {"80/tcp": {}},
+        "StopSignal": "SIGUSR1",
+        "Healthcheck": {"Test": ["CMD", "/evil"], "Interval": 1_000_000_000},
+        "Labels": {"io.casemate.session": "evil", "io.casemate.installation": "evil"},
+        "Env": ["LD_PRELOAD=/evil.so"],
+    });
+    let annotations = json!({"io.casemate.file-limit-bytes": "1", "run.oci.handler": "krun"});
+    let (archive, image) = archive::image(&config, &annotations, None);
+    let dir = work_dir();
+    let podman = podman_as_shipped();
+    // It has no name either.
+    assert_eq!(podman.load_image(once(archive)).await.unwrap(), image);
+    let bench = Bench::new(&podman, image, dir.path());
+    let spec = bench.spec();
+    let id = podman.create(&spec).await.unwrap();
+    podman.start(&id).await.unwrap();
+    let state = podman.inspect(&id).await.unwrap().unwrap();
+    assert_eq!(
+        (state.phase, state.session),
+        (SandboxPhase::Running, Some(spec.session))
+    );
+    podman.remove(&id).await.unwrap();
+    service::forget_image(&socket(), image).await;
+}
+
+/// podman copies an image's annotations to where runsc looks for flags.
+#[tokio::test]
+async fn an_image_with_flags_for_gvisor_is_refused() {
+    let annotations = json!({"dev.gvisor.flag.network": "host"});
+    let (archive, image) = archive::image(&json!({}), &annotations, Some("localhost/evil:latest"));
+    let dir = work_dir();
+    let podman = podman_as_shipped();
+    assert_eq!(podman.load_image(once(archive)).await.unwrap(), image);
+    let bench = Bench::new(&podman, image, dir.path());
+    match podman.create(&bench.spec()).await {
+        Err(RuntimeError::NotAsAsked { field, .. }) => assert_eq!(field, "Config.Annotations"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(bench.sweep().await, 0);
+    service::forget_image(&socket(), image).await;
+}
+
+fn once(archive: Vec<u8>) -> casemate::runtime::ArchiveStream {
+    stream::iter([Ok(archive.into())]).boxed()
 }
 
 /// Prints what the parts of a life take. Compare ratios; the machine is noisy.

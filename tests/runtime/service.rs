@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use casemate::model::image::ImageDigest;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -127,4 +128,17 @@ async fn pass(mut client: UnixStream, real: PathBuf) {
         body.len()
     );
     client.write_all((head + &body).as_bytes()).await.unwrap();
+}
+
+/// Takes an image out of podman's store.
+pub async fn forget_image(socket: &Path, image: ImageDigest) {
+    let mut podman = UnixStream::connect(socket).await.unwrap();
+    let request = format!(
+        "DELETE /v4.0.0/libpod/images/{} HTTP/1.0\r\n\r\n",
+        image.hex()
+    );
+    podman.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    podman.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
 }
