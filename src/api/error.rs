@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::route::Reply;
 use crate::app::AppError;
 use crate::base::id::RequestId;
+use crate::model::session::Reason;
 use crate::runtime::RuntimeError;
 use crate::session::SessionError;
 
@@ -174,11 +175,13 @@ impl From<SessionError> for Problem {
                 "the session's guest went away; the program may or may not have run",
             )
             .because(error),
-            SessionError::LaunchFailed(_) => Self::new(
-                StatusCode::BAD_GATEWAY,
-                code,
-                "the sandbox could not be brought up; an operator finds why in the session's message and the log",
-            ),
+            // podman may be back soon; nothing of the session is left.
+            SessionError::LaunchFailed {
+                reason: Reason::RuntimeUnavailable,
+                ..
+            } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "runtime_unavailable", text)
+                .again_later(),
+            SessionError::LaunchFailed { .. } => plain(StatusCode::BAD_GATEWAY),
             SessionError::Runtime(error) => error.into(),
             SessionError::Store(error) => {
                 unavailable(code, "the state cannot be reached").because(error)

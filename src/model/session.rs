@@ -84,6 +84,10 @@ pub enum Reason {
     Deadline,
     /// The sandbox could not be brought up.
     LaunchFailed,
+    /// podman did not answer, or not in time.
+    RuntimeUnavailable,
+    /// The template's image is no longer in podman's store.
+    ImageMissing,
     /// The sandbox ended by itself.
     SandboxDied,
     /// After a restart there was no sandbox left to adopt.
@@ -96,11 +100,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
         Self::LaunchFailed,
+        Self::RuntimeUnavailable,
+        Self::ImageMissing,
         Self::SandboxDied,
         Self::SandboxMissing,
         Self::GuestLost,
@@ -115,6 +121,8 @@ impl Reason {
             Self::Operator => "operator",
             Self::Deadline => "deadline",
             Self::LaunchFailed => "launch_failed",
+            Self::RuntimeUnavailable => "runtime_unavailable",
+            Self::ImageMissing => "image_missing",
             Self::SandboxDied => "sandbox_died",
             Self::SandboxMissing => "sandbox_missing",
             Self::GuestLost => "guest_lost",

@@ -25,7 +25,7 @@ pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
 
 /// All that the guest holds: it starts programs as other users and ends them
 /// (`docs/decisions/0002-capabilities.md`).
-pub(super) const CAPABILITIES: [&str; 3] = ["CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
+pub(super) const CAPABILITIES: [&str; 4] = ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"];
 /// Open files of one process inside.
 const OPEN_FILES: u64 = 65_536;
 /// podman's log of what the guest says: rewritten from its start when it is full.
@@ -92,7 +92,7 @@ pub struct CreateRequest {
     labels: BTreeMap<&'static str, String>,
     annotations: BTreeMap<&'static str, String>,
     cap_drop: [&'static str; 1],
-    cap_add: [&'static str; 3],
+    cap_add: [&'static str; 4],
     no_new_privileges: bool,
     privileged: bool,
     netns: Namespace,

@@ -312,13 +312,25 @@ mod tests {
             ("Dependencies", json!(["another"])),
             (
                 "EffectiveCaps",
-                json!(["CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SYS_ADMIN"]),
+                json!([
+                    "CAP_KILL",
+                    "CAP_SETGID",
+                    "CAP_SETPCAP",
+                    "CAP_SETUID",
+                    "CAP_SYS_ADMIN"
+                ]),
             ),
             ("EffectiveCaps", json!(["CAP_KILL"])),
             ("EffectiveCaps", json!(null)),
             (
                 "BoundingCaps",
-                json!(["CAP_KILL", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID"]),
+                json!([
+                    "CAP_KILL",
+                    "CAP_NET_RAW",
+                    "CAP_SETGID",
+                    "CAP_SETPCAP",
+                    "CAP_SETUID"
+                ]),
             ),
             ("Config.Entrypoint", json!("/bin/sh")),
             ("Config.Cmd", json!(["-c", "true"])),

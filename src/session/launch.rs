@@ -237,7 +237,7 @@ pub(super) async fn create(
         .runtime
         .create(&spec)
         .await
-        .map_err(|error| failed(&error))
+        .map_err(|error| refused(&error))
 }
 
 /// Starts the sandbox and waits for its guest. When it does not come, its last words are the best
@@ -251,7 +251,7 @@ pub(super) async fn start(
         .runtime
         .start(sandbox)
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| refused(&error))?;
     let patience = house.settings().link_timeout;
     match door.await_guest(house, sandbox, patience).await {
         Ok(link) => Ok(link),
@@ -265,6 +265,16 @@ pub(super) async fn start(
             Err(End::new(Reason::LaunchFailed, message))
         }
     }
+}
+
+/// What the runtime would not do, told apart by who can mend it.
+pub(super) fn refused(error: &RuntimeError) -> End {
+    let reason = match error {
+        RuntimeError::Unavailable { .. } => Reason::RuntimeUnavailable,
+        RuntimeError::ImageMissing(_) => Reason::ImageMissing,
+        _ => Reason::LaunchFailed,
+    };
+    End::new(reason, Chain(error).to_string())
 }
 
 /// A failure of a launch, with all its causes: the operator's and the client's only explanation.

@@ -31,6 +31,7 @@ pub mod runner;
 pub mod state;
 
 use crate::audit::AuditError;
+use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::session::{Phase, Reason};
 use crate::runtime::RuntimeError;
@@ -87,9 +88,14 @@ pub enum SessionError {
     /// The link was lost or misbehaved. The program may have run.
     #[error("the session's guest is gone")]
     GuestGone(#[source] casemate_link::daemon::LinkError),
-    /// The sandbox could not be brought up. Report.
-    #[error("launch the session: {0}")]
-    LaunchFailed(String),
+    /// The sandbox could not be brought up. The session's message and the log say why.
+    #[error("the sandbox of {session} could not be brought up ({})", reason.as_str())]
+    LaunchFailed {
+        /// The session, which stays to be looked at.
+        session: SessionId,
+        /// Why, for programs.
+        reason: Reason,
+    },
     /// The runtime failed.
     #[error("run the session's sandbox")]
     Runtime(#[source] RuntimeError),
@@ -126,7 +132,7 @@ impl SessionError {
             Self::Draining => "draining",
             Self::Refused { .. } => "program_refused",
             Self::GuestGone(_) => "guest_gone",
-            Self::LaunchFailed(_) => "launch_failed",
+            Self::LaunchFailed { .. } => "launch_failed",
             Self::Runtime(_) => "runtime_unavailable",
             Self::Store(_) => "store_failed",
             Self::Audit(_) => "audit_failed",

@@ -83,6 +83,8 @@ const fn end_of(reason: Reason) -> Phase {
     match reason {
         Reason::Client | Reason::Operator | Reason::Deadline => Phase::Stopped,
         Reason::LaunchFailed
+        | Reason::RuntimeUnavailable
+        | Reason::ImageMissing
         | Reason::SandboxDied
         | Reason::SandboxMissing
         | Reason::GuestLost
