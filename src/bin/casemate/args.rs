@@ -146,7 +146,10 @@ fn help_template(command: &clap::Command) -> String {
             let _ = writeln!(text, "  {literal}{name:<13}{literal:#}{about}");
         }
     }
-    text.push_str("\n{options}{after-help}");
+    let _ = write!(
+        text,
+        "\n{header}Settings:{header:#}\n{{options}}{{after-help}}"
+    );
     text
 }
 

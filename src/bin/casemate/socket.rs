@@ -190,3 +190,24 @@ fn refusal(code: &str, message: &str) -> Failure {
     };
     Failure::new(exit, format!("{message} ({code})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_not_is_told_who_may() {
+        let admin = Admin::new("/run/casemate/admin.sock".into());
+        let failure = admin.unreachable(&io::ErrorKind::PermissionDenied.into());
+        assert_eq!(failure.exit, Exit::Refused);
+        assert!(failure.message.contains("root and the operators' group"));
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_code() {
+        let failure = refusal("not_reloaded", "line 3 is wrong");
+        assert_eq!(failure.exit, Exit::Failed);
+        assert_eq!(failure.message, "line 3 is wrong (not_reloaded)");
+        assert_eq!(refusal("denied", "no").exit, Exit::Refused);
+    }
+}

@@ -52,7 +52,8 @@ The program's output comes when it has ended, byte by byte as it was written. Wh
 stands on standard input is sent whole, up to 1 MiB less what the request needs.
 
 Without --session a new session is made and ended again, on Ctrl-C and SIGTERM as
-well; a second Ctrl-C leaves it to its own deadline.
+well; a second Ctrl-C leaves it to its own deadline. With --timeout S and without
+--keep that deadline is S + 180 seconds, so that nothing stays when casemate is killed.
 
 casemate ends with the program's exit code, with 128 + N when signal N ended it, and
 with 124 when its time was over; other codes are under `casemate --help`.")]
