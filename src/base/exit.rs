@@ -11,6 +11,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// It did what it was asked to.
     Ok = 0,
+    /// It was refused, and the message says why.
+    Failed = 1,
     /// The command line is wrong (`EX_USAGE`). No restart mends it.
     Usage = 64,
     /// Something outside does not answer, podman above all (`EX_UNAVAILABLE`). A restart may help.
@@ -28,16 +30,19 @@ pub enum Exit {
     Refused = 77,
     /// The configuration is wrong (`EX_CONFIG`). No restart mends it.
     Config = 78,
-    /// A second SIGINT forced the end (128 + 2, as a shell counts).
+    /// A program in a session ran into its time limit, as `timeout(1)` says it.
+    TimedOut = 124,
+    /// SIGINT ended it, in the daemon a second one (128 + 2, as a shell counts).
     Interrupted = 130,
-    /// A second SIGTERM forced the end (128 + 15, as a shell counts).
+    /// SIGTERM ended it, in the daemon a second one (128 + 15, as a shell counts).
     Terminated = 143,
 }
 
 impl Exit {
     /// Every way to end, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Ok,
+        Self::Failed,
         Self::Usage,
         Self::Unavailable,
         Self::Software,
@@ -46,6 +51,7 @@ impl Exit {
         Self::AlreadyRunning,
         Self::Refused,
         Self::Config,
+        Self::TimedOut,
         Self::Interrupted,
         Self::Terminated,
     ];

@@ -1,0 +1,100 @@
+//! `casemate admin …`: what operators do, over the admin socket.
+
+mod audit;
+mod image;
+mod session;
+mod status;
+
+use casemate::admin::protocol::{Answer, Request};
+use casemate::base::exit::Exit;
+use casemate::model::name::Name;
+use clap::Subcommand;
+
+use super::Context;
+use crate::failure::Failure;
+use crate::output::{self, tell};
+
+/// What an operator can do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Show how casemated is; ends with 69 when it cannot do its work
+    Status,
+    /// Make API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Look at and end sessions of all teams
+    #[command(subcommand)]
+    Session(session::Command),
+    /// Load and list images
+    #[command(subcommand)]
+    Image(image::Command),
+    /// Read the audit log, oldest first
+    Audit(audit::Audit),
+    /// Make casemated read its settings again
+    Reload,
+}
+
+/// What to do with keys.
+#[derive(Subcommand)]
+pub enum Key {
+    /// Make a key and print it, once and never again: KEY=$(casemate admin key create NAME)
+    Create {
+        /// What it is for
+        #[arg(value_name = "NAME")]
+        name: Name,
+        /// The team that it acts for
+        #[arg(long, default_value = "default")]
+        team: Name,
+    },
+}
+
+impl Command {
+    /// The exit code.
+    pub async fn execute(self, context: &Context) -> Result<u8, Failure> {
+        match self {
+            Self::Status => return status::execute(context).await,
+            Self::Key(Key::Create { name, team }) => create_key(context, name, team).await?,
+            Self::Session(command) => command.execute(context).await?,
+            Self::Image(command) => command.execute(context).await?,
+            Self::Audit(audit) => audit.execute(context).await?,
+            Self::Reload => {
+                done(context, Request::Reload).await?;
+                if !context.json {
+                    tell("casemated has read its settings again");
+                }
+            }
+        }
+        Ok(Exit::Ok.code())
+    }
+}
+
+async fn create_key(context: &Context, name: Name, team: Name) -> Result<(), Failure> {
+    let about = format!(
+        "made the key {name} for the team {team}; it is shown now and never again, so put it into CASEMATE_API_KEY or a file of mode 600"
+    );
+    match context
+        .admin()
+        .ask(Request::KeyCreate { name, team })
+        .await?
+    {
+        Answer::Key(view) => {
+            if context.json {
+                output::json(&view)?;
+            } else {
+                output::line(&view.key)?;
+            }
+            tell(&about);
+            Ok(())
+        }
+        _ => Err(Failure::mismatch()),
+    }
+}
+
+/// Asks for what has no result; an empty object says so to programs.
+async fn done(context: &Context, request: Request) -> Result<(), Failure> {
+    match context.admin().ask(request).await? {
+        Answer::Done if context.json => output::json(&serde_json::json!({})),
+        Answer::Done => Ok(()),
+        _ => Err(Failure::mismatch()),
+    }
+}

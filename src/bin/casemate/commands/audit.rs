@@ -1,0 +1,119 @@
+//! `casemate audit …`: what was recorded of a session, over the HTTP API, and how a record is shown.
+
+use casemate::base::id::SessionId;
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::Context;
+use super::session::wire::Page;
+use crate::failure::Failure;
+use crate::http::Call;
+use crate::output::{self, tell};
+use crate::screen::or_absent;
+
+/// What to do with the record.
+#[derive(Subcommand)]
+pub enum Command {
+    /// List what was recorded of a session, oldest first
+    List {
+        /// Which session
+        #[arg(long, value_name = "ID")]
+        session: SessionId,
+        /// At most so many, 1 to 200
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+        limit: u32,
+        /// Go on after the last record of the page before
+        #[arg(long, value_name = "N")]
+        cursor: Option<String>,
+    },
+}
+
+/// The columns of [`row`].
+pub const HEADINGS: [&str; 6] = ["AT", "STAGE", "PRINCIPAL", "SESSION", "KIND", "DETAILS"];
+
+impl Command {
+    pub async fn execute(self, context: &Context) -> Result<(), Failure> {
+        let Self::List {
+            session,
+            limit,
+            cursor,
+        } = self;
+        let mut query = vec![
+            ("session", session.to_string()),
+            ("limit", limit.to_string()),
+        ];
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let client = context.client()?;
+        let answer = client.call(Call::get("/v1/audit", &query)).await?;
+        if context.json {
+            return output::json(&client.read::<Value>(&answer)?);
+        }
+        let page: Page<Value> = client.read(&answer)?;
+        let rows: Vec<_> = page.items.iter().map(row).collect();
+        output::table(&HEADINGS, &rows)?;
+        page.next_cursor.inspect(|cursor| {
+            tell(&format!("there are more; go on with --cursor {cursor}"));
+        });
+        Ok(())
+    }
+}
+
+/// A record in a table. Read as loose JSON, so that kinds of events that a newer daemon knows are
+/// shown as well.
+pub fn row(record: &Value) -> Vec<String> {
+    let text = |name: &str| or_absent(record.get(name).and_then(Value::as_str));
+    let event = record.get("event");
+    let kind = event
+        .and_then(|event| event.get("kind"))
+        .and_then(Value::as_str);
+    let mut details = Vec::new();
+    describe(event, "kind", &mut details);
+    describe(record.get("outcome"), "", &mut details);
+    vec![
+        text("at"),
+        text("stage"),
+        text("principal"),
+        text("session"),
+        or_absent(kind),
+        details.join(" "),
+    ]
+}
+
+/// The object's fields as `k=v`, without one of them.
+fn describe(object: Option<&Value>, without: &str, details: &mut Vec<String>) {
+    let fields = object.and_then(Value::as_object).into_iter().flatten();
+    for (name, value) in fields.filter(|(name, _)| *name != without) {
+        match value {
+            Value::String(text) => details.push(format!("{name}={text}")),
+            other => details.push(format!("{name}={other}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_record_is_one_line_of_what_is_known() {
+        let record = json!({
+            "id": "evt_x", "at": "2026-01-01T00:00:00.000Z", "stage": "outcome",
+            "principal": "key_x", "session": "ses_x",
+            "event": {"kind": "session.run", "arguments": 2, "program": "ls"},
+            "outcome": {"result": "ok", "detail": "exit code 0"},
+        });
+        let row = row(&record);
+        assert_eq!(row.len(), HEADINGS.len());
+        assert_eq!(row[4], "session.run");
+        assert_eq!(
+            row[5],
+            "arguments=2 program=ls detail=exit code 0 result=ok"
+        );
+    }
+
+    #[test]
+    fn a_record_from_the_future_is_shown_as_far_as_it_goes() {
+        assert_eq!(row(&json!({"event": 7}))[..5], ["-", "-", "-", "-", "-"]);
+    }
+}

@@ -1,0 +1,71 @@
+//! One file a command: its arguments, what it asks for, how the answer is shown.
+
+pub mod about;
+pub mod admin;
+pub mod audit;
+pub mod pair;
+pub mod program;
+pub mod ready;
+pub mod run;
+pub mod session;
+pub mod stop;
+
+use std::path::PathBuf;
+
+use casemate::base::exit::Exit;
+
+use crate::args::{Cli, Command};
+use crate::failure::Failure;
+use crate::http::Client;
+use crate::key;
+use crate::socket::Admin;
+
+/// What every command can use.
+pub struct Context {
+    url: String,
+    key_file: Option<PathBuf>,
+    socket: PathBuf,
+    /// Whether a program reads the result.
+    pub json: bool,
+}
+
+impl Context {
+    /// The HTTP API, with the caller's key.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let environment = std::env::var_os(key::VARIABLE);
+        let key = key::find(self.key_file.as_deref(), environment)?;
+        Client::new(&self.url, Some(key))
+    }
+
+    /// The HTTP API's open routes: no key is needed, so none is sent.
+    pub fn stranger(&self) -> Result<Client, Failure> {
+        Client::new(&self.url, None)
+    }
+
+    /// The admin socket.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.socket.clone())
+    }
+}
+
+/// Does what was asked; the exit code.
+pub async fn execute(cli: Cli) -> Result<u8, Failure> {
+    let settings = cli.settings;
+    let context = Context {
+        url: settings.url,
+        key_file: settings.key_file,
+        socket: settings.socket,
+        json: settings.json,
+    };
+    match cli.command {
+        Command::Run(run) => return run.execute(&context).await,
+        Command::Ready => return ready::execute(&context).await,
+        Command::Session(command) => command.execute(&context).await?,
+        Command::Audit(command) => command.execute(&context).await?,
+        Command::Admin(command) => return command.execute(&context).await,
+        Command::Completions { shell } => about::completions(shell)?,
+        Command::Man { directory } => about::man(&directory)?,
+        Command::Version => about::version(&context)?,
+    }
+    Ok(Exit::Ok.code())
+}

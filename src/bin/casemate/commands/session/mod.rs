@@ -1,0 +1,270 @@
+//! `casemate session …`: the team's sessions over the HTTP API.
+
+pub mod wire;
+
+use casemate::base::id::SessionId;
+use casemate::model::name::Name;
+use casemate::model::session::Phase;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use self::wire::{Limits, NewSession, Page, SessionView};
+use super::Context;
+use super::pair::{Variable, environment, own, pair, variable};
+use crate::failure::Failure;
+use crate::http::Call;
+use crate::output::{self, tell};
+use crate::screen::{or_absent, size};
+
+/// What to do with sessions.
+#[derive(Subcommand)]
+pub enum Command {
+    /// List the team's sessions, newest first
+    List(List),
+    /// Show one session, live or ended
+    Get {
+        /// Which
+        #[arg(value_name = "ID")]
+        id: SessionId,
+    },
+    /// Make a session and print its ID when it is ready
+    Create(Box<Create>),
+    /// End sessions; one that has ended already is no failure
+    Stop {
+        /// Which
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<SessionId>,
+    },
+}
+
+/// Options of `casemate session list`.
+#[derive(Args)]
+pub struct List {
+    /// Only in this phase; may be repeated
+    #[arg(long = "phase", value_parser = PossibleValuesParser::new(Phase::ALL.map(Phase::as_str)))]
+    phases: Vec<String>,
+    /// Only with this label; may be repeated
+    #[arg(long = "label", value_name = "k=v", value_parser = pair)]
+    labels: Vec<(String, String)>,
+    /// Only with this name
+    #[arg(long)]
+    name: Option<Name>,
+    /// At most so many, 1 to 200
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    limit: u32,
+    /// Go on after the last session of the page before
+    #[arg(long, value_name = "ID")]
+    cursor: Option<String>,
+}
+
+/// What a new session is to be, for every command that makes one.
+#[derive(Args)]
+pub struct Wanted {
+    /// The recipe; `base` when absent
+    #[arg(long, value_name = "T")]
+    template: Option<Name>,
+    /// A name that no other live session of the team has
+    #[arg(long, value_name = "N")]
+    name: Option<Name>,
+    /// For people and filters; may be repeated
+    #[arg(long = "label", value_name = "k=v", value_parser = pair)]
+    labels: Vec<(String, String)>,
+}
+
+/// Options of `casemate session create`.
+#[derive(Args)]
+pub struct Create {
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Give every program a variable; K alone hands on the value of this environment, which keeps
+    /// it out of the process list
+    #[arg(short, long = "env", value_name = "K=V", value_parser = variable)]
+    env: Vec<Variable>,
+    /// Where programs start when they do not say
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// End the session after so many seconds
+    #[arg(long, value_name = "S", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    timeout: Option<u64>,
+    /// Memory of the whole sandbox
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    memory_bytes: Option<u64>,
+    /// Processor cores, in parts of one
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    cpus: Option<f64>,
+    /// Processes and threads
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pids: Option<u32>,
+    /// Bytes in the writable layer
+    #[arg(long, value_name = "BYTES", help_heading = "Limits")]
+    disk_bytes: Option<u64>,
+    /// Do not wait until the session is ready
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl From<Wanted> for NewSession {
+    fn from(wanted: Wanted) -> Self {
+        Self {
+            template: wanted.template,
+            name: wanted.name,
+            labels: wanted.labels.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Command {
+    pub async fn execute(self, context: &Context) -> Result<(), Failure> {
+        match self {
+            Self::List(list) => list.execute(context).await,
+            Self::Get { id } => {
+                let call = Call::get(&format!("/v1/sessions/{id}"), &[]);
+                let client = context.client()?;
+                let answer = client.call(call).await?;
+                if context.json {
+                    return output::json(&client.read::<Value>(&answer)?);
+                }
+                output::fields(&details(client.read(&answer)?))
+            }
+            Self::Create(create) => create.execute(context).await,
+            Self::Stop { ids } => stop(context, ids).await,
+        }
+    }
+}
+
+impl List {
+    async fn execute(self, context: &Context) -> Result<(), Failure> {
+        let mut query = vec![("limit", self.limit.to_string())];
+        query.extend(self.phases.into_iter().map(|phase| ("phase", phase)));
+        query.extend(self.name.map(|name| ("name", name.to_string())));
+        query.extend(self.cursor.map(|cursor| ("cursor", cursor)));
+        let labels = self.labels.into_iter();
+        query.extend(labels.map(|(key, value)| ("label", format!("{key}={value}"))));
+        let client = context.client()?;
+        let answer = client.call(Call::get("/v1/sessions", &query)).await?;
+        if context.json {
+            return output::json(&client.read::<Value>(&answer)?);
+        }
+        let page: Page<SessionView> = client.read(&answer)?;
+        let rows: Vec<_> = page.items.into_iter().map(row).collect();
+        let headings = ["ID", "NAME", "TEMPLATE", "PHASE", "CREATED", "ENDS", "WHY"];
+        output::table(&headings, &rows)?;
+        page.next_cursor.inspect(|cursor| {
+            tell(&format!("there are more; go on with --cursor {cursor}"));
+        });
+        Ok(())
+    }
+}
+
+impl Create {
+    async fn execute(self, context: &Context) -> Result<(), Failure> {
+        let limits = Limits {
+            memory_bytes: self.memory_bytes,
+            cpus: self.cpus,
+            pids: self.pids,
+            disk_bytes: self.disk_bytes,
+        };
+        let new = NewSession {
+            env: environment(self.env, own)?,
+            workdir: self.workdir,
+            timeout_s: self.timeout,
+            limits: limits.wanted(),
+            wait: self.no_wait.then_some(false),
+            ..NewSession::from(self.wanted)
+        };
+        let client = context.client()?;
+        let answer = wire::create(&client, &new).await?;
+        if context.json {
+            return output::json(&client.read::<Value>(&answer)?);
+        }
+        let session: SessionView = client.read(&answer)?;
+        output::line(&session.id.to_string())?;
+        if session.phase != Phase::Ready.as_str() && !self.no_wait {
+            tell(&format!(
+                "{} is not ready yet but {}; `casemate session get {}` tells how it goes on",
+                session.id, session.phase, session.id
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Ends each; one that cannot be ended does not keep the others up.
+async fn stop(context: &Context, ids: Vec<SessionId>) -> Result<(), Failure> {
+    let client = context.client()?;
+    let (mut items, mut rows, mut first) = (Vec::new(), Vec::new(), None);
+    for id in ids {
+        match wire::stop(&client, id).await {
+            Ok(phase) => {
+                items.push(json!({"id": id, "phase": phase}));
+                rows.push(vec![id.to_string(), phase.to_string()]);
+            }
+            Err(failure) => {
+                items.push(json!({"id": id, "error": failure.message}));
+                let message = format!("{id}: {}", failure.message);
+                // The last sentence is told by whoever ends the program.
+                if let Some(Failure { message, .. }) =
+                    first.replace(Failure::new(failure.exit, message))
+                {
+                    tell(&message);
+                }
+            }
+        }
+    }
+    if context.json {
+        output::json(&json!({"items": items}))?;
+    } else if !rows.is_empty() {
+        output::table(&["ID", "PHASE"], &rows)?;
+    }
+    first.map_or(Ok(()), Err)
+}
+
+/// Reason and message as one text.
+pub fn why(reason: Option<String>, message: Option<String>) -> String {
+    match (reason, message) {
+        (Some(reason), Some(message)) => format!("{reason}: {message}"),
+        (reason, message) => or_absent(reason.or(message)),
+    }
+}
+
+fn row(session: SessionView) -> Vec<String> {
+    vec![
+        session.id.to_string(),
+        or_absent(session.name),
+        session.template,
+        session.phase,
+        session.created_at,
+        session.ends_at,
+        why(session.reason, session.message),
+    ]
+}
+
+fn details(session: SessionView) -> Vec<(&'static str, String)> {
+    let labels = session.labels.iter();
+    let labels: Vec<_> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    let limits = session.limits;
+    vec![
+        ("id", session.id.to_string()),
+        ("name", or_absent(session.name)),
+        ("phase", session.phase),
+        ("why", why(session.reason, session.message)),
+        ("template", session.template),
+        ("image", session.image),
+        (
+            "labels",
+            or_absent((!labels.is_empty()).then(|| labels.join(" "))),
+        ),
+        ("memory", or_absent(limits.memory_bytes.map(size))),
+        ("cpus", or_absent(limits.cpus)),
+        ("pids", or_absent(limits.pids)),
+        ("disk", or_absent(limits.disk_bytes.map(size))),
+        ("created", session.created_at),
+        ("ready", or_absent(session.ready_at)),
+        ("ends", session.ends_at),
+        ("ended", or_absent(session.ended_at)),
+    ]
+}

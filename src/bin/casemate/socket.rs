@@ -1,0 +1,213 @@
+//! A client of the admin socket: one connection, one command, one last answer.
+//!
+//! The daemon answers a peer that it turns away before it reads anything; so a failed write is not
+//! the end, the answer that explains it may still be there to read.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use casemate::admin::protocol::{Answer, Envelope, Request, VERSION, codec};
+use casemate::base::exit::Exit;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::UnixStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use crate::failure::Failure;
+
+/// How long an answer may take: stopping a session waits for half of it at most.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the daemon may take to accept the next piece of an archive.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long podman may work on an archive that has arrived.
+const LOAD_DEADLINE: Duration = Duration::from_secs(3600);
+
+/// Size of an archive's pieces: well below a frame, large enough to keep both ends busy.
+const CHUNK_BYTES: usize = 256 << 10;
+
+type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+
+/// The admin socket.
+pub struct Admin {
+    path: PathBuf,
+}
+
+impl Admin {
+    /// The socket at this path; nothing happens yet.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Asks for one thing.
+    pub async fn ask(&self, request: Request) -> Result<Answer, Failure> {
+        let (mut sink, mut stream) = self.connect().await?.split();
+        // When it cannot be sent, the answer says why.
+        let _ = send(&mut sink, envelope(request)?, DEADLINE).await;
+        match tokio::time::timeout(DEADLINE, self.last(&mut stream, |_| {})).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.silent(DEADLINE)),
+        }
+    }
+
+    /// Sends an archive; tells `progress` how many bytes the daemon has.
+    pub async fn import(
+        &self,
+        mut archive: impl AsyncRead + Unpin,
+        progress: impl FnMut(u64),
+    ) -> Result<Answer, Failure> {
+        let (mut sink, mut stream) = self.connect().await?.split();
+        let sending = async {
+            if send(&mut sink, envelope(Request::ImageImport)?, DEADLINE)
+                .await
+                .is_err()
+            {
+                return Ok(());
+            }
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+                let read = (&mut archive)
+                    .take(CHUNK_BYTES as u64)
+                    .read_to_end(&mut chunk)
+                    .await;
+                read.map_err(|error| Failure::io("read the archive", &error))?;
+                let is_last = chunk.is_empty();
+                let sent = send(&mut sink, chunk.into(), CHUNK_DEADLINE).await;
+                if sent.is_err() || is_last {
+                    return Ok(());
+                }
+            }
+        };
+        let answering = self.last(&mut stream, progress);
+        tokio::pin!(answering);
+        tokio::select! {
+            // A refusal may come at any time and makes the rest of the archive needless.
+            biased;
+            answer = &mut answering => return answer,
+            sent = sending => sent?,
+        }
+        match tokio::time::timeout(LOAD_DEADLINE, answering).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.silent(LOAD_DEADLINE)),
+        }
+    }
+
+    async fn connect(&self) -> Result<Frames, Failure> {
+        match UnixStream::connect(&self.path).await {
+            Ok(stream) => Ok(Framed::new(stream, codec())),
+            Err(error) => Err(self.unreachable(&error)),
+        }
+    }
+
+    /// The answer after which there is none.
+    async fn last(
+        &self,
+        stream: &mut SplitStream<Frames>,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Answer, Failure> {
+        loop {
+            let frame = match stream.next().await {
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(Failure::mismatch());
+                }
+                Some(Err(_)) | None => {
+                    return Err(Failure::unavailable(format!(
+                        "casemated broke the connection at {} off; it may or may not have done what it was asked to",
+                        self.path.display()
+                    )));
+                }
+            };
+            match serde_json::from_slice(&frame) {
+                Ok(Answer::Progress { received_bytes }) => progress(received_bytes),
+                Ok(Answer::Refused { code, message }) => return Err(refusal(&code, &message)),
+                Ok(answer) => return Ok(answer),
+                Err(_) => return Err(Failure::mismatch()),
+            }
+        }
+    }
+
+    fn silent(&self, deadline: Duration) -> Failure {
+        Failure::unavailable(format!(
+            "casemated did not answer at {} within {} s; it may still do what it was asked to",
+            self.path.display(),
+            deadline.as_secs()
+        ))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let path = self.path.display();
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Failure::new(
+                Exit::Refused,
+                format!(
+                    "you may not reach the admin socket {path}; it is for root and the operators' group (casemate on a fresh install): use sudo, or join the group and log in again"
+                ),
+            ),
+            io::ErrorKind::NotFound => Failure::unavailable(format!(
+                "there is no admin socket at {path}; is casemated running on this machine? (systemctl status casemated, or scripts/dev up; --socket names another place)"
+            )),
+            io::ErrorKind::ConnectionRefused => Failure::unavailable(format!(
+                "nobody listens at the admin socket {path}; is casemated running? (systemctl status casemated, or scripts/dev up)"
+            )),
+            io::ErrorKind::WouldBlock => Failure::unavailable(format!(
+                "too many operators wait at the admin socket {path}; try again"
+            )),
+            _ => Failure::unavailable(format!("cannot reach the admin socket {path}: {error}")),
+        }
+    }
+}
+
+fn envelope(request: Request) -> Result<Bytes, Failure> {
+    let envelope = Envelope {
+        version: VERSION,
+        request,
+    };
+    serde_json::to_vec(&envelope)
+        .map(Bytes::from)
+        .map_err(|error| Failure::new(Exit::Software, format!("cannot write a request: {error}")))
+}
+
+async fn send(
+    sink: &mut SplitSink<Frames, Bytes>,
+    frame: Bytes,
+    deadline: Duration,
+) -> io::Result<()> {
+    match tokio::time::timeout(deadline, sink.send(frame)).await {
+        Ok(sent) => sent,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+fn refusal(code: &str, message: &str) -> Failure {
+    let exit = match code {
+        "not_an_operator" | "denied" => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, format!("{message} ({code})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_not_is_told_who_may() {
+        let admin = Admin::new("/run/casemate/admin.sock".into());
+        let failure = admin.unreachable(&io::ErrorKind::PermissionDenied.into());
+        assert_eq!(failure.exit, Exit::Refused);
+        assert!(failure.message.contains("root and the operators' group"));
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_code() {
+        let failure = refusal("not_reloaded", "line 3 is wrong");
+        assert_eq!(failure.exit, Exit::Failed);
+        assert_eq!(failure.message, "line 3 is wrong (not_reloaded)");
+        assert_eq!(refusal("denied", "no").exit, Exit::Refused);
+    }
+}
