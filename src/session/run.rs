@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use casemate_link::ProcessSpec;
 use casemate_link::daemon::{LinkError, Process, ProcessEvent, ProcessInput};
+use casemate_link::process::BadSpec;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
@@ -21,6 +22,21 @@ const KILL_GRACE: Duration = Duration::from_secs(2);
 /// How much longer than its time limit and grace a run may stay silent before the guest is taken
 /// for lost: the guest keeps the limit, the daemon only makes sure.
 const LIMIT_SLACK: Duration = Duration::from_secs(10);
+
+/// Whether the link can carry what is asked for. The guest checks again; this here can still tell the
+/// caller which field is wrong before anything is recorded.
+///
+/// # Errors
+/// The first [`BadSpec`] found.
+pub fn check(spec: &RunSpec) -> Result<(), BadSpec> {
+    ProcessSpec {
+        env: spec.env.clone(),
+        cwd: spec.cwd.clone(),
+        user: spec.user.clone(),
+        ..ProcessSpec::new(spec.argv.clone())
+    }
+    .validate()
+}
 
 impl SessionHandle {
     /// Runs a program to its end.

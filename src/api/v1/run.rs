@@ -14,6 +14,7 @@ use crate::api::body;
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
 use crate::model::process::{RunOutcome, RunSpec};
+use crate::session::run::check;
 
 /// The shell that runs a `command`: a login shell, so that it finds what a person would.
 const SHELL: [&str; 3] = ["/bin/bash", "-l", "-c"];
@@ -132,14 +133,7 @@ impl RunRequest {
             timeout_s,
             max_output_bytes,
         };
-        casemate_link::ProcessSpec {
-            env: spec.env.clone(),
-            cwd: spec.cwd.clone(),
-            user: spec.user.clone(),
-            ..casemate_link::ProcessSpec::new(spec.argv.clone())
-        }
-        .validate()
-        .map_err(|error| Problem::bad_request(error.to_string()))?;
+        check(&spec).map_err(|error| Problem::bad_request(error.to_string()))?;
         Ok(spec)
     }
 }
