@@ -1,11 +1,6 @@
 //! The session engine on the fake runtime, with a guest that really dials: each step of a launch
 //! fails, is interrupted or loses its answer, and afterwards nothing is left.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a panic is how a test fails"
-)]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

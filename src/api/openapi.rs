@@ -7,14 +7,14 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::error::{Problem, ProblemBody};
-use super::route::{Access, Call, Reply, Route, schema_of};
+use super::route::{Access, Reply, Route, schema_of};
 use super::routes::ROUTES;
 
 /// Failures that every route may answer with.
 const COMMON_FAILURES: [u16; 4] = [400, 413, 415, 503];
 
 /// Answers with the document.
-pub(super) async fn serve(_: &Call) -> Result<Reply, Problem> {
+pub(super) fn serve() -> Result<Reply, Problem> {
     let text = serde_json::to_vec_pretty(&document())
         .map_err(|error| Problem::internal(error.to_string()))?;
     Ok(Reply::bytes(

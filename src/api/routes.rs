@@ -134,7 +134,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
             status: 200,
             answer: Some(schema_of::<health::HealthView>),
             failures: &[],
-            handler: |call| Box::pin(health::health(call)),
+            handler: |_| Box::pin(std::future::ready(Ok(health::health()))),
         },
         Route {
             method: Method::GET,
@@ -160,7 +160,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
             status: 200,
             answer: None,
             failures: &[],
-            handler: |call| Box::pin(openapi::serve(call)),
+            handler: |_| Box::pin(std::future::ready(openapi::serve())),
         },
     ]
 });

@@ -495,15 +495,15 @@ impl SandboxRuntime for Podman {
         Ok(ExecOutcome { exit_code, output })
     }
 
+    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError> {
+        super::vouch::check(id, dialler)
+    }
+
     /// From podman's own log of the container, which is rewritten from its start at 64 kB.
     ///
     /// Not from an attached stream: that would need a connection and a task for each sandbox, would
     /// let a talkative guest keep the daemon busy, and would have heard nothing of a sandbox that
     /// ended while the daemon was down.
-    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError> {
-        super::vouch::check(id, dialler)
-    }
-
     async fn last_words(&self, id: &SandboxId) -> String {
         self.words(id).await.unwrap_or_else(|error| {
             tracing::debug!(sandbox = %id, error = %Chain(&error), "no last words");

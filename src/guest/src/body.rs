@@ -37,7 +37,11 @@ impl Body for Answer {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        match self {
+            Self::Whole(chunk) => chunk.is_none(),
+            // Known with the last frame, so that it carries the stream's end itself.
+            Self::Stream(chunks) => chunks.is_closed() && chunks.is_empty(),
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use crate::sys;
 /// Capabilities that the kernel may know; those that it does not are refused, which ends the loop.
 const CAPABILITIES: libc::c_ulong = 64;
 
-/// Leaves no privilege, descriptor or disposition for a child to inherit that it should not have: no new privileges, an
-/// empty bounding set (where the sandbox grants `CAP_SETPCAP`; without it the set is what the sandbox granted), no core
+/// Leaves no privilege, descriptor or disposition for a child to inherit that it should not have: no new privileges,
+/// memory that no user can trace, an empty bounding set (where the sandbox grants `CAP_SETPCAP`; without it the set is what the sandbox granted), no core
 /// dumps, umask 022, default signals, everything above standard error closed on exec.
 ///
 /// # Errors
@@ -21,6 +21,9 @@ pub(crate) fn confine() -> io::Result<()> {
     sys::close_all_on_exec();
     sys::unignore_signals();
     prctl::set_no_new_privs()?;
+    // Between becoming a user and running its program, a child still has the guest's memory (`vfork`). Memory that is not
+    // dumpable cannot be traced by that user's other processes (ptrace(2), access mode checking); exec makes new memory.
+    prctl::set_dumpable(false)?;
     for capability in 0..CAPABILITIES {
         if sys::drop_from_bounding_set(capability).is_err() {
             break;

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use casemate_link::process::{Refusal, code};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, seteuid};
 
 use crate::users::Identity;
@@ -114,7 +115,7 @@ fn c_strings<T: Into<Vec<u8>>>(
     texts.into_iter().map(CString::new).collect()
 }
 
-/// Both ends of three pipes: the guest's, then the child's.
+/// Both ends of three pipes: the guest's, which never block, then the child's.
 fn open_pipes() -> io::Result<(Pipes, [OwnedFd; 3])> {
     let (child_in, stdin) = io::pipe()?;
     let (stdout, child_out) = io::pipe()?;
@@ -124,6 +125,9 @@ fn open_pipes() -> io::Result<(Pipes, [OwnedFd; 3])> {
         stdout: stdout.into(),
         stderr: stderr.into(),
     };
+    for end in [&pipes.stdin, &pipes.stdout, &pipes.stderr] {
+        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    }
     Ok((pipes, [child_in.into(), child_out.into(), child_err.into()]))
 }
 

@@ -1,11 +1,10 @@
 //! The processes that the daemon asked for, while they run.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +32,9 @@ pub(crate) struct Processes {
     next_number: Cell<u64>,
     stopping: Cell<bool>,
     idle: Notify,
+    accounts: RefCell<Accounts>,
+    /// Owner and group of the link's directory, which is mounted once.
+    dialers: OnceCell<(u32, u32)>,
 }
 
 #[derive(Debug)]
@@ -64,6 +66,8 @@ impl Processes {
             next_number: Cell::new(1),
             stopping: Cell::new(false),
             idle: Notify::new(),
+            accounts: RefCell::default(),
+            dialers: OnceCell::new(),
         })
     }
 
@@ -176,7 +180,11 @@ impl Processes {
     /// Finds the user, and says whether the child must change to it. Nobody who could open the link's directory is
     /// admitted: not root, and not whoever the daemon's own user and group appear as inside.
     fn admit(&self, user: Option<&str>) -> Result<(Identity, bool), Refusal> {
-        let found = Accounts::read().resolve(user);
+        let found = {
+            let mut accounts = self.accounts.borrow_mut();
+            accounts.refresh();
+            accounts.resolve(user)
+        };
         let mut identity =
             found.ok_or_else(|| refusal(code::UNKNOWN_USER, "the sandbox has no such user"))?;
         let me = nix::unistd::geteuid();
@@ -191,7 +199,7 @@ impl Processes {
             };
         }
         if !self.options.allow_root {
-            let (owner, group) = owners(&self.options.link_dir);
+            let (owner, group) = self.dialers();
             let dials = |uid: u32| uid == 0 || uid == owner;
             let may_dial = |gid: u32| gid == 0 || gid == group;
             if dials(identity.uid) || may_dial(identity.gid) {
@@ -204,9 +212,18 @@ impl Processes {
         }
         Ok((identity, true))
     }
-}
 
-/// Who owns the link's directory, as seen from here. When it cannot be looked at, nobody can open it.
-fn owners(link_dir: &Path) -> (u32, u32) {
-    std::fs::metadata(link_dir).map_or((0, 0), |metadata| (metadata.uid(), metadata.gid()))
+    /// Who owns the link's directory, as seen from here. While it cannot be looked at, nobody can open it either.
+    fn dialers(&self) -> (u32, u32) {
+        let seen = self.dialers.get().copied();
+        let look = || {
+            let metadata = std::fs::metadata(&self.options.link_dir).ok()?;
+            Some(
+                *self
+                    .dialers
+                    .get_or_init(|| (metadata.uid(), metadata.gid())),
+            )
+        };
+        seen.or_else(look).unwrap_or_default()
+    }
 }

@@ -77,9 +77,13 @@ impl Stream {
             detach,
         } = running;
         let opened = (|| {
-            let stdin = pipe::Sender::from_owned_fd(pipes.stdin)?;
-            let stdout = pipe::Receiver::from_owned_fd(pipes.stdout)?;
-            Ok::<_, io::Error>((stdin, stdout, pipe::Receiver::from_owned_fd(pipes.stderr)?))
+            let stdin = pipe::Sender::from_owned_fd_unchecked(pipes.stdin)?;
+            let stdout = pipe::Receiver::from_owned_fd_unchecked(pipes.stdout)?;
+            Ok::<_, io::Error>((
+                stdin,
+                stdout,
+                pipe::Receiver::from_owned_fd_unchecked(pipes.stderr)?,
+            ))
         })();
         let Ok((stdin, stdout, stderr)) = opened else {
             // No descriptors left to watch them with: end it rather than leave it alone.

@@ -3,13 +3,13 @@
 //! The files belong to an image that we did not make: they are read without blocking, up to a bound, and a line that is not
 //! as it should be counts as absent. Parsed here because a static glibc has no name service.
 
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Bytes of either file that are looked at.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// Supplementary groups of one user.
 const MAX_GROUPS: usize = 64;
@@ -32,21 +32,28 @@ pub(crate) struct Identity {
     pub(crate) shell: String,
 }
 
-/// The text of the two files.
+/// The text of the two files, read again when they have changed.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts {
-    passwd: String,
-    group: String,
+    passwd: Text,
+    group: Text,
 }
 
+/// A file's text, and how the file looked when it was read.
+#[derive(Debug, Default)]
+struct Text {
+    text: String,
+    seen: Option<Stamp>,
+}
+
+/// Device, inode, size, and the times of the last change in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
 impl Accounts {
-    /// Reads the sandbox's files; one that cannot be read is empty.
-    pub(crate) fn read() -> Self {
-        let text = |path| read_bounded(Path::new(path)).unwrap_or_default();
-        Self {
-            passwd: text("/etc/passwd"),
-            group: text("/etc/group"),
-        }
+    /// Looks at the sandbox's files; one that cannot be read is empty.
+    pub(crate) fn refresh(&mut self) {
+        self.passwd.refresh(Path::new("/etc/passwd"));
+        self.group.refresh(Path::new("/etc/group"));
     }
 
     /// Finds a user by name, else by number; no name is the default user, who exists in every sandbox. A number that no
@@ -74,13 +81,18 @@ impl Accounts {
     }
 
     fn find(&self, wanted: impl Fn(&Line<'_>) -> bool) -> Option<Identity> {
-        let line = self.passwd.lines().filter_map(Line::parse).find(wanted)?;
+        let line = self
+            .passwd
+            .text
+            .lines()
+            .filter_map(Line::parse)
+            .find(wanted)?;
         Some(self.identity(&line))
     }
 
     fn identity(&self, line: &Line<'_>) -> Identity {
         let mut groups = Vec::new();
-        for (gid, members) in self.group.lines().filter_map(parse_group) {
+        for (gid, members) in self.group.text.lines().filter_map(parse_group) {
             let member = members.split(',').any(|member| member == line.name);
             if member && gid != line.gid && !groups.contains(&gid) && groups.len() < MAX_GROUPS {
                 groups.push(gid);
@@ -96,6 +108,28 @@ impl Accounts {
             shell: or(line.shell, "/bin/sh"),
         }
     }
+}
+
+impl Text {
+    fn refresh(&mut self, path: &Path) {
+        let stamp = std::fs::metadata(path).ok().as_ref().map(stamp);
+        if stamp.is_none() || stamp != self.seen {
+            let read = read_bounded(path).ok();
+            // As it looked when it was opened: a change in between is seen the next time.
+            self.seen = stamp.filter(|_| read.is_some());
+            self.text = read.unwrap_or_default();
+        }
+    }
+}
+
+fn stamp(file: &Metadata) -> Stamp {
+    (
+        file.dev(),
+        file.ino(),
+        file.size(),
+        file.ctime(),
+        file.ctime_nsec(),
+    )
 }
 
 /// One line of `/etc/passwd` (passwd(5)).
@@ -156,7 +190,9 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(
+        usize::try_from(file.metadata()?.len().min(MAX_FILE_BYTES)).unwrap_or(0) + 1,
+    );
     file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -168,9 +204,13 @@ mod tests {
     use super::*;
 
     fn accounts(passwd: &str, group: &str) -> Accounts {
+        let text = |text: &str| Text {
+            text: text.into(),
+            seen: None,
+        };
         Accounts {
-            passwd: passwd.into(),
-            group: group.into(),
+            passwd: text(passwd),
+            group: text(group),
         }
     }
 
@@ -236,6 +276,21 @@ mod tests {
             (identity.uid, identity.gid, identity.home.as_str()),
             (1000, 1000, "/")
         );
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passwd");
+        let mut file = Text::default();
+        for text in ["one", "other", ""] {
+            std::fs::write(&path, text).unwrap();
+            file.refresh(&path);
+            assert_eq!(file.text, text);
+        }
+        std::fs::remove_file(&path).unwrap();
+        file.refresh(&path);
+        assert_eq!((file.text.as_str(), file.seen), ("", None));
     }
 
     #[test]

@@ -135,7 +135,7 @@ async fn a_signal_reaches_the_whole_group_and_a_dead_one_is_told() {
 async fn the_time_limit_kills_a_program_that_ignores_sigterm() {
     let (_bench, link) = Bench::start().await;
     let mut spec = shell("trap '' TERM; echo up; while :; do sleep 1000; done");
-    spec.timeout_ms = Some(300);
+    spec.timeout_ms = Some(1000);
     let began = Instant::now();
     let outcome = run(&link, spec).await;
     assert!(
@@ -143,7 +143,7 @@ async fn the_time_limit_kills_a_program_that_ignores_sigterm() {
         "{:?}",
         outcome.exit
     );
-    assert!((500..5000).contains(&began.elapsed().as_millis()));
+    assert!((1200..20_000).contains(&began.elapsed().as_millis()));
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn what_is_left_in_the_background_lives_on_and_does_not_hold_the_answer_up
     let (_bench, link) = Bench::start().await;
     let began = Instant::now();
     let outcome = run(&link, shell("sleep 1000 & echo $!; exit 3")).await;
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < support::PATIENCE);
     assert_eq!(outcome.exit.exit_code, Some(3));
     let child: u32 = String::from_utf8(outcome.stdout)
         .unwrap()
@@ -187,6 +187,7 @@ async fn an_endless_printer_is_bounded_and_then_killed() {
     let (_bench, link) = Bench::start().await;
     let mut spec = spec(&["yes"]);
     (spec.max_stdout_bytes, spec.timeout_ms) = (100_000, Some(500));
+    spec.kill_grace_ms = 20_000;
     let outcome = run(&link, spec).await;
     assert_eq!(outcome.stdout.len(), 100_000);
     assert!(outcome.exit.timed_out && outcome.exit.stdout_dropped_bytes > 100_000);
@@ -265,7 +266,7 @@ async fn a_daemon_that_restarts_is_found_again() {
     bench.listener = rebound;
     let began = Instant::now();
     let link = bench.accept().await;
-    assert!(began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() < Duration::from_secs(10));
     assert_eq!(run(&link, spec(&["true"])).await.exit.exit_code, Some(0));
 }
 
