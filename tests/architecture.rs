@@ -53,7 +53,15 @@ const PLACES: &[(&str, &[&str])] = &[
     ("tokio", &[""]),
     (
         "tokio_util",
-        &["admin/", "api/", "app.rs", "daemon/", "session/", "bin/"],
+        &[
+            "admin/",
+            "api/",
+            "app.rs",
+            "daemon/",
+            "host/accept.rs",
+            "session/",
+            "bin/",
+        ],
     ),
     ("tracing", &[""]),
     ("tracing_journald", &["daemon/logging.rs"]),

@@ -10,10 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::protocol::{
@@ -21,6 +20,7 @@ use super::protocol::{
 };
 use crate::app::{App, AppError};
 use crate::base::chain::Chain;
+use crate::host::accept::{Bounds, accept};
 use crate::host::peer::Peer;
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
@@ -51,6 +51,11 @@ const PROGRESS_STEP_BYTES: u64 = 8 << 20;
 /// The admin door.
 pub struct AdminServer {
     listener: UnixListener,
+    desk: Arc<Desk>,
+}
+
+/// What every connection is served from.
+struct Desk {
     path: PathBuf,
     app: App,
     group: String,
@@ -96,52 +101,38 @@ impl AdminServer {
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(failed)?;
-        Ok(Self {
-            listener,
+        let desk = Desk {
             path: path.to_owned(),
             app,
             group,
             refusal_recorded_at: AtomicI64::new(i64::MIN),
+        };
+        Ok(Self {
+            listener,
+            desk: Arc::new(desk),
         })
     }
 
     /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
     pub async fn serve(self, stop: CancellationToken, grace: Duration) {
-        let this = Arc::new(self);
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let connections = TaskTracker::new();
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                accepted = async {
-                    let place = Arc::clone(&room).acquire_owned().await;
-                    (place, this.listener.accept().await)
-                } => accepted,
-            };
-            if let (Ok(place), Ok((stream, _))) = accepted {
-                let this = Arc::clone(&this);
-                connections.spawn(async move {
-                    this.converse(stream).await;
-                    drop(place);
-                });
-            }
-        }
-        connections.close();
-        if tokio::time::timeout(grace, connections.wait())
-            .await
-            .is_err()
-        {
-            warn!(
-                left = connections.len(),
-                "cut admin connections that did not finish in time"
-            );
-        }
-        if let Err(error) = std::fs::remove_file(&this.path) {
+        let Self { listener, desk } = self;
+        let bounds = Bounds {
+            connections: MAX_CONNECTIONS,
+            grace,
+        };
+        let path = desk.path.clone();
+        accept("admin", listener, bounds, stop, move |stream| {
+            let desk = Arc::clone(&desk);
+            async move { desk.converse(stream).await }
+        })
+        .await;
+        if let Err(error) = std::fs::remove_file(path) {
             warn!(%error, "cannot remove the admin socket");
         }
     }
+}
 
+impl Desk {
     async fn converse(&self, stream: UnixStream) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,

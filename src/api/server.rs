@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +15,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, info};
 
 use super::body;
 use super::error::Problem;
@@ -27,6 +24,7 @@ use super::route::{Access, Call, Reply, Route};
 use super::routes::ROUTES;
 use crate::app::App;
 use crate::base::id::RequestId;
+use crate::host::accept::{Bounds, accept};
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -36,9 +34,6 @@ const MAX_HEADERS: usize = 100;
 
 /// Most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
-
-/// Pause after a failed `accept`, which means that the process has no descriptor to spare.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How the door is set up.
 #[derive(Clone, Debug)]
@@ -86,53 +81,17 @@ impl Server {
     /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken, grace: Duration) {
         let this = Arc::new(self);
-        let room = Arc::new(Semaphore::new(this.config.max_connections));
-        let connections = TaskTracker::new();
-        loop {
-            // The place is taken before the connection: what does not fit waits in the kernel.
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                accepted = async {
-                    let place = Arc::clone(&room).acquire_owned().await;
-                    (place, listener.accept().await)
-                } => accepted,
-            };
-            match accepted {
-                (Ok(place), Ok((stream, peer))) => {
-                    let this = Arc::clone(&this);
-                    let stop = stop.clone();
-                    connections.spawn(async move {
-                        this.converse(stream, peer, stop).await;
-                        drop(place);
-                    });
-                }
-                (Ok(_), Err(error)) => {
-                    warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-                (Err(_), _) => break,
-            }
-        }
-        drop(listener);
-        connections.close();
-        if tokio::time::timeout(grace, connections.wait())
-            .await
-            .is_err()
-        {
-            warn!(
-                left = connections.len(),
-                "cut connections that did not finish in time"
-            );
-        }
+        let bounds = Bounds {
+            connections: this.config.max_connections,
+            grace,
+        };
+        accept("http", listener, bounds, stop.clone(), move |stream| {
+            Arc::clone(&this).converse(stream, stop.clone())
+        })
+        .await;
     }
 
-    async fn converse(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        stop: CancellationToken,
-    ) {
+    async fn converse(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
@@ -164,7 +123,7 @@ impl Server {
             outcome = connection.as_mut() => outcome,
         };
         if let Err(error) = outcome {
-            debug!(%peer, %error, "a connection ended badly");
+            debug!(%error, "a connection ended badly");
         }
     }
 

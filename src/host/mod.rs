@@ -4,6 +4,7 @@
 //! Nothing here knows of sessions. Everything here answers at once, but for the name service behind
 //! [`users`] and [`peer`], which may ask a directory server.
 
+pub mod accept;
 pub mod directory;
 pub mod harden;
 pub mod lock;
