@@ -2,6 +2,12 @@
 //!
 //! The floors are those of `src/lib.rs`, numbers and all. Sources are read as tokens, so that comments, strings and the
 //! bodies of macros count as what they are. Every rule has a test that shows that it can fail.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -253,7 +259,7 @@ fn check(floors: &Floors, name: &str, text: &str) -> Vec<String> {
             problems.push(format!(
                 "{name}:{}: names {}: {what}",
                 named.line, named.path
-            ))
+            ));
         };
         let place = PLACES
             .iter()
@@ -399,7 +405,7 @@ impl Reader {
             }
             match token {
                 TokenTree::Group(group) if importing && group.delimiter() == Delimiter::Brace => {
-                    at = self.path(&tokens, at, &[], true, item_in_test)
+                    at = self.path(&tokens, at, &[], true, item_in_test);
                 }
                 TokenTree::Group(group) => {
                     let text = group.stream().to_string().replace(' ', "");
@@ -522,14 +528,12 @@ impl Reader {
             relative = true;
             rest = after;
         }
-        let parts: Vec<_> = match relative {
-            true => ["crate".to_owned()]
-                .into_iter()
-                .chain(module)
-                .chain(rest.iter().cloned())
-                .collect(),
+        let parts: Vec<_> = if relative {
+            let house = ["crate".to_owned()].into_iter();
+            house.chain(module).chain(rest.iter().cloned()).collect()
+        } else {
             // `use crate::{self as house}` is as much as `use crate`.
-            false => path.into_iter().filter(|part| part != "self").collect(),
+            path.into_iter().filter(|part| part != "self").collect()
         };
         parts.join("::")
     }
