@@ -211,12 +211,22 @@ impl Client {
 pub struct UnixClient(pub PathBuf);
 
 impl UnixClient {
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        let body = body.to_string().into();
+        self.send_body(Method::POST, path, body).await.unwrap()
+    }
+
     pub async fn send(&self, method: Method, path: &str) -> Result<Answer, String> {
+        self.send_body(method, path, Bytes::new()).await
+    }
+
+    async fn send_body(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, String> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", "podman")
-            .body(Full::new(Bytes::new()))
+            .header("content-type", "application/json")
+            .body(Full::new(body))
             .unwrap();
         let socket: &Path = &self.0;
         let io = UnixStream::connect(socket)
