@@ -414,6 +414,9 @@ async fn a_sandbox_that_is_made_while_its_session_ends_is_not_forgotten() {
         .await
         .unwrap();
     assert_eq!(ended.status.phase, Phase::Stopped);
+    while bench.runtime.made() == 0 {
+        tokio::task::yield_now().await;
+    }
     bench.nothing_is_left();
 }
 

@@ -216,6 +216,12 @@ impl FakeRuntime {
         self.state().calls.get(&call).copied().unwrap_or(0)
     }
 
+    /// How many sandboxes were ever made.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.state().created
+    }
+
     /// How many sandboxes there are, of all installations.
     #[must_use]
     pub fn count(&self) -> usize {
