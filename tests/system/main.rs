@@ -1,0 +1,29 @@
+//! The daemon as it is shipped, on rootless podman with gVisor: what it promises, and what it does
+//! with bad input, a broken machine and a sudden end.
+//!
+//! Not part of a plain `cargo test`: it needs a prepared machine (`scripts/test-bench`) and root, to
+//! be both of the daemon's users and its operators. `scripts/test` runs it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a panic is how a test fails, in its helpers too"
+)]
+
+mod support;
+
+mod admin;
+mod bad_input;
+mod bad_machine;
+mod crash;
+mod http_door;
+mod life;
+mod other_runtimes;
+mod podman_trouble;
+mod programs;
+mod sandbox;
+mod secrets;
+mod signals;
