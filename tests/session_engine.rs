@@ -398,6 +398,29 @@ async fn ending_interrupts_whatever_a_launch_is_doing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_is_made_while_its_session_ends_is_not_forgotten() {
+    // podman goes on making it although nobody waits any more; it is there only after the session
+    // was asked to end.
+    let bench = Bench::new();
+    bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Late);
+    let session = bench.create().await;
+    while bench.runtime.calls(FakeCall::Create) == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.runtime.count(), 0);
+    let ended = bench
+        .sessions
+        .end(session.id, Reason::Client, PATIENCE)
+        .await
+        .unwrap();
+    assert_eq!(ended.status.phase, Phase::Stopped);
+    while bench.runtime.made() == 0 {
+        tokio::task::yield_now().await;
+    }
+    bench.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_end_asked_before_the_first_step_is_heard() {
     let bench = Bench::new();
     let session = bench.create().await;

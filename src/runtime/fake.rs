@@ -6,7 +6,8 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -62,13 +63,20 @@ pub enum FakeFailure {
     Refused,
     /// What was made is not what was asked for; it is removed. For [`FakeCall::Create`].
     NotAsAsked,
-    /// It never answers, until the caller gives up. Nothing has happened.
+    /// It is silent for [`SILENCE`], then gives up as every call does at its deadline. Nothing has
+    /// happened.
     Hangs,
+    /// It happens only after [`SILENCE`], and also when nobody waits any more: podman finishes what
+    /// it was asked for. For [`FakeCall::Create`].
+    Late,
 }
+
+/// The deadline of a call that hangs: long for a test, short for a person.
+pub const SILENCE: Duration = Duration::from_millis(400);
 
 /// A sandbox runtime in memory.
 pub struct FakeRuntime {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     /// Told whenever a sandbox ends or is gone.
     ended: Notify,
     hook: Option<StartHook>,
@@ -110,9 +118,37 @@ impl Sandbox {
     }
 }
 
+impl State {
+    /// Makes a sandbox. One session has one; a leftover goes.
+    fn make(&mut self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError> {
+        if !self.images.iter().any(|image| image.digest == spec.image) {
+            return Err(RuntimeError::ImageMissing(spec.image));
+        }
+        self.sandboxes
+            .retain(|_, sandbox| sandbox.spec.session != spec.session);
+        self.created += 1;
+        let id = SandboxId::try_from(format!("{:064x}", self.created))
+            .map_err(|error| refused(&error.to_string()))?;
+        let sandbox = Sandbox {
+            spec: spec.clone(),
+            phase: SandboxPhase::Created,
+            exit_code: None,
+            words: String::new(),
+            running: None,
+        };
+        self.sandboxes.insert(id.clone(), sandbox);
+        Ok(id)
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What to do with a call.
 enum Verdict {
     Go,
+    GoLate,
     GoAndLoseAnswer,
     NotAsAsked,
 }
@@ -130,10 +166,10 @@ impl FakeRuntime {
             })
             .collect();
         Self {
-            state: Mutex::new(State {
+            state: Arc::new(Mutex::new(State {
                 images,
                 ..State::default()
-            }),
+            })),
             ended: Notify::new(),
             hook: None,
         }
@@ -180,6 +216,12 @@ impl FakeRuntime {
         self.state().calls.get(&call).copied().unwrap_or(0)
     }
 
+    /// How many sandboxes were ever made.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.state().created
+    }
+
     /// How many sandboxes there are, of all installations.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -187,7 +229,7 @@ impl FakeRuntime {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Counts the call and fails it, if it is its turn.
@@ -205,7 +247,11 @@ impl FakeRuntime {
             Some(FakeFailure::NotAsAsked) => Ok(Verdict::NotAsAsked),
             Some(FakeFailure::Unavailable) => Err(unavailable()),
             Some(FakeFailure::Refused) => Err(refused("it was told to")),
-            Some(FakeFailure::Hangs) => std::future::pending().await,
+            Some(FakeFailure::Late) => Ok(Verdict::GoLate),
+            Some(FakeFailure::Hangs) => {
+                tokio::time::sleep(SILENCE).await;
+                Err(unavailable())
+            }
         }
     }
 
@@ -219,7 +265,7 @@ impl Verdict {
     /// The answer, unless it is lost.
     fn answer<T>(self, answer: T) -> Result<T, RuntimeError> {
         match self {
-            Self::Go => Ok(answer),
+            Self::Go | Self::GoLate => Ok(answer),
             Self::GoAndLoseAnswer => Err(unavailable()),
             Self::NotAsAsked => Err(not_as_asked()),
         }
@@ -264,27 +310,17 @@ impl SandboxRuntime for FakeRuntime {
         if matches!(verdict, Verdict::NotAsAsked) {
             return Err(not_as_asked());
         }
-        let id = {
-            let mut state = self.state();
-            if !state.images.iter().any(|image| image.digest == spec.image) {
-                return Err(RuntimeError::ImageMissing(spec.image));
-            }
-            // One session has one sandbox; a leftover goes.
-            state
-                .sandboxes
-                .retain(|_, s| s.spec.session != spec.session);
-            state.created += 1;
-            let id = SandboxId::try_from(format!("{:064x}", state.created))
-                .map_err(|e| refused(&e.to_string()))?;
-            let sandbox = Sandbox {
-                spec: spec.clone(),
-                phase: SandboxPhase::Created,
-                exit_code: None,
-                words: String::new(),
-                running: None,
-            };
-            state.sandboxes.insert(id.clone(), sandbox);
-            id
+        let id = if matches!(verdict, Verdict::GoLate) {
+            let (state, spec) = (Arc::clone(&self.state), spec.clone());
+            let making = tokio::spawn(async move {
+                tokio::time::sleep(SILENCE).await;
+                lock(&state).make(&spec)
+            });
+            making
+                .await
+                .map_err(|error| refused(&error.to_string()))??
+        } else {
+            self.state().make(spec)?
         };
         self.ended.notify_waiters();
         verdict.answer(id)

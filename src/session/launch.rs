@@ -8,10 +8,12 @@ use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_link::LinkToken;
 use casemate_link::daemon::{Link, LinkError, LinkListener};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -53,21 +55,42 @@ impl End {
 }
 
 /// What may exist of a session on this machine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Remains {
     pub(super) sandbox: Traces,
     pub(super) door: bool,
 }
 
 /// What is known about a session's container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Traces {
     /// There is none.
     None,
+    /// It is being made. podman finishes what it was asked for even if nobody waits, so a look
+    /// before the answer proves nothing: whoever clears up waits for the answer first.
+    Making(JoinHandle<Result<SandboxId, RuntimeError>>),
     /// There may be some: it was asked for and the answer is not known.
     Unknown,
     /// This one.
     Known(SandboxId),
+}
+
+impl Traces {
+    /// Waits for the answer to a creation under way, at most until the runtime's own deadline; the
+    /// error, if it failed. When the wait is dropped, the creation is still under way.
+    async fn settle(&mut self) -> Option<RuntimeError> {
+        let Self::Making(creation) = self else {
+            return None;
+        };
+        let (traces, error) = match creation.await {
+            Ok(Ok(sandbox)) => (Self::Known(sandbox), None),
+            Ok(Err(error)) => (Self::Unknown, Some(error)),
+            // A panic, which is logged where it happens.
+            Err(_) => (Self::Unknown, None),
+        };
+        *self = traces;
+        error
+    }
 }
 
 impl Remains {
@@ -88,8 +111,9 @@ impl Remains {
 
     /// Removes what may exist. May be repeated; what is gone already is success.
     pub(super) async fn clear(&mut self, house: &House, id: SessionId) -> Result<(), RuntimeError> {
+        self.sandbox.settle().await;
         match &self.sandbox {
-            Traces::None => {}
+            Traces::None | Traces::Making(_) => {}
             Traces::Known(sandbox) => house.runtime.remove(sandbox).await?,
             Traces::Unknown => {
                 for found in house.runtime.list(house.store.installation()).await? {
@@ -224,6 +248,7 @@ pub(super) async fn create(
     house: &House,
     session: &Session,
     link_dir: PathBuf,
+    traces: &mut Traces,
 ) -> Result<SandboxId, End> {
     let spec = SandboxSpec {
         installation: house.store.installation(),
@@ -233,11 +258,14 @@ pub(super) async fn create(
         hostname: hostname(session),
         link_dir,
     };
-    house
-        .runtime
-        .create(&spec)
-        .await
-        .map_err(|error| refused(&error))
+    let runtime = Arc::clone(&house.runtime);
+    *traces = Traces::Making(tokio::spawn(async move { runtime.create(&spec).await }));
+    let error = traces.settle().await;
+    match (traces, error) {
+        (Traces::Known(sandbox), _) => Ok(sandbox.clone()),
+        (_, Some(error)) => Err(refused(&error)),
+        (_, None) => Err(End::new(Reason::Internal, "a defect; see the log")),
+    }
 }
 
 /// Starts the sandbox and waits for its guest. When it does not come, its last words are the best

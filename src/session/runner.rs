@@ -162,9 +162,9 @@ impl Life {
         let mut door = Door::build(&house.link_root, self.session.id)
             .await
             .map_err(|error| launch::failed(&error))?;
-        self.remains.sandbox = Traces::Unknown;
-        let sandbox = launch::create(&house, &self.session, door.directory.clone()).await?;
-        self.remains.sandbox = Traces::Known(sandbox.clone());
+        let directory = door.directory.clone();
+        let traces = &mut self.remains.sandbox;
+        let sandbox = launch::create(&house, &self.session, directory, traces).await?;
         self.session.sandbox = Some(sandbox.clone());
         self.keep(None).await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;

@@ -28,7 +28,7 @@ use crate::base::id::InstallationId;
 const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a connection waits for another one's lock. Only a backup or a stranger can hold one.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Read-only connections. Reads are short; two keep one slow list from blocking the rest.
 const READERS: usize = 2;
@@ -243,6 +243,36 @@ mod tests {
             "{error}"
         );
         assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_reported_as_failed_was_not_done() {
+        use crate::model::event::{AuditEvent, AuditRecord, Stage};
+        let (directory, store) = store();
+        let record = |millis| AuditRecord {
+            id: crate::base::id::EventId::from_bytes([millis; 16]),
+            at: crate::base::clock::Timestamp::from_millis(1),
+            stage: Stage::Fact,
+            intent: None,
+            principal: "p".into(),
+            session: None,
+            event: AuditEvent::DaemonStop {},
+            outcome: None,
+        };
+        let stranger = Connection::open(directory.path().join("state.db")).unwrap();
+        stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let refused = store.append_audit(record(1), Durability::Process).await;
+        assert!(refused.is_err());
+        drop(stranger);
+        store
+            .append_audit(record(2), Durability::Process)
+            .await
+            .unwrap();
+        let filter = AuditFilter {
+            limit: 9,
+            ..AuditFilter::default()
+        };
+        assert_eq!(store.audit(filter).await.unwrap().len(), 1);
     }
 
     #[test]

@@ -18,8 +18,9 @@ const BATCH: usize = 256;
 /// Most callers that wait. Past it the store is overloaded and says so at once.
 const QUEUE: usize = 1024;
 
-/// Runs inside the transaction; gives back what answers the caller once the commit is known.
-type WriteJob = Box<dyn FnOnce(&Connection) -> Answer + Send>;
+/// Runs inside the transaction, or not at all when there is none; gives back what answers the caller
+/// once the commit is known.
+type WriteJob = Box<dyn FnOnce(Option<&Connection>) -> Answer + Send>;
 /// Told whether the commit went through.
 type Answer = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
@@ -55,7 +56,10 @@ impl Writer {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: WriteJob = Box::new(move |db| {
-            let done = in_savepoint(db, doing, job);
+            let done = match db {
+                Some(db) => in_savepoint(db, doing, job),
+                None => Err(StoreError::Closed(doing)),
+            };
             Box::new(move |commit| {
                 let result = match commit {
                     Ok(()) => done,
@@ -164,9 +168,10 @@ fn write_batch(connection: &mut Connection, batch: &mut Vec<Write>) {
     for answer in answers {
         answer(committed.clone());
     }
-    // Jobs that never ran because the transaction could not begin.
+    // The transaction could not begin: outside of one nothing may run, or it would be done and
+    // reported as failed.
     for write in batch.drain(..) {
-        let answer = (write.job)(connection);
+        let answer = (write.job)(None);
         answer(committed.clone());
     }
 }
@@ -182,7 +187,7 @@ fn commit(
     connection.pragma_update(None, "synchronous", if power { "FULL" } else { "NORMAL" })?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for write in batch.drain(..) {
-        answers.push((write.job)(&transaction));
+        answers.push((write.job)(Some(&transaction)));
     }
     transaction.commit()
 }

@@ -23,7 +23,12 @@ async fn every_session_has_a_gvisor_kernel_of_its_own() {
         assert_ne!(version, host);
     }
     // Neither sees the other, nor the host.
-    client.out(&one, "exec -a marked-one sleep 300 >/dev/null & sleep 0.2; echo").await;
+    client
+        .out(
+            &one,
+            "exec -a marked-one sleep 300 >/dev/null & sleep 0.2; echo",
+        )
+        .await;
     let processes = client.out(&two, "ps -eo args").await;
     assert!(!processes.contains("sleep"), "{processes}");
     assert!(!processes.contains("casemated"), "{processes}");
@@ -39,7 +44,9 @@ async fn a_sandbox_has_no_network_but_its_own_loopback() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({})).await;
-    let devices = client.out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1").await;
+    let devices = client
+        .out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1")
+        .await;
     assert_eq!(devices.trim(), "lo");
     let routes = client.out(&id, "tail -n +2 /proc/net/route").await;
     assert_eq!(routes.trim(), "");
@@ -70,7 +77,10 @@ except OSError as e:
 "#;
     let port = client.address.rsplit(':').next().unwrap();
     let outcome = client
-        .run(&id, json!({"argv": ["python3", "-c", script, port], "timeout_s": 30}))
+        .run(
+            &id,
+            json!({"argv": ["python3", "-c", script, port], "timeout_s": 30}),
+        )
         .await;
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines.len(), 6, "{outcome}");
@@ -88,15 +98,22 @@ async fn programs_have_no_capability_and_cannot_gain_one() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({})).await;
-    let status = client.out(&id, "grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status").await;
+    let status = client
+        .out(&id, "grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status")
+        .await;
     for line in status.lines() {
         let bits = line.split_whitespace().last().unwrap();
         assert_eq!(bits.trim_start_matches('0'), "", "{status}");
     }
     let script = "import ctypes; print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))";
-    let outcome = client.run(&id, json!({"argv": ["python3", "-c", script]})).await;
+    let outcome = client
+        .run(&id, json!({"argv": ["python3", "-c", script]}))
+        .await;
     assert_eq!(outcome["stdout"], "1\n", "PR_GET_NO_NEW_PRIVS");
-    assert_eq!(client.out(&id, "id -u; id -g; id -G").await, "1000\n1000\n1000\n");
+    assert_eq!(
+        client.out(&id, "id -u; id -g; id -G").await,
+        "1000\n1000\n1000\n"
+    );
     for attempt in [
         "unshare -U true",
         "mount -t tmpfs none /mnt",
@@ -110,10 +127,14 @@ async fn programs_have_no_capability_and_cannot_gain_one() {
     }
     // Nobody becomes root by asking.
     for user in ["root", "0"] {
-        let answer = client.try_run(&id, json!({"argv": ["id"], "user": user})).await;
+        let answer = client
+            .try_run(&id, json!({"argv": ["id"], "user": user}))
+            .await;
         answer.problem(422, "program_refused");
     }
-    let outcome = client.run(&id, json!({"argv": ["id", "-u"], "user": "nobody"})).await;
+    let outcome = client
+        .run(&id, json!({"argv": ["id", "-u"], "user": "nobody"}))
+        .await;
     assert_eq!(outcome["stdout"], "65534\n");
 }
 
@@ -153,7 +174,10 @@ for name in ["link.sock", "egress.sock"]:
             "{outcome}"
         );
     }
-    assert_eq!(client.out(&id, "cat /proc/1/comm").await.trim().len() > 2, true);
+    assert_eq!(
+        client.out(&id, "cat /proc/1/comm").await.trim().len() > 2,
+        true
+    );
     assert_eq!(client.look(&id).await["phase"], "ready");
 }
 
@@ -162,8 +186,13 @@ async fn what_is_written_stays_in_its_session_and_off_the_image() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let one = client.session(json!({})).await;
-    client.out(&one, "echo mine >/home/user/mark && echo mine >/tmp/mark").await;
-    assert_eq!(client.out(&one, "cat /home/user/mark /tmp/mark").await, "mine\nmine\n");
+    client
+        .out(&one, "echo mine >/home/user/mark && echo mine >/tmp/mark")
+        .await;
+    assert_eq!(
+        client.out(&one, "cat /home/user/mark /tmp/mark").await,
+        "mine\nmine\n"
+    );
     for place in ["/", "/etc", "/usr/bin", "/root", "/run", "/var/lib"] {
         let (code, output) = client.sh(&one, &format!("touch {place}/x")).await;
         assert_ne!(code, 0, "{place}: {output}");
@@ -173,14 +202,21 @@ async fn what_is_written_stays_in_its_session_and_off_the_image() {
     assert!(!client.out(&two, "ls -A /home/user").await.contains("mark"));
     client.end(&one).await;
     let three = client.session(json!({})).await;
-    assert!(!client.out(&three, "ls -A /home/user").await.contains("mark"));
+    assert!(
+        !client
+            .out(&three, "ls -A /home/user")
+            .await
+            .contains("mark")
+    );
 }
 
 #[tokio::test]
 async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
-    let id = client.session(json!({"limits": {"disk_bytes": 1 << 30}})).await;
+    let id = client
+        .session(json!({"limits": {"disk_bytes": 1 << 30}}))
+        .await;
     let write = "dd if=/dev/zero of=/home/user/big bs=4M count=300 status=none; echo $?; stat -c %s /home/user/big";
     let run = json!({"argv": ["sh", "-c", format!("exec 2>&1; {write}")], "timeout_s": 100});
     let outcome = client.run(&id, run).await;
@@ -190,7 +226,12 @@ async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
     assert!(written <= 1 << 30, "{written}");
     assert!(written >= (1 << 30) - (64 << 20), "{written}");
     // The session lives, and has room again when the file is gone.
-    client.out(&id, "rm /home/user/big && echo ok >/home/user/small && cat /home/user/small").await;
+    client
+        .out(
+            &id,
+            "rm /home/user/big && echo ok >/home/user/small && cat /home/user/small",
+        )
+        .await;
     assert_eq!(client.look(&id).await["phase"], "ready");
 }
 
@@ -198,7 +239,9 @@ async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
 async fn tmp_and_shared_memory_are_bounded_by_half_the_memory() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
-    let id = client.session(json!({"limits": {"memory_bytes": 128 << 20}})).await;
+    let id = client
+        .session(json!({"limits": {"memory_bytes": 128 << 20}}))
+        .await;
     for place in ["/tmp", "/dev/shm"] {
         let command = format!(
             "dd if=/dev/zero of={place}/big bs=1M count=100 status=none; stat -c %s {place}/big; rm {place}/big"

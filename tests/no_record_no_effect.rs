@@ -1,0 +1,177 @@
+//! While the record cannot be written, every call that would change something is refused and
+//! changes nothing; and what is refused is carried out again once it can be written.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate::app::{App, AppError, Parts};
+use casemate::audit::AuditLog;
+use casemate::base::clock::SystemClock;
+use casemate::base::id::KeyId;
+use casemate::base::secret::Secret;
+use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
+use casemate::model::event::AuditEvent;
+use casemate::model::image::ImageDigest;
+use casemate::model::name::Name;
+use casemate::model::principal::Principal;
+use casemate::model::process::RunSpec;
+use casemate::model::sandbox::Limits;
+use casemate::model::settings::SessionsConfig;
+use casemate::model::template::Template;
+use casemate::runtime::fake::{FakeCall, FakeRuntime};
+use casemate::runtime::{RuntimeFacts, SandboxRuntime};
+use casemate::session::SessionError;
+use casemate::session::manager::{NewSession, Parts as SessionParts, Sessions, Settings};
+use casemate::store::Store;
+use futures_util::StreamExt;
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::task::TaskTracker;
+
+const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
+
+struct Bench {
+    directory: tempfile::TempDir,
+    runtime: Arc<FakeRuntime>,
+    app: App,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = Arc::new(FakeRuntime::new([IMAGE]));
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let clock = Arc::new(SystemClock);
+        let audit = AuditLog::new(store.clone(), clock.clone());
+        let dynamic: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(&runtime);
+        let base = Template {
+            name: name("base"),
+            image: IMAGE,
+            limits: Limits::default(),
+            max_limits: Limits::default(),
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_s: 60,
+            max_timeout_s: 60,
+        };
+        let link_root = directory.path().join("link");
+        std::fs::create_dir(&link_root).unwrap();
+        let sessions = Sessions::new(SessionParts {
+            runtime: Arc::clone(&dynamic),
+            store: store.clone(),
+            audit: audit.clone(),
+            clock: clock.clone(),
+            link_root,
+            settings: Settings {
+                sessions: SessionsConfig {
+                    link_timeout: Duration::from_millis(100),
+                    ..SessionsConfig::default()
+                },
+                templates: BTreeMap::from([(name("base"), base)]),
+            },
+        });
+        let (reload, _) = mpsc::channel(1);
+        let app = App::new(Parts {
+            sessions,
+            store,
+            audit,
+            runtime: dynamic,
+            facts: RuntimeFacts {
+                podman_version: String::new(),
+                runtime_path: String::new(),
+                runtime_version: String::new(),
+                unenforced_limits: Vec::new(),
+            },
+            hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
+            clock,
+            reload,
+            calls: TaskTracker::new(),
+            readiness: Mutex::new(None),
+        });
+        Self {
+            directory,
+            runtime,
+            app,
+        }
+    }
+
+    /// Holds the database's only write lock, as a disk that does not take a byte would.
+    fn lock_out(&self) -> rusqlite::Connection {
+        let stranger = rusqlite::Connection::open(self.directory.path().join("state.db")).unwrap();
+        stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
+        stranger
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn member() -> Principal {
+    Principal::Key {
+        id: KeyId::from_bytes([1; 16]),
+        team: name("default"),
+    }
+}
+
+const OPERATOR: Principal = Principal::Operator { uid: 0 };
+
+fn run_spec() -> RunSpec {
+    RunSpec {
+        argv: vec!["true".into()],
+        env: BTreeMap::new(),
+        cwd: None,
+        user: None,
+        stdin: bytes::Bytes::new(),
+        timeout_s: 1,
+        max_output_bytes: 1,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_recorded_is_not_done() {
+    let bench = Bench::new();
+    let app = &bench.app;
+    // A session whose guest never dials: live for the moment that this test needs it.
+    let new = NewSession::default;
+    let created = app
+        .create_session(&member(), &name("default"), new(), None, false)
+        .await;
+    let (session, _) = created.unwrap();
+
+    let lock = bench.lock_out();
+    let creates_before = bench.runtime.calls(FakeCall::Create);
+    let archive = futures_util::stream::empty().boxed();
+    let operator = &OPERATOR;
+    let principal = member();
+    let team = name("default");
+    let (created, run, ended, key, image, noted) = tokio::join!(
+        app.create_session(&principal, &team, new(), None, false),
+        app.run(&principal, session.id, run_spec()),
+        app.end_session(&principal, session.id),
+        app.create_key(operator, name("k"), name("default")),
+        app.import_image(operator, archive),
+        app.note(operator, AuditEvent::DaemonReload {}),
+    );
+    assert!(
+        matches!(created, Err(AppError::Session(SessionError::Store(_)))),
+        "{created:?}"
+    );
+    assert!(matches!(run, Err(AppError::Audit(_))), "{run:?}");
+    assert!(matches!(ended, Err(AppError::Audit(_))), "{ended:?}");
+    assert!(matches!(key, Err(AppError::Audit(_))));
+    assert!(matches!(image, Err(AppError::Audit(_))), "{image:?}");
+    assert!(matches!(noted, Err(AppError::Audit(_))), "{noted:?}");
+    assert!(
+        bench.runtime.calls(FakeCall::Create) <= creates_before + 1,
+        "only the first session's own"
+    );
+    assert_eq!(bench.runtime.calls(FakeCall::LoadImage), 0);
+    assert!(!app.readiness().await.is_ready());
+
+    drop(lock);
+    app.create_key(operator, name("k"), name("default"))
+        .await
+        .unwrap();
+}
