@@ -1,17 +1,19 @@
 //! From nothing to a guest that answers, and back.
 //!
 //! Bringing up is a chain in which each step needs what the one before gave: [`Door`] (directory,
-//! token, socket) -> [`create`] -> [`start`] -> link. The [`Remains`] are brought up to date *before*
-//! each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
+//! token, socket) -> [`Remains::create`] -> [`start`] -> link. The [`Remains`] are brought up to date
+//! *before* each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_link::LinkToken;
 use casemate_link::daemon::{Link, LinkError, LinkListener};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -27,6 +29,10 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Random bytes in a link's token.
 const TOKEN_BYTES: usize = 32;
+
+/// How long the end of a session waits for the creation of its sandbox. It takes milliseconds; a
+/// runtime that hangs is given up on before that.
+const CREATION_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Pause before the runtime is asked again whether a sandbox still runs.
 const WAIT_AGAIN: Duration = Duration::from_millis(200);
@@ -53,10 +59,13 @@ impl End {
 }
 
 /// What may exist of a session on this machine.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Remains {
     pub(super) sandbox: Traces,
     pub(super) door: bool,
+    /// A creation that the runtime works on. It is waited for, never dropped: the runtime would go
+    /// on, and its sandbox would appear when nobody looks any more.
+    creating: Option<JoinHandle<Result<SandboxId, End>>>,
 }
 
 /// What is known about a session's container.
@@ -75,6 +84,7 @@ impl Remains {
         Self {
             sandbox: Traces::None,
             door: false,
+            creating: None,
         }
     }
 
@@ -83,11 +93,48 @@ impl Remains {
         Self {
             sandbox: Traces::Unknown,
             door: true,
+            creating: None,
         }
+    }
+
+    /// Makes the session's sandbox behind its door. Dropping this leaves the creation under way, for
+    /// [`Remains::clear`] to wait for.
+    pub(super) async fn create(
+        &mut self,
+        house: Arc<House>,
+        session: Session,
+        link_dir: PathBuf,
+    ) -> Result<SandboxId, End> {
+        self.sandbox = Traces::Unknown;
+        let creation = async move { create(&house, &session, link_dir).await };
+        let creating = self.creating.insert(tokio::spawn(creation));
+        let outcome = creating.await;
+        self.created(outcome)
+    }
+
+    fn created(
+        &mut self,
+        outcome: Result<Result<SandboxId, End>, JoinError>,
+    ) -> Result<SandboxId, End> {
+        self.creating = None;
+        let sandbox =
+            outcome.unwrap_or_else(|error| Err(End::new(Reason::Internal, error.to_string())))?;
+        self.sandbox = Traces::Known(sandbox.clone());
+        Ok(sandbox)
     }
 
     /// Removes what may exist. May be repeated; what is gone already is success.
     pub(super) async fn clear(&mut self, house: &House, id: SessionId) -> Result<(), RuntimeError> {
+        if let Some(creating) = &mut self.creating {
+            match tokio::time::timeout(CREATION_PATIENCE, creating).await {
+                // If it failed, what is left of it is looked for.
+                Ok(outcome) => drop(self.created(outcome)),
+                Err(_) => {
+                    self.creating = None;
+                    warn!(session = %id, "a sandbox that nobody wants any more may still be created");
+                }
+            }
+        }
         match &self.sandbox {
             Traces::None => {}
             Traces::Known(sandbox) => house.runtime.remove(sandbox).await?,
@@ -220,11 +267,7 @@ impl Door {
 }
 
 /// Makes and verifies the session's sandbox behind its door.
-pub(super) async fn create(
-    house: &House,
-    session: &Session,
-    link_dir: PathBuf,
-) -> Result<SandboxId, End> {
+async fn create(house: &House, session: &Session, link_dir: PathBuf) -> Result<SandboxId, End> {
     let spec = SandboxSpec {
         installation: house.store.installation(),
         session: session.id,

@@ -2,7 +2,7 @@
 //!
 //! The task races three things, in this order: *leave* (the daemon stops and sandboxes stay), *end*
 //! (somebody asked), *live* (launch or adopt, then watch). Whatever `live` was doing when it lost is
-//! dropped; what it may have left is in [`Remains`], which is updated before each step.
+//! dropped; what it may have left, or under way, is in [`Remains`], which is updated before each step.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -162,9 +162,9 @@ impl Life {
         let mut door = Door::build(&house.link_root, self.session.id)
             .await
             .map_err(|error| launch::failed(&error))?;
-        self.remains.sandbox = Traces::Unknown;
-        let sandbox = launch::create(&house, &self.session, door.directory.clone()).await?;
-        self.remains.sandbox = Traces::Known(sandbox.clone());
+        let (asked, session) = (Arc::clone(&house), self.session.clone());
+        let link_dir = door.directory.clone();
+        let sandbox = self.remains.create(asked, session, link_dir).await?;
         self.session.sandbox = Some(sandbox.clone());
         self.keep(None).await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;
@@ -224,6 +224,7 @@ impl Life {
             self.session.ready_at = Some(house.clock.now());
             self.change(Event::Linked).await?;
         }
+        self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
         Ok((door, link))
     }
