@@ -32,7 +32,9 @@ async fn root_sees_how_the_daemon_is_and_all_its_sessions() {
     let mut teams: Vec<_> = items.iter().map(|line| line.team.as_str()).collect();
     teams.sort_unstable();
     assert_eq!(teams, ["others", "tests"]);
-    let stop = Request::SessionStop { id: two.parse().unwrap() };
+    let stop = Request::SessionStop {
+        id: two.parse().unwrap(),
+    };
     assert!(matches!(daemon.admin(stop).await, Answer::Done));
     let Answer::Sessions { items } = daemon.admin(list(true)).await else {
         panic!("no list");
@@ -41,7 +43,9 @@ async fn root_sees_how_the_daemon_is_and_all_its_sessions() {
     assert_eq!(items[0].id.to_string(), one);
     let ended = daemon.client.with_key(&key).look(&two).await;
     assert_eq!(ended["reason"], "operator");
-    let unknown = Request::SessionStop { id: "ses_00000000000000000000000000".parse().unwrap() };
+    let unknown = Request::SessionStop {
+        id: "ses_00000000000000000000000000".parse().unwrap(),
+    };
     match daemon.admin(unknown).await {
         Answer::Refused { code, .. } => assert_eq!(code, "session_not_found"),
         other => panic!("{other:?}"),
@@ -49,16 +53,35 @@ async fn root_sees_how_the_daemon_is_and_all_its_sessions() {
     let Answer::Images { items } = daemon.admin(Request::ImageList).await else {
         panic!("no images");
     };
-    assert!(items.iter().any(|image| image.digest.to_string() == bench().image));
-    let audit = Request::Audit { session: None, after: 0, limit: 500 };
+    assert!(
+        items
+            .iter()
+            .any(|image| image.digest.to_string() == bench().image)
+    );
+    let audit = Request::Audit {
+        session: None,
+        after: 0,
+        limit: 500,
+    };
     let Answer::Audit { items } = daemon.admin(audit).await else {
         panic!("no records");
     };
-    let kinds: Vec<_> = items.iter().map(|(_, record)| record.event.kind()).collect();
-    for kind in ["daemon.start", "key.create", "admin.command", "session.create"] {
+    let kinds: Vec<_> = items
+        .iter()
+        .map(|(_, record)| record.event.kind())
+        .collect();
+    for kind in [
+        "daemon.start",
+        "key.create",
+        "admin.command",
+        "session.create",
+    ] {
         assert!(kinds.contains(&kind), "{kinds:?}");
     }
-    assert!(items.windows(2).all(|pair| pair[0].0 < pair[1].0), "in order");
+    assert!(
+        items.windows(2).all(|pair| pair[0].0 < pair[1].0),
+        "in order"
+    );
 }
 
 /// A user of the system for one test.
@@ -88,7 +111,8 @@ async fn members_of_the_group_may_and_others_are_refused_logged_and_recorded() {
     let operator = User::new("cmtop", Some("casemate-admin"));
     let stranger = User::new("cmtno", None);
     let daemon = Daemon::up().await;
-    let ask = |user: &User| admin::ask_as(&user.0, &user.0, &daemon.admin_socket(), Request::Status);
+    let ask =
+        |user: &User| admin::ask_as(&user.0, &user.0, &daemon.admin_socket(), Request::Status);
     let answer = ask(&operator);
     assert_eq!(answer["answer"], "status", "{answer}");
     assert_eq!(answer["ready"], true);
@@ -96,9 +120,21 @@ async fn members_of_the_group_may_and_others_are_refused_logged_and_recorded() {
     let answer = ask(&stranger);
     assert_eq!(answer["answer"], "refused", "{answer}");
     assert_eq!(answer["code"], "not_an_operator");
-    assert!(answer["message"].as_str().unwrap().contains("casemate-admin"));
-    let uid = nix::unistd::User::from_name(&stranger.0).unwrap().unwrap().uid;
-    assert!(daemon.log().contains("turned a peer of the admin socket away"));
+    assert!(
+        answer["message"]
+            .as_str()
+            .unwrap()
+            .contains("casemate-admin")
+    );
+    let uid = nix::unistd::User::from_name(&stranger.0)
+        .unwrap()
+        .unwrap()
+        .uid;
+    assert!(
+        daemon
+            .log()
+            .contains("turned a peer of the admin socket away")
+    );
     assert!(daemon.log().contains(&format!("uid={uid}")));
     let refused = daemon.sql::<String>("SELECT event FROM audit WHERE kind = 'admin.refused'");
     assert_eq!(refused.len(), 1);
@@ -107,7 +143,12 @@ async fn members_of_the_group_may_and_others_are_refused_logged_and_recorded() {
 
     // podman's user, which sandboxes run under, is nobody here.
     let socket = daemon.admin_socket();
-    let answer = admin::ask_as("casemate-sandbox", "casemate-sandbox", &socket, Request::Status);
+    let answer = admin::ask_as(
+        "casemate-sandbox",
+        "casemate-sandbox",
+        &socket,
+        Request::Status,
+    );
     assert_eq!(answer["code"], "not_an_operator");
 }
 
@@ -161,7 +202,10 @@ async fn what_makes_no_sense_is_refused_with_a_sentence() {
         let (code, _) = refusal(&raw(&daemon, &length.to_be_bytes()).await);
         assert_eq!(code, "bad_frame");
     }
-    assert!(matches!(daemon.admin(Request::Status).await, Answer::Status(_)));
+    assert!(matches!(
+        daemon.admin(Request::Status).await,
+        Answer::Status(_)
+    ));
     // None of it was carried out.
     let commands = daemon.sql::<String>("SELECT event FROM audit WHERE kind = 'admin.command'");
     assert_eq!(commands.len(), 2, "a key and a status: {commands:?}");
@@ -181,8 +225,15 @@ async fn silent_and_slow_peers_are_hung_up_on_and_hold_nobody_up_for_long() {
         }
         peers.push(stream);
     }
-    assert!(matches!(daemon.admin(Request::Status).await, Answer::Status(_)));
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert!(matches!(
+        daemon.admin(Request::Status).await,
+        Answer::Status(_)
+    ));
+    assert!(
+        began.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        began.elapsed()
+    );
     for mut peer in peers {
         let mut rest = Vec::new();
         let read = tokio::time::timeout(PATIENCE, peer.read_to_end(&mut rest)).await;
@@ -192,7 +243,10 @@ async fn silent_and_slow_peers_are_hung_up_on_and_hold_nobody_up_for_long() {
 }
 
 fn chunks(bytes: &[u8]) -> Vec<Bytes> {
-    let mut chunks: Vec<Bytes> = bytes.chunks(512 << 10).map(Bytes::copy_from_slice).collect();
+    let mut chunks: Vec<Bytes> = bytes
+        .chunks(512 << 10)
+        .map(Bytes::copy_from_slice)
+        .collect();
     chunks.push(Bytes::new());
     chunks
 }
@@ -201,8 +255,12 @@ fn chunks(bytes: &[u8]) -> Vec<Bytes> {
 async fn an_image_is_imported_with_progress_and_garbage_is_refused() {
     let daemon = Daemon::up().await;
     let archive = std::fs::read(&bench().archive).unwrap();
-    let (answer, progress) =
-        admin::ask_with(&daemon.admin_socket(), Request::ImageImport, &chunks(&archive)).await;
+    let (answer, progress) = admin::ask_with(
+        &daemon.admin_socket(),
+        Request::ImageImport,
+        &chunks(&archive),
+    )
+    .await;
     match answer {
         Answer::Image { digest } => assert_eq!(digest.to_string(), bench().image),
         other => panic!("{other:?}"),
@@ -212,8 +270,12 @@ async fn an_image_is_imported_with_progress_and_garbage_is_refused() {
     drop(archive);
 
     for garbage in [&b""[..], b"this is no archive", &[0; 2_000_000]] {
-        let (answer, _) =
-            admin::ask_with(&daemon.admin_socket(), Request::ImageImport, &chunks(garbage)).await;
+        let (answer, _) = admin::ask_with(
+            &daemon.admin_socket(),
+            Request::ImageImport,
+            &chunks(garbage),
+        )
+        .await;
         match answer {
             Answer::Refused { message, .. } => assert!(!message.is_empty()),
             other => panic!("{other:?}"),
@@ -224,7 +286,11 @@ async fn an_image_is_imported_with_progress_and_garbage_is_refused() {
     );
     assert_eq!(outcomes.len(), 4, "{outcomes:?}");
     assert!(outcomes[0].contains(&bench().image));
-    assert!(outcomes[1..].iter().all(|outcome| outcome.contains("failed")));
+    assert!(
+        outcomes[1..]
+            .iter()
+            .all(|outcome| outcome.contains("failed"))
+    );
 }
 
 #[tokio::test]

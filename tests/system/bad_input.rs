@@ -8,30 +8,62 @@ use crate::support::{Answer, Client, Daemon};
 
 async fn post(client: &Client, kind: &str, body: impl Into<Bytes>) -> Answer {
     let headers = [("content-type", kind)];
-    client.send(Method::POST, "/v1/sessions", &headers, body.into()).await
+    client
+        .send(Method::POST, "/v1/sessions", &headers, body.into())
+        .await
 }
 
 #[tokio::test]
 async fn a_wrong_create_is_refused_and_makes_nothing() {
     let daemon = Daemon::up_with(&[("http.max_body_bytes", json!(4096))]).await;
     let client = &daemon.client;
-    for body in ["{", "nonsense", "[]", "7", "\"text\"", "null", "{\"template\":\"base\"} x", "\u{feff}{}", "{'a':1}"] {
-        post(client, "application/json", body).await.problem(400, "invalid_request");
+    for body in [
+        "{",
+        "nonsense",
+        "[]",
+        "7",
+        "\"text\"",
+        "null",
+        "{\"template\":\"base\"} x",
+        "\u{feff}{}",
+        "{'a':1}",
+    ] {
+        post(client, "application/json", body)
+            .await
+            .problem(400, "invalid_request");
     }
-    post(client, "application/json", &b"{\"name\":\"\xff\"}"[..]).await.problem(400, "invalid_request");
+    post(client, "application/json", &b"{\"name\":\"\xff\"}"[..])
+        .await
+        .problem(400, "invalid_request");
     let deep = "[".repeat(2000);
-    post(client, "application/json", deep).await.problem(400, "invalid_request");
-    for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", ""] {
-        post(client, kind, "{}").await.problem(415, "unsupported_media_type");
+    post(client, "application/json", deep)
+        .await
+        .problem(400, "invalid_request");
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonx",
+        "",
+    ] {
+        post(client, kind, "{}")
+            .await
+            .problem(415, "unsupported_media_type");
     }
     let wanted = json!({"labels": {"l": "x".repeat(4096)}}).to_string();
-    let detail = post(client, "application/json", wanted).await.problem(413, "body_too_large");
+    let detail = post(client, "application/json", wanted)
+        .await
+        .problem(413, "body_too_large");
     assert!(detail.contains("4096"), "{detail}");
 
-    let template = client.post("/v1/sessions", json!({"template": "unknown"})).await;
+    let template = client
+        .post("/v1/sessions", json!({"template": "unknown"}))
+        .await;
     let detail = template.problem(400, "unknown_template");
     assert!(detail.contains("unknown"), "{detail}");
-    let labels: Value = (0..65).map(|n| (format!("l{n}"), json!("x"))).collect::<serde_json::Map<_, _>>().into();
+    let labels: Value = (0..65)
+        .map(|n| (format!("l{n}"), json!("x")))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
     for (wanted, word) in [
         (json!({"nonsense": 1}), "nonsense"),
         (json!({"image": "debian:12"}), "image"),
@@ -47,7 +79,10 @@ async fn a_wrong_create_is_refused_and_makes_nothing() {
         (json!({"timeout_s": 86_401}), "86400"),
         (json!({"timeout_s": u64::MAX}), "timeout_s"),
         (json!({"limits": {"memory_bytes": 1}}), "memory_bytes"),
-        (json!({"limits": {"memory_bytes": 1_u64 << 32}}), "memory_bytes"),
+        (
+            json!({"limits": {"memory_bytes": 1_u64 << 32}}),
+            "memory_bytes",
+        ),
         (json!({"limits": {"cpus": 0}}), "cpus"),
         (json!({"limits": {"cpus": 3}}), "cpus"),
         (json!({"limits": {"pids": 15}}), "pids"),
@@ -90,11 +125,16 @@ async fn a_body_over_the_bound_is_refused_also_when_it_does_not_say_its_length()
     let client = &daemon.client;
     let id = client.session(json!({})).await;
     let big = json!({"argv": ["true"], "stdin": "x".repeat(5000)});
-    client.try_run(&id, big).await.problem(413, "body_too_large");
+    client
+        .try_run(&id, big)
+        .await
+        .problem(413, "body_too_large");
     let fits = json!({"argv": ["wc", "-c"], "stdin": "x".repeat(4000)});
     assert_eq!(client.run(&id, fits).await["stdout"], "4000\n");
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(&client.address).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(&client.address)
+        .await
+        .unwrap();
     let head = format!(
         "POST /v1/sessions HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
         client.key.as_ref().unwrap()

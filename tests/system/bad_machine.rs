@@ -30,7 +30,10 @@ async fn a_state_directory_that_cannot_be_made_or_written_is_refused() {
     let locked = daemon.home.join("locked");
     std::fs::create_dir(&locked).unwrap();
     daemon.set("state_dir", json!(locked.join("state")));
-    says(&daemon.refuses(73).await, &["locked/state", "Permission denied"]);
+    says(
+        &daemon.refuses(73).await,
+        &["locked/state", "Permission denied"],
+    );
     daemon.set("state_dir", json!(locked.join("no/such/state")));
     says(&daemon.refuses(73).await, &["locked/no/such/state"]);
 
@@ -147,7 +150,10 @@ async fn a_database_of_a_newer_version_or_another_program_is_refused_and_not_tou
     let right = std::fs::read(&database).unwrap();
     for (pragma, words) in [
         ("PRAGMA user_version = 99", ["newer", "99"]),
-        ("PRAGMA application_id = 7", ["not a Casemate database", "0x7"]),
+        (
+            "PRAGMA application_id = 7",
+            ["not a Casemate database", "0x7"],
+        ),
     ] {
         let db = rusqlite::Connection::open(&database).unwrap();
         db.pragma_update(None, "journal_mode", "DELETE").unwrap();
@@ -155,10 +161,17 @@ async fn a_database_of_a_newer_version_or_another_program_is_refused_and_not_tou
         drop(db);
         let before = std::fs::read(&database).unwrap();
         says(&daemon.refuses(78).await, &words);
-        assert!(std::fs::read(&database).unwrap() == before, "it was touched");
+        assert!(
+            std::fs::read(&database).unwrap() == before,
+            "it was touched"
+        );
         std::fs::write(&database, &right).unwrap();
     }
-    std::fs::write(&database, "this is no database, but it is long enough to look like one").unwrap();
+    std::fs::write(
+        &database,
+        "this is no database, but it is long enough to look like one",
+    )
+    .unwrap();
     let (code, text) = daemon.run_to_end("casemate", &[]).await;
     assert!([73, 74, 78].contains(&code), "{code}: {text}");
     says(&text, &["state.db"]);
@@ -183,7 +196,10 @@ async fn an_address_that_is_in_use_is_refused() {
     let first = Daemon::up().await;
     let mut second = Daemon::new();
     second.set("http.listen", json!(first.client.address));
-    says(&second.refuses(69).await, &[&first.client.address, "http.listen"]);
+    says(
+        &second.refuses(69).await,
+        &[&first.client.address, "http.listen"],
+    );
     // And the admin socket's place, when something else is there.
     let mut third = Daemon::new();
     std::fs::write(third.admin_socket(), "a file").unwrap();
@@ -213,7 +229,14 @@ async fn wrong_settings_are_told_all_at_once() {
         assert!(text.contains(word), "no {word}: {text}");
     }
     assert!(!daemon.state_dir().exists());
-    for garbage in ["", "{", "\0\0", "- a\n- b\n", "version: 9\n", "version: 1\n---\nversion: 1\n"] {
+    for garbage in [
+        "",
+        "{",
+        "\0\0",
+        "- a\n- b\n",
+        "version: 9\n",
+        "version: 1\n---\nversion: 1\n",
+    ] {
         daemon.write_config_text(garbage);
         let text = daemon.refuses(78).await;
         assert!(text.contains("casemate.yaml"), "{garbage:?}: {text}");
@@ -226,7 +249,12 @@ async fn wrong_settings_are_told_all_at_once() {
 #[tokio::test]
 async fn an_image_by_tag_is_refused_and_told_why() {
     let mut daemon = Daemon::new();
-    for tag in ["debian:12", "localhost/casemate/base:latest", "latest", "sha256:abc"] {
+    for tag in [
+        "debian:12",
+        "localhost/casemate/base:latest",
+        "latest",
+        "sha256:abc",
+    ] {
         daemon.set("templates.base.image", json!(tag));
         let text = daemon.refuses(78).await;
         assert!(text.contains("templates.base.image"), "{text}");
@@ -245,7 +273,10 @@ async fn check_says_whether_it_would_start_also_beside_a_running_daemon() {
     let (code, text) = daemon.run_to_end("casemate", &["--check"]).await;
     assert_eq!(code, 0, "{text}");
     daemon.client.get("/ready").await.expect(200);
-    assert!(daemon.admin_socket().exists(), "the running one's doors stay");
+    assert!(
+        daemon.admin_socket().exists(),
+        "the running one's doors stay"
+    );
 
     let good = daemon.config["podman"]["runtime"].clone();
     daemon.set("podman.runtime", json!("/usr/bin/crun"));
@@ -278,7 +309,11 @@ async fn a_guest_that_others_could_have_written_is_refused() {
 async fn a_guest_that_is_not_a_guest_fails_the_launch_with_its_last_words() {
     let mut daemon = Daemon::new();
     let guest = daemon.home.join("guest");
-    std::fs::write(&guest, "#!/bin/sh\necho 'I am not your guest' >&2\nexit 3\n").unwrap();
+    std::fs::write(
+        &guest,
+        "#!/bin/sh\necho 'I am not your guest' >&2\nexit 3\n",
+    )
+    .unwrap();
     chmod(&guest, 0o755);
     daemon.set("podman.guest", json!(guest));
     daemon.start().await;

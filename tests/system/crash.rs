@@ -21,7 +21,11 @@ fn instant(within: u64) -> Duration {
 async fn sessions_survive_kill_9_of_the_daemon_with_files_and_programs() {
     let mut daemon = Daemon::up().await;
     let client = daemon.client.clone();
-    let ids = join_all((0..3).map(|n| client.session(json!({"name": format!("s{n}"), "env": {"N": format!("{n}")}})))).await;
+    let ids =
+        join_all((0..3).map(|n| {
+            client.session(json!({"name": format!("s{n}"), "env": {"N": format!("{n}")}}))
+        }))
+        .await;
     for id in &ids {
         client.out(id, "echo kept-$N >/home/user/file").await;
         client.out(id, "i=0; while :; do i=$((i+1)); echo $i >/tmp/count; sleep 0.1; done >/dev/null 2>&1 &").await;
@@ -39,7 +43,10 @@ async fn sessions_survive_kill_9_of_the_daemon_with_files_and_programs() {
             client.try_run(id, json!({"argv": ["true"]})).await.status == 200
         })
         .await;
-        assert_eq!(client.out(id, "cat /home/user/file").await, format!("kept-{n}\n"));
+        assert_eq!(
+            client.out(id, "cat /home/user/file").await,
+            format!("kept-{n}\n")
+        );
         let count = client.out(id, "cat /tmp/count").await;
         wait_until("its program still counts", async || {
             client.out(id, "cat /tmp/count").await != count
@@ -76,7 +83,10 @@ async fn a_run_that_the_daemon_dies_under_ends_by_itself_in_the_sandbox() {
     daemon.start().await;
     wait_until("the program's end, one way or the other", async || {
         let answer = client
-            .try_run(&id, json!({"argv": ["sh", "-c", "test -e /tmp/ended || ! pgrep -x sleep"]}))
+            .try_run(
+                &id,
+                json!({"argv": ["sh", "-c", "test -e /tmp/ended || ! pgrep -x sleep"]}),
+            )
             .await;
         answer.status == 200 && answer.json()["exit_code"] == 0
     })
@@ -169,9 +179,17 @@ async fn a_sandbox_that_dies_takes_its_session_with_it_at_once() {
         let answer = client.try_run(id, json!({"argv": ["true"]})).await;
         answer.problem(409, "session_not_ready");
         client.end(id).await;
-        assert_eq!(client.look(id).await["phase"], "failed", "an end stays as it is");
+        assert_eq!(
+            client.look(id).await["phase"],
+            "failed",
+            "an end stays as it is"
+        );
     }
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        began.elapsed()
+    );
     assert!(daemon.containers().await.is_empty());
     assert!(daemon.links().is_empty());
 }
@@ -182,7 +200,10 @@ async fn a_run_in_a_sandbox_that_dies_is_answered() {
     let client = &daemon.client;
     let id = client.session(json!({})).await;
     let container = daemon.container_of(&id).await.unwrap().id;
-    let run = client.try_run(&id, json!({"argv": ["sh", "-c", "touch /tmp/began; sleep 60"]}));
+    let run = client.try_run(
+        &id,
+        json!({"argv": ["sh", "-c", "touch /tmp/began; sleep 60"]}),
+    );
     let killing = async {
         wait_until("it runs", async || {
             client.sh(&id, "test -e /tmp/began").await.0 == 0
@@ -229,7 +250,11 @@ async fn a_session_whose_time_was_over_while_the_daemon_was_down_ends_at_the_nex
             .arg("+%s")
             .output()
             .is_ok_and(|now| {
-                let now: i64 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
+                let now: i64 = String::from_utf8(now.stdout)
+                    .unwrap()
+                    .trim()
+                    .parse()
+                    .unwrap();
                 now * 1000 > ends_at
             })
     })
@@ -290,6 +315,9 @@ async fn at_the_start_containers_without_a_session_go_and_those_of_others_stay()
     assert_eq!(daemon.links(), [kept.clone()]);
     let removed = daemon.sql::<String>("SELECT event FROM audit WHERE kind = 'sandbox.orphan'");
     assert_eq!(removed.len(), ours.len(), "{removed:?}");
-    assert!(ours.iter().all(|id| removed.iter().any(|event| event.contains(id.as_str()))));
+    assert!(
+        ours.iter()
+            .all(|id| removed.iter().any(|event| event.contains(id.as_str())))
+    );
     daemon.phase(&kept, "ready").await;
 }

@@ -21,14 +21,30 @@ async fn the_document_is_served_and_names_what_there_is() {
     assert_eq!(document["openapi"], "3.1.0");
     client.get("/health").await.expect(200);
     client.get("/ready").await.expect(200);
-    for path in ["/", "/v1", "/v2/sessions", "/v1/sessions/", "/v1//sessions", "/openapi.json/x", "/admin"] {
+    for path in [
+        "/",
+        "/v1",
+        "/v2/sessions",
+        "/v1/sessions/",
+        "/v1//sessions",
+        "/openapi.json/x",
+        "/admin",
+    ] {
         daemon.client.get(path).await.problem(404, "no_such_route");
     }
     for (method, path, allowed) in [
         (Method::PUT, "/v1/sessions", "POST, GET"),
         (Method::POST, "/health", "GET"),
-        (Method::PATCH, "/v1/sessions/ses_00000000000000000000000000", "GET, DELETE"),
-        (Method::GET, "/v1/sessions/ses_00000000000000000000000000/run", "POST"),
+        (
+            Method::PATCH,
+            "/v1/sessions/ses_00000000000000000000000000",
+            "GET, DELETE",
+        ),
+        (
+            Method::GET,
+            "/v1/sessions/ses_00000000000000000000000000/run",
+            "POST",
+        ),
     ] {
         let answer = client.send(method, path, &[], Bytes::new()).await;
         assert_eq!(answer.headers["allow"], allowed);
@@ -41,11 +57,18 @@ async fn a_requests_id_comes_back_or_one_is_made() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let given = [("x-request-id", "my-request/7")];
-    let answer = client.send(Method::GET, "/health", &given, Bytes::new()).await;
+    let answer = client
+        .send(Method::GET, "/health", &given, Bytes::new())
+        .await;
     assert_eq!(answer.headers["x-request-id"], "my-request/7");
     for bad in ["", "has space", "é"] {
         let answer = client
-            .send(Method::GET, "/health", &[("x-request-id", bad)], Bytes::new())
+            .send(
+                Method::GET,
+                "/health",
+                &[("x-request-id", bad)],
+                Bytes::new(),
+            )
             .await;
         let id = answer.headers["x-request-id"].to_str().unwrap();
         assert!(id.starts_with("req_"), "{id}");
@@ -54,7 +77,10 @@ async fn a_requests_id_comes_back_or_one_is_made() {
     let id = answer.headers["x-request-id"].to_str().unwrap().to_owned();
     assert_eq!(answer.json()["request_id"], id.as_str());
     assert_eq!(answer.headers["cache-control"], "no-store");
-    assert!(daemon.log().contains(&id), "the log tells the story of {id}");
+    assert!(
+        daemon.log().contains(&id),
+        "the log tells the story of {id}"
+    );
 }
 
 #[tokio::test]
@@ -62,11 +88,22 @@ async fn only_a_right_key_in_one_place_opens_the_door() {
     let mut daemon = Daemon::up().await;
     let key = daemon.key("tests").await;
     let nobody = daemon.client.stranger();
-    let e2b = PresentedKey::parse(&key).unwrap().reveal_e2b().expose().clone();
-    assert!(e2b.starts_with("e2b_") && e2b[4..].bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase()));
+    let e2b = PresentedKey::parse(&key)
+        .unwrap()
+        .reveal_e2b()
+        .expose()
+        .clone();
+    assert!(
+        e2b.starts_with("e2b_")
+            && e2b[4..]
+                .bytes()
+                .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
+    );
     let bearer = |key: &str| format!("Bearer {key}");
     let ask = async |headers: &[(&str, &str)]| {
-        nobody.send(Method::GET, "/v1/sessions", headers, Bytes::new()).await
+        nobody
+            .send(Method::GET, "/v1/sessions", headers, Bytes::new())
+            .await
     };
     for headers in [
         [("authorization", bearer(&key).as_str())],
@@ -113,7 +150,10 @@ async fn only_a_right_key_in_one_place_opens_the_door() {
         &[][..],
         &[("authorization", basic.as_str())],
         &[("authorization", key.as_str())],
-        &[("authorization", bearer(&key).as_str()), ("x-api-key", &key)],
+        &[
+            ("authorization", bearer(&key).as_str()),
+            ("x-api-key", &key),
+        ],
         &[("x-api-key", &key), ("x-api-key", &key)],
     ] {
         ask(headers).await.problem(401, "unauthenticated");
@@ -127,12 +167,19 @@ async fn only_a_right_key_in_one_place_opens_the_door() {
         (Method::POST, "/v1/sessions/x/run"),
         (Method::GET, "/v1/audit"),
     ] {
-        let answer = nobody.send(method, path, &[], Bytes::from_static(b"{")).await;
+        let answer = nobody
+            .send(method, path, &[], Bytes::from_static(b"{"))
+            .await;
         answer.problem(401, "unauthenticated");
     }
     // Keys outlive the daemon.
     daemon.restart().await;
-    daemon.client.with_key(&key).get("/v1/sessions").await.expect(200);
+    daemon
+        .client
+        .with_key(&key)
+        .get("/v1/sessions")
+        .await
+        .expect(200);
 }
 
 /// Writes bytes, slowly or not, and reads until the daemon hangs up; `None` when it does not.
@@ -179,18 +226,30 @@ async fn heads_that_are_too_large_or_make_no_sense_are_refused() {
     }
     daemon.client.get("/health").await.expect(200);
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
     let peak_kb: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(peak_kb < 100_000, "{peak}");
 }
 
 #[tokio::test]
 async fn a_client_that_dawdles_over_its_head_is_cut_off_and_holds_nobody_up() {
-    let daemon = Daemon::up_with(&[("http.header_timeout_s", json!(1)), ("http.max_connections", json!(4))]).await;
+    let daemon = Daemon::up_with(&[
+        ("http.header_timeout_s", json!(1)),
+        ("http.max_connections", json!(4)),
+    ])
+    .await;
     let address = &daemon.client.address;
     let began = Instant::now();
     let mut dawdlers = tokio::task::JoinSet::new();
-    for part in ["", "G", "GET /health HTTP/1.1\r\n", "GET /health HTTP/1.1\r\nhost: x\r\nx-a: b"] {
+    for part in [
+        "",
+        "PRI * HTTP/2.0\r\n",
+        "GET /health HTTP/1.1\r\n",
+        "GET /health HTTP/1.1\r\nhost: x\r\nx-a: b",
+    ] {
         let address = address.clone();
         dawdlers.spawn(async move { raw(&address, &[part.as_bytes()], PATIENCE).await });
     }
@@ -199,7 +258,10 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off_and_holds_nobody_up() {
         let address = address.clone();
         async move {
             let mut stream = TcpStream::connect(&address).await.unwrap();
-            stream.write_all(b"GET /health HTTP/1.1\r\nx: ").await.unwrap();
+            stream
+                .write_all(b"GET /health HTTP/1.1\r\nx: ")
+                .await
+                .unwrap();
             let mut byte = [0];
             loop {
                 tokio::select! {
@@ -213,11 +275,18 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off_and_holds_nobody_up() {
         }
     };
     let dripping = tokio::time::timeout(PATIENCE, dripping);
-    assert!(dripping.await.is_ok(), "a slow drip holds a connection for ever");
+    assert!(
+        dripping.await.is_ok(),
+        "a slow drip holds a connection for ever"
+    );
     // All places were taken by those; whoever waits gets one.
     daemon.client.get("/health").await.expect(200);
     while let Some(answer) = dawdlers.join_next().await {
         assert!(answer.unwrap().is_some(), "it waits for a head for ever");
     }
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
 }

@@ -37,8 +37,7 @@ async fn a_session_is_made_used_and_ended_and_its_record_tells_it_in_order() {
     })
     .await;
 
-    let run =
-        json!({"argv": ["python3", "-c", "import platform; print(platform.node(), 6 * 7)"]});
+    let run = json!({"argv": ["python3", "-c", "import platform; print(platform.node(), 6 * 7)"]});
     let outcome = client.run(&id, run).await;
     assert_eq!(outcome["stdout"], "first 42\n", "{outcome}");
     assert_eq!(outcome["exit_code"], 0);
@@ -122,7 +121,8 @@ async fn without_waiting_the_answer_comes_before_the_sandbox() {
 async fn of_many_creates_with_one_name_exactly_one_wins() {
     let daemon = Daemon::up().await;
     let wanted = json!({"name": "only", "wait": false});
-    let answers = join_all((0..8).map(|_| daemon.client.post("/v1/sessions", wanted.clone()))).await;
+    let answers =
+        join_all((0..8).map(|_| daemon.client.post("/v1/sessions", wanted.clone()))).await;
     let mut winners = Vec::new();
     for answer in answers {
         if answer.status == 201 {
@@ -140,7 +140,10 @@ async fn of_many_creates_with_one_name_exactly_one_wins() {
     let mut daemon = daemon;
     let key = daemon.key("others").await;
     let theirs = daemon.client.with_key(&key);
-    let other = theirs.post("/v1/sessions", wanted.clone()).await.expect(201);
+    let other = theirs
+        .post("/v1/sessions", wanted.clone())
+        .await
+        .expect(201);
     let again = daemon.client.post("/v1/sessions", wanted.clone()).await;
     again.problem(409, "name_taken");
     daemon.client.end(&winners[0]).await;
@@ -299,7 +302,10 @@ async fn sessions_are_found_by_label_phase_and_name_page_by_page() {
         daemon.phase(&ids[n], "ready").await;
     }
     let found = async |query: &str| -> Vec<usize> {
-        let page = client.get(&format!("/v1/sessions?{query}")).await.expect(200);
+        let page = client
+            .get(&format!("/v1/sessions?{query}"))
+            .await
+            .expect(200);
         let items = page["items"].as_array().unwrap();
         items
             .iter()
@@ -313,7 +319,10 @@ async fn sessions_are_found_by_label_phase_and_name_page_by_page() {
     assert_eq!(found("phase=stopped").await, [3, 0]);
     assert_eq!(found("name=s2").await, [2]);
     assert_eq!(found("name=s9").await, [] as [usize; 0]);
-    assert_eq!(found("label=parity=even&label=parity=odd").await, [] as [usize; 0]);
+    assert_eq!(
+        found("label=parity=even&label=parity=odd").await,
+        [] as [usize; 0]
+    );
     assert_eq!(found("label=parity=EVEN").await, [] as [usize; 0]);
 
     let (mut seen, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
@@ -334,8 +343,15 @@ async fn sessions_are_found_by_label_phase_and_name_page_by_page() {
     assert_eq!(pages, 3);
 
     for bad in [
-        "limit=0", "limit=201", "limit=x", "cursor=x", "phase=done", "label=x", "name=UPPER",
-        "nonsense=1", "label=%ff",
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "cursor=x",
+        "phase=done",
+        "label=x",
+        "name=UPPER",
+        "nonsense=1",
+        "label=%ff",
     ] {
         let answer = client.get(&format!("/v1/sessions?{bad}")).await;
         assert_eq!(answer.status, 400, "{bad}: {:?}", answer.body);
@@ -400,7 +416,11 @@ async fn a_client_that_goes_away_does_not_take_its_session_with_it() {
     let create = daemon.client.post("/v1/sessions", json!({"name": "left"}));
     // The request has been read when its session is in the list; then the client hangs up.
     let listed = wait_for("it is listed", PATIENCE, async || {
-        let page = daemon.client.get("/v1/sessions?name=left").await.expect(200);
+        let page = daemon
+            .client
+            .get("/v1/sessions?name=left")
+            .await
+            .expect(200);
         page["items"][0]["id"].as_str().map(str::to_owned)
     });
     let id = tokio::select! {
@@ -409,13 +429,19 @@ async fn a_client_that_goes_away_does_not_take_its_session_with_it() {
             .as_str().unwrap().to_owned(),
     };
     daemon.phase(&id, "ready").await;
-    assert_eq!(daemon.client.out(&id, "echo still here").await, "still here\n");
+    assert_eq!(
+        daemon.client.out(&id, "echo still here").await,
+        "still here\n"
+    );
 }
 
 #[tokio::test]
 async fn environment_and_working_directory_come_from_template_session_and_run() {
     let daemon = Daemon::up_with(&[
-        ("templates.base.env", json!({"A": "template", "B": "template", "C": "template"})),
+        (
+            "templates.base.env",
+            json!({"A": "template", "B": "template", "C": "template"}),
+        ),
         ("templates.base.workdir", json!("/usr")),
     ])
     .await;
@@ -437,5 +463,8 @@ async fn environment_and_working_directory_come_from_template_session_and_run() 
     let plain = client.session(json!({})).await;
     assert_eq!(client.out(&plain, "pwd; echo $B").await, "/usr\ntemplate\n");
     let session = client.look(&plain).await;
-    assert!(session.get("env").is_none(), "values are not shown: {session}");
+    assert!(
+        session.get("env").is_none(),
+        "values are not shown: {session}"
+    );
 }

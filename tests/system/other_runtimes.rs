@@ -63,19 +63,24 @@ impl Drop for Wrapper {
 }
 
 /// crun under our wrapper's name: it drops runsc's flags, and says whatever version it is told to.
-/// crun 1.8 refuses this kind of machine where cgroup v1 and v2 are mixed, so it is not shown them.
+/// So that it does start something on any machine, it is not shown the cgroups (crun 1.8 refuses
+/// where v1 and v2 are mixed), nor limits above those of podman's user.
 fn crun_that_says(version: &str) -> String {
     format!(
         r#"#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+bundle= previous=
 for word; do
     shift
+    [ "$previous" != --bundle ] || bundle=$word
+    previous=$word
     case $word in
         --platform=* | --ignore-cgroups* | --systemd-cgroup) ;;
         --version) echo "{version}"; exit ;;
         *) set -- "$@" "$word" ;;
     esac
 done
+[ -z "$bundle" ] || sed -i 's/"rlimits":\[[^]]*\],*//' "$bundle/config.json"
 exec unshare --mount sh -c 'mount -t tmpfs none /sys/fs/cgroup 2>/dev/null; exec crun --cgroup-manager=disabled "$@"' crun "$@"
 "#
     )
@@ -112,7 +117,10 @@ async fn podman_with_another_runtime_as_its_default_is_refused_at_the_start() {
     // Nor when the settings agree with it: it is not gVisor.
     daemon.set("podman.runtime", json!("/usr/bin/crun"));
     let text = daemon.refuses(77).await;
-    assert!(text.lines().last().unwrap().contains("crun version"), "{text}");
+    assert!(
+        text.lines().last().unwrap().contains("crun version"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -176,7 +184,10 @@ async fn another_runtime_under_the_right_name_is_refused_at_the_start() {
     daemon.set("podman.socket", json!(podman.socket));
     daemon.set("podman.runtime", json!(wrapper.0));
     let text = daemon.refuses(77).await;
-    assert!(text.lines().last().unwrap().contains("crun version 1.8.1"), "{text}");
+    assert!(
+        text.lines().last().unwrap().contains("crun version 1.8.1"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -197,11 +208,11 @@ async fn another_runtime_under_the_right_name_with_the_right_version_never_gets_
     assert!(message.contains("dialling process"), "{message}");
 }
 
-
 #[tokio::test]
 async fn runsc_without_our_flags_is_told_apart_by_what_a_sandbox_sees() {
     // Not a promise of the daemon's yet, but of the wrapper's: the network is switched off twice.
-    let wrapper = Wrapper::new("#!/bin/sh\nexec /usr/bin/runsc --network=host --host-uds=open \"$@\"\n");
+    let wrapper =
+        Wrapper::new("#!/bin/sh\nexec /usr/bin/runsc --network=host --host-uds=open \"$@\"\n");
     let podman = wrapper.service().await;
     let daemon = Daemon::up_with(&[
         ("podman.socket", json!(podman.socket)),
@@ -211,7 +222,10 @@ async fn runsc_without_our_flags_is_told_apart_by_what_a_sandbox_sees() {
     let answer = daemon.client.post("/v1/sessions", json!({})).await;
     if answer.status == 201 {
         let id = answer.json()["id"].as_str().unwrap().to_owned();
-        let devices = daemon.client.out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1").await;
+        let devices = daemon
+            .client
+            .out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1")
+            .await;
         assert_eq!(devices.trim(), "lo", "the network namespace is empty");
     } else {
         answer.problem(502, "launch_failed");

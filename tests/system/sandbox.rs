@@ -23,7 +23,12 @@ async fn every_session_has_a_gvisor_kernel_of_its_own() {
         assert_ne!(version, host);
     }
     // Neither sees the other, nor the host.
-    client.out(&one, "exec -a marked-one sleep 300 >/dev/null & sleep 0.2; echo").await;
+    client
+        .out(
+            &one,
+            "exec -a marked-one sleep 300 >/dev/null & sleep 0.2; echo",
+        )
+        .await;
     let processes = client.out(&two, "ps -eo args").await;
     assert!(!processes.contains("sleep"), "{processes}");
     assert!(!processes.contains("casemated"), "{processes}");
@@ -39,7 +44,9 @@ async fn a_sandbox_has_no_network_but_its_own_loopback() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({})).await;
-    let devices = client.out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1").await;
+    let devices = client
+        .out(&id, "tail -n +3 /proc/net/dev | cut -d: -f1")
+        .await;
     assert_eq!(devices.trim(), "lo");
     let routes = client.out(&id, "tail -n +2 /proc/net/route").await;
     assert_eq!(routes.trim(), "");
@@ -70,13 +77,21 @@ except OSError as e:
 "#;
     let port = client.address.rsplit(':').next().unwrap();
     let outcome = client
-        .run(&id, json!({"argv": ["python3", "-c", script, port], "timeout_s": 30}))
+        .run(
+            &id,
+            json!({"argv": ["python3", "-c", script, port], "timeout_s": 30}),
+        )
         .await;
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines.len(), 6, "{outcome}");
-    assert_eq!(lines[0], "Network is unreachable");
-    assert_eq!(lines[1], "Network is unreachable");
-    assert!(lines[2] != "connected", "{lines:?}");
+    for line in &lines[..3] {
+        let wanted = [
+            "Network is unreachable",
+            "No route to host",
+            "Cannot assign requested address",
+        ];
+        assert!(wanted.contains(line), "{lines:?}");
+    }
     // The daemon listens there, on the host's loopback; inside nobody does.
     assert_eq!(lines[3], "Connection refused");
     assert_eq!(lines[4], "no name");
@@ -88,17 +103,24 @@ async fn programs_have_no_capability_and_cannot_gain_one() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({})).await;
-    let status = client.out(&id, "grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status").await;
+    let status = client
+        .out(&id, "grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status")
+        .await;
     for line in status.lines() {
         let bits = line.split_whitespace().last().unwrap();
         assert_eq!(bits.trim_start_matches('0'), "", "{status}");
     }
     let script = "import ctypes; print(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0))";
-    let outcome = client.run(&id, json!({"argv": ["python3", "-c", script]})).await;
+    let outcome = client
+        .run(&id, json!({"argv": ["python3", "-c", script]}))
+        .await;
     assert_eq!(outcome["stdout"], "1\n", "PR_GET_NO_NEW_PRIVS");
-    assert_eq!(client.out(&id, "id -u; id -g; id -G").await, "1000\n1000\n1000\n");
+    assert_eq!(
+        client.out(&id, "id -u; id -g; id -G").await,
+        "1000\n1000\n1000\n"
+    );
     for attempt in [
-        "unshare -U true",
+        "unshare -n true",
         "mount -t tmpfs none /mnt",
         "chown root /tmp",
         "mknod /tmp/sda b 8 0",
@@ -110,10 +132,14 @@ async fn programs_have_no_capability_and_cannot_gain_one() {
     }
     // Nobody becomes root by asking.
     for user in ["root", "0"] {
-        let answer = client.try_run(&id, json!({"argv": ["id"], "user": user})).await;
+        let answer = client
+            .try_run(&id, json!({"argv": ["id"], "user": user}))
+            .await;
         answer.problem(422, "program_refused");
     }
-    let outcome = client.run(&id, json!({"argv": ["id", "-u"], "user": "nobody"})).await;
+    let outcome = client
+        .run(&id, json!({"argv": ["id", "-u"], "user": "nobody"}))
+        .await;
     assert_eq!(outcome["stdout"], "65534\n");
 }
 
@@ -128,8 +154,11 @@ async fn the_guest_and_its_link_are_out_of_reach_for_programs() {
             "kill -0 1",
             "ls /run/casemate/link",
             "cat /run/casemate/link/token",
-            "cat /proc/1/environ",
             "ls /proc/1/fd/",
+            "cat /proc/1/mem",
+            // Being root among oneself is allowed, as on any Linux, and opens nothing.
+            "unshare -Ur cat /run/casemate/link/token",
+            "unshare -Ur kill -9 1",
             "cp /bin/true /run/casemate/guest",
             "touch /run/casemate/x",
         ] {
@@ -153,7 +182,10 @@ for name in ["link.sock", "egress.sock"]:
             "{outcome}"
         );
     }
-    assert_eq!(client.out(&id, "cat /proc/1/comm").await.trim().len() > 2, true);
+    assert_eq!(
+        client.out(&id, "cat /proc/1/comm").await.trim().len() > 2,
+        true
+    );
     assert_eq!(client.look(&id).await["phase"], "ready");
 }
 
@@ -162,8 +194,13 @@ async fn what_is_written_stays_in_its_session_and_off_the_image() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let one = client.session(json!({})).await;
-    client.out(&one, "echo mine >/home/user/mark && echo mine >/tmp/mark").await;
-    assert_eq!(client.out(&one, "cat /home/user/mark /tmp/mark").await, "mine\nmine\n");
+    client
+        .out(&one, "echo mine >/home/user/mark && echo mine >/tmp/mark")
+        .await;
+    assert_eq!(
+        client.out(&one, "cat /home/user/mark /tmp/mark").await,
+        "mine\nmine\n"
+    );
     for place in ["/", "/etc", "/usr/bin", "/root", "/run", "/var/lib"] {
         let (code, output) = client.sh(&one, &format!("touch {place}/x")).await;
         assert_ne!(code, 0, "{place}: {output}");
@@ -173,24 +210,49 @@ async fn what_is_written_stays_in_its_session_and_off_the_image() {
     assert!(!client.out(&two, "ls -A /home/user").await.contains("mark"));
     client.end(&one).await;
     let three = client.session(json!({})).await;
-    assert!(!client.out(&three, "ls -A /home/user").await.contains("mark"));
+    assert!(
+        !client
+            .out(&three, "ls -A /home/user")
+            .await
+            .contains("mark")
+    );
 }
 
 #[tokio::test]
 async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
-    let id = client.session(json!({"limits": {"disk_bytes": 1 << 30}})).await;
-    let write = "dd if=/dev/zero of=/home/user/big bs=4M count=300 status=none; echo $?; stat -c %s /home/user/big";
-    let run = json!({"argv": ["sh", "-c", format!("exec 2>&1; {write}")], "timeout_s": 100});
+    let id = client
+        .session(json!({"limits": {"disk_bytes": 1 << 30}}))
+        .await;
+    // One bound for all files together.
+    let script = r#"
+import os
+chunk, written = bytes(4 << 20), 0
+for name, most in [("one", 600), ("two", 600)]:
+    with open("/home/user/" + name, "wb", buffering=0) as file:
+        try:
+            for _ in range(most // 4):
+                written += file.write(chunk)
+        except OSError as error:
+            print(error.strerror)
+print(written)
+"#;
+    let run = json!({"argv": ["python3", "-c", script], "timeout_s": 100});
     let outcome = client.run(&id, run).await;
-    let output = outcome["stdout"].as_str().unwrap();
-    assert!(output.contains("File too large"), "{outcome}");
-    let written: u64 = output.lines().last().unwrap().parse().unwrap();
+    let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
+    assert_eq!(lines.len(), 2, "{outcome}");
+    assert_eq!(lines[0], "File too large");
+    let written: u64 = lines[1].parse().unwrap();
     assert!(written <= 1 << 30, "{written}");
     assert!(written >= (1 << 30) - (64 << 20), "{written}");
-    // The session lives, and has room again when the file is gone.
-    client.out(&id, "rm /home/user/big && echo ok >/home/user/small && cat /home/user/small").await;
+    // The session lives, and has room again when the files are gone.
+    client
+        .out(
+            &id,
+            "rm /home/user/one /home/user/two && head -c 100M /dev/zero >/home/user/three",
+        )
+        .await;
     assert_eq!(client.look(&id).await["phase"], "ready");
 }
 
@@ -198,7 +260,9 @@ async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
 async fn tmp_and_shared_memory_are_bounded_by_half_the_memory() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
-    let id = client.session(json!({"limits": {"memory_bytes": 128 << 20}})).await;
+    let id = client
+        .session(json!({"limits": {"memory_bytes": 128 << 20}}))
+        .await;
     for place in ["/tmp", "/dev/shm"] {
         let command = format!(
             "dd if=/dev/zero of={place}/big bs=1M count=100 status=none; stat -c %s {place}/big; rm {place}/big"
@@ -236,7 +300,7 @@ for pid in children:
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines[0], "Resource temporarily unavailable", "{outcome}");
     let made: u32 = lines[1].parse().unwrap();
-    assert!((20..64).contains(&made), "{made}");
+    assert!((20..=64).contains(&made), "{made}");
 
     // A real one: its whole process group ends with its time, and the session goes on.
     let began = Instant::now();

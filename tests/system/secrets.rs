@@ -56,8 +56,12 @@ async fn values_of_environments_arguments_and_keys_turn_up_nowhere() {
     let mut daemon = Daemon::up_with(&[("log.level", json!("trace"))]).await;
     let client = daemon.client.clone();
     let mark = |what: &str| format!("mark-{what}-{:x}-planted", std::process::id());
-    let (in_env, in_run, in_argument, in_input) =
-        (mark("session"), mark("run"), mark("argument"), mark("input"));
+    let (in_env, in_run, in_argument, in_input) = (
+        mark("session"),
+        mark("run"),
+        mark("argument"),
+        mark("input"),
+    );
     let id = client.session(json!({"env": {"TOKEN": in_env}})).await;
     let run = json!({
         "argv": ["sh", "-c", "touch /tmp/began; cat >/dev/null; sleep 2; echo $TOKEN $MORE $0", in_argument],
@@ -74,7 +78,10 @@ async fn values_of_environments_arguments_and_keys_turn_up_nowhere() {
         }
     };
     let (outcome, ()) = tokio::join!(client.run(&id, run), looking);
-    assert_eq!(outcome["stdout"], format!("{in_env} {in_run} {in_argument}\n"));
+    assert_eq!(
+        outcome["stdout"],
+        format!("{in_env} {in_run} {in_argument}\n")
+    );
 
     // Failures are more talkative than success.
     for run in [
@@ -90,12 +97,24 @@ async fn values_of_environments_arguments_and_keys_turn_up_nowhere() {
     let key = client.key.clone().unwrap();
     let secret = key.rsplit('_').next().unwrap().to_owned();
     let wrong = format!("{}{}", &key[..key.len() - 4], "0000");
-    client.with_key(&wrong).get("/v1/sessions").await.problem(401, "unauthenticated");
+    client
+        .with_key(&wrong)
+        .get("/v1/sessions")
+        .await
+        .problem(401, "unauthenticated");
 
     let records = serde_json::to_string(&client.audit(&id).await).unwrap();
     let log = daemon.log();
     assert!(log.contains("TRACE"), "the log is as talkative as it gets");
-    for secret in [&in_env, &in_run, &in_argument, &in_input, &key, &secret, &wrong] {
+    for secret in [
+        &in_env,
+        &in_run,
+        &in_argument,
+        &in_input,
+        &key,
+        &secret,
+        &wrong,
+    ] {
         assert!(!records.contains(secret.as_str()), "the record has it");
         assert!(!log.contains(secret.as_str()), "the log has it");
     }

@@ -52,7 +52,8 @@ async fn sigterm_lets_a_run_finish_and_leaves_the_sessions() {
         client.try_run(&id, json!({"argv": ["true"]})).await.status == 200
     })
     .await;
-    let kinds = daemon.sql::<String>("SELECT kind FROM audit WHERE kind LIKE 'daemon.%' ORDER BY seq");
+    let kinds =
+        daemon.sql::<String>("SELECT kind FROM audit WHERE kind LIKE 'daemon.%' ORDER BY seq");
     assert_eq!(kinds, ["daemon.start", "daemon.stop", "daemon.start"]);
 }
 
@@ -87,7 +88,11 @@ async fn told_to_stop_its_sessions_it_leaves_nothing() {
     for _ in 0..3 {
         daemon.client.session(json!({})).await;
     }
-    daemon.client.post("/v1/sessions", json!({"wait": false})).await.expect(201);
+    daemon
+        .client
+        .post("/v1/sessions", json!({"wait": false}))
+        .await
+        .expect(201);
     assert_eq!(daemon.term().await, 0);
     assert!(daemon.containers().await.is_empty());
     assert!(daemon.links().is_empty());
@@ -100,7 +105,10 @@ async fn sighup_takes_new_templates_and_a_wrong_file_changes_nothing() {
     let mut daemon = Daemon::up().await;
     let client = daemon.client.clone();
     let wanted = json!({"template": "second"});
-    let detail = client.post("/v1/sessions", wanted.clone()).await.problem(400, "unknown_template");
+    let detail = client
+        .post("/v1/sessions", wanted.clone())
+        .await
+        .problem(400, "unknown_template");
     assert!(detail.contains("second"), "{detail}");
     let kept = client.session(json!({})).await;
 
@@ -119,7 +127,11 @@ async fn sighup_takes_new_templates_and_a_wrong_file_changes_nothing() {
     // Wrong, or needing a restart, or an image that is not there: the old settings stay.
     let good = daemon.config.clone();
     for (count, (key, value, word)) in [
-        ("templates.third", json!({"image": "a:tag"}), "templates.third.image"),
+        (
+            "templates.third",
+            json!({"image": "a:tag"}),
+            "templates.third.image",
+        ),
         ("http.max_connections", json!(7), "http.max_connections"),
         (
             "templates.third",
@@ -151,9 +163,22 @@ async fn sighup_takes_new_templates_and_a_wrong_file_changes_nothing() {
         client.end(&id).await;
     }
     daemon.config = good;
-    daemon.config["templates"].as_object_mut().unwrap().remove("second");
+    daemon.config["templates"]
+        .as_object_mut()
+        .unwrap()
+        .remove("second");
     daemon.write_config();
-    assert!(matches!(daemon.admin(protocol::Request::Reload).await, protocol::Answer::Done));
-    client.post("/v1/sessions", wanted).await.problem(400, "unknown_template");
-    assert_eq!(client.out(&id, "echo $WHO").await, "second\n", "it lives on");
+    assert!(matches!(
+        daemon.admin(protocol::Request::Reload).await,
+        protocol::Answer::Done
+    ));
+    client
+        .post("/v1/sessions", wanted)
+        .await
+        .problem(400, "unknown_template");
+    assert_eq!(
+        client.out(&id, "echo $WHO").await,
+        "second\n",
+        "it lives on"
+    );
 }

@@ -77,7 +77,7 @@ pub fn ask_as(user: &str, group: &str, socket: &Path, request: Request) -> Value
     bytes.extend(frame);
     let mut child = Command::new("setpriv")
         .args(["--reuid", user, "--regid", group, "--init-groups", "--"])
-        .args(["python3", "-c", SPEAKER])
+        .args(["/usr/bin/python3", "-c", SPEAKER])
         .arg(socket)
         .current_dir("/")
         .stdin(Stdio::piped())

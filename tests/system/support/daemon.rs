@@ -334,7 +334,6 @@ impl Daemon {
         self.was_killed = true;
     }
 
-
     // --- the end ---
 
     /// Ends everything; what should not have been left.
