@@ -126,13 +126,12 @@ impl Remains {
     /// Removes what may exist. May be repeated; what is gone already is success.
     pub(super) async fn clear(&mut self, house: &House, id: SessionId) -> Result<(), RuntimeError> {
         if let Some(creating) = &mut self.creating {
-            match tokio::time::timeout(CREATION_PATIENCE, creating).await {
+            if let Ok(outcome) = tokio::time::timeout(CREATION_PATIENCE, creating).await {
                 // If it failed, what is left of it is looked for.
-                Ok(outcome) => drop(self.created(outcome)),
-                Err(_) => {
-                    self.creating = None;
-                    warn!(session = %id, "a sandbox that nobody wants any more may still be created");
-                }
+                drop(self.created(outcome));
+            } else {
+                self.creating = None;
+                warn!(session = %id, "a sandbox that nobody wants any more may still be created");
             }
         }
         match &self.sandbox {
