@@ -240,7 +240,7 @@ async fn what_cannot_be_run_is_refused_with_a_sentence() {
         ),
         (json!({"argv": ["true"], "timeout_s": 0}), "timeout_s"),
         (json!({"argv": ["true"], "timeout_s": 3601}), "3600"),
-        (json!({"argv": ["true"], "timeout_s": -1}), "timeout_s"),
+        (json!({"argv": ["true"], "timeout_s": -1}), "-1"),
         (
             json!({"argv": ["true"], "max_output_bytes": (1 << 20) + 1}),
             "1048576",

@@ -61,7 +61,10 @@ import socket, struct, sys
 s = socket.socket(socket.AF_UNIX)
 s.settimeout(20)
 s.connect(sys.argv[1])
-s.sendall(sys.stdin.buffer.read())
+try:
+    s.sendall(sys.stdin.buffer.read())
+except BrokenPipeError:
+    pass  # it has refused us already, and says why
 head = s.recv(4, socket.MSG_WAITALL)
 sys.stdout.buffer.write(s.recv(struct.unpack('>I', head)[0], socket.MSG_WAITALL))
 ";
