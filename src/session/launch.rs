@@ -1,7 +1,7 @@
 //! From nothing to a guest that answers, and back.
 //!
 //! Bringing up is a chain in which each step needs what the one before gave: [`Door`] (directory,
-//! token, socket) -> [`Remains::create`] -> [`start`] -> link. The [`Remains`] are brought up to date
+//! token, socket) -> [`create`] -> [`start`] -> link. The [`Remains`] are brought up to date
 //! *before* each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
