@@ -209,8 +209,8 @@ async fn another_runtime_under_the_right_name_with_the_right_version_never_gets_
 }
 
 #[tokio::test]
-async fn runsc_without_our_flags_is_told_apart_by_what_a_sandbox_sees() {
-    // Not a promise of the daemon's yet, but of the wrapper's: the network is switched off twice.
+async fn a_wrapper_that_switches_the_network_on_gives_a_sandbox_none() {
+    // It is off twice: by the wrapper's flag, and because the container's namespace has no device.
     let wrapper =
         Wrapper::new("#!/bin/sh\nexec /usr/bin/runsc --network=host --host-uds=open \"$@\"\n");
     let podman = wrapper.service().await;
