@@ -22,7 +22,7 @@ use crate::model::key::ApiKey;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::process::{RunOutcome, RunSpec};
-use crate::model::session::{Phase, Reason, Session};
+use crate::model::session::{Reason, Session};
 use crate::policy::{self, Action};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::SessionError;
@@ -165,8 +165,8 @@ impl App {
             None => sessions.get(session.id).await.map_err(AppError::Session)?,
         };
         if session.ready_at.is_none()
-            && session.status.phase == Phase::Failed
             && let Some(reason) = session.status.reason
+            && !reason.is_wished()
         {
             let session = session.id;
             return Err(AppError::Session(SessionError::LaunchFailed {

@@ -175,7 +175,7 @@ impl From<SessionError> for Problem {
                 "the session's guest went away; the program may or may not have run",
             )
             .because(error),
-            // podman may be back soon; nothing of the session is left.
+            // podman may be back soon; what is left of the session goes then.
             SessionError::LaunchFailed {
                 reason: Reason::RuntimeUnavailable,
                 ..

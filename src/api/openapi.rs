@@ -87,6 +87,13 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     }
     responses.insert(route.status.to_string(), answer);
     let problem = schema_of::<ProblemBody>(generator);
+    for (status, about, schema) in route.others {
+        let schema = schema(generator);
+        responses.insert(
+            status.to_string(),
+            json!({"description": about, "content": {"application/json": {"schema": schema}}}),
+        );
+    }
     let unauthenticated = (route.access == Access::Key).then_some(401);
     for status in route
         .failures
@@ -95,6 +102,9 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         .copied()
         .chain(unauthenticated)
     {
+        if route.others.iter().any(|(other, ..)| *other == status) {
+            continue;
+        }
         let title = StatusCode::from_u16(status)
             .ok()
             .and_then(|status| status.canonical_reason())

@@ -61,7 +61,9 @@ pub struct Route {
     pub status: u16,
     /// The schema of that answer.
     pub answer: Option<SchemaOf>,
-    /// Other answers that a caller must expect, beside those of every route.
+    /// Other answers with a schema of their own, and what they mean.
+    pub others: &'static [(u16, &'static str, SchemaOf)],
+    /// Failures that a caller must expect, beside those of every route.
     pub failures: &'static [u16],
     /// What does it.
     pub handler: Handler,

@@ -35,6 +35,12 @@ const MAX_HEADERS: usize = 100;
 /// Most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Pause before the rest of a preface is looked for, which no honest client sends in two parts.
+const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+
 /// How the door is set up.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -108,10 +114,19 @@ impl Server {
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
             .max_concurrent_streams(MAX_STREAMS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
+        let header_timeout = self.config.header_timeout;
         let service = service_fn(move |request| {
             let this = Arc::clone(&self);
             async move { Ok::<_, Infallible>(this.answer(request).await) }
         });
+        let began = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            began = tokio::time::timeout(header_timeout, first_bytes(&stream)) => began,
+        };
+        if !matches!(began, Ok(Ok(()))) {
+            return;
+        }
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let outcome = tokio::select! {
@@ -205,6 +220,21 @@ impl Server {
             body: body::read(incoming, self.config.max_body_bytes).await?,
         };
         (route.handler)(&call).await
+    }
+}
+
+/// Waits for enough of a connection to tell HTTP/1 from HTTP/2. Until then hyper keeps no time, and a
+/// stranger who says nothing would have the place for ever.
+async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
+    let mut bytes = [0; HTTP2_PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut bytes).await?;
+        let is_whole = seen == 0 || seen == HTTP2_PREFACE.len();
+        if is_whole || !HTTP2_PREFACE.starts_with(bytes.get(..seen).unwrap_or_default()) {
+            return Ok(());
+        }
+        // What was seen stays there, so that looking again would answer at once.
+        tokio::time::sleep(PREFACE_PAUSE).await;
     }
 }
 

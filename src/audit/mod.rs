@@ -14,7 +14,11 @@ use crate::base::clock::Clock;
 use crate::base::id::{EventId, SessionId};
 use crate::model::event::{AuditEvent, AuditRecord, Outcome, Stage};
 use crate::model::principal::Principal;
-use crate::store::{Durability, Store, StoreError};
+use crate::store::{AuditFilter, Durability, Store, StoreError};
+
+/// How far into a session's records the outcome of its creation is looked for: it comes with the
+/// session's first phases, before anybody can have done much.
+const FIRST_RECORDS: u32 = 200;
 
 /// Writes the record. Cheap to clone.
 #[derive(Clone)]
@@ -116,6 +120,30 @@ impl AuditLog {
         }
     }
 
+    /// The intent of a session's creation whose outcome a former daemon did not come to write.
+    ///
+    /// # Errors
+    /// [`AuditError::Store`].
+    pub async fn unfinished_creation(
+        &self,
+        session: SessionId,
+    ) -> Result<Option<Intent>, AuditError> {
+        let filter = AuditFilter {
+            session: Some(session),
+            limit: FIRST_RECORDS,
+            ..AuditFilter::default()
+        };
+        let records = self.store.audit(filter).await.map_err(AuditError::Store)?;
+        let records = || records.iter().map(|(_, record)| record);
+        let intent = records().find(|record| {
+            record.stage == Stage::Intent
+                && matches!(record.event, AuditEvent::SessionCreate { .. })
+        });
+        Ok(intent
+            .filter(|intent| records().all(|record| record.intent != Some(intent.id)))
+            .map(|intent| self.adopt(intent.clone())))
+    }
+
     async fn append(&self, record: AuditRecord, durability: Durability) -> Result<(), AuditError> {
         self.store
             .append_audit(record, durability)
@@ -149,7 +177,6 @@ impl Intent {
 mod tests {
     use super::*;
     use crate::base::clock::ManualClock;
-    use crate::store::AuditFilter;
 
     #[tokio::test]
     async fn an_outcome_names_its_intent() {

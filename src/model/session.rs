@@ -113,6 +113,21 @@ impl Reason {
         Self::Internal,
     ];
 
+    /// Whether somebody wished the end, who asked for it or set the time.
+    #[must_use]
+    pub const fn is_wished(self) -> bool {
+        match self {
+            Self::Client | Self::Operator | Self::Deadline => true,
+            Self::LaunchFailed
+            | Self::RuntimeUnavailable
+            | Self::ImageMissing
+            | Self::SandboxDied
+            | Self::SandboxMissing
+            | Self::GuestLost
+            | Self::Internal => false,
+        }
+    }
+
     /// The word on the wire and in the store.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

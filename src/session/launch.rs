@@ -1,8 +1,8 @@
 //! From nothing to a guest that answers, and back.
 //!
 //! Bringing up is a chain in which each step needs what the one before gave: [`Door`] (directory,
-//! token, socket) -> [`create`] -> [`start`] -> link. The [`Remains`] are brought up to date *before*
-//! each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
+//! token, socket) -> [`Remains::create`] -> [`start`] -> link. The [`Remains`] are brought up to date
+//! *before* each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Read, Write};

@@ -480,8 +480,10 @@ fn default_template() -> Result<Name, SessionError> {
     "base".parse().map_err(|_| SessionError::NotFound)
 }
 
-/// Whether a session has come as far as a creating client waits for.
+/// Whether a session has come as far as a creating client waits for: it is ready, or will never be.
+/// What is left of a failed launch is cleared up behind the client's back: it may take as long as
+/// the runtime is away.
 #[must_use]
 pub fn is_settled(session: &Session) -> bool {
-    session.status.phase == Phase::Ready || session.ended_at.is_some()
+    !matches!(session.status.phase, Phase::Pending | Phase::Starting)
 }

@@ -62,7 +62,9 @@ impl Sessions {
         };
         for session in live {
             let states = owned.remove(&session.id).unwrap_or_default();
-            self.spawn(session, Start::Found(states), None);
+            let intent = house.audit.unfinished_creation(session.id).await;
+            let intent = intent.map_err(SessionError::Audit)?;
+            self.spawn(session, Start::Found(states), intent);
             done.taken_up += 1;
         }
         for orphan in orphans {

@@ -2,7 +2,7 @@
 //!
 //! The task races three things, in this order: *leave* (the daemon stops and sandboxes stay), *end*
 //! (somebody asked), *live* (launch or adopt, then watch). Whatever `live` was doing when it lost is
-//! dropped; what it may have left is in [`Remains`], which is updated before each step.
+//! dropped; what it may have left, or under way, is in [`Remains`], which is updated before each step.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -224,6 +224,7 @@ impl Life {
             self.session.ready_at = Some(house.clock.now());
             self.change(Event::Linked).await?;
         }
+        self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
         Ok((door, link))
     }

@@ -80,15 +80,10 @@ pub fn apply(status: &Status, event: Event) -> Answer {
 
 /// The final phase of a session that ended for this reason: stopped if somebody wished it.
 const fn end_of(reason: Reason) -> Phase {
-    match reason {
-        Reason::Client | Reason::Operator | Reason::Deadline => Phase::Stopped,
-        Reason::LaunchFailed
-        | Reason::RuntimeUnavailable
-        | Reason::ImageMissing
-        | Reason::SandboxDied
-        | Reason::SandboxMissing
-        | Reason::GuestLost
-        | Reason::Internal => Phase::Failed,
+    if reason.is_wished() {
+        Phase::Stopped
+    } else {
+        Phase::Failed
     }
 }
 

@@ -20,7 +20,10 @@ pub(super) fn bring_up_to_date(db: &mut Connection, path: &Path) -> Result<(), S
     let sql = StoreError::sql(doing);
     let application: i32 = db
         .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(&sql)?;
+        .map_err(|source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
     let found: u32 = db
         .pragma_query_value(None, "user_version", |row| row.get(0))
         .map_err(&sql)?;
@@ -45,6 +48,9 @@ pub(super) fn bring_up_to_date(db: &mut Connection, path: &Path) -> Result<(), S
             known,
         });
     }
+    // Stays in the file, so not before it is known to be ours.
+    db.execute_batch("PRAGMA journal_mode = WAL")
+        .map_err(&sql)?;
     for (version, migration) in (1_u32..).zip(MIGRATIONS).skip(found as usize) {
         let step = db
             .transaction_with_behavior(TransactionBehavior::Immediate)

@@ -201,8 +201,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
     } else {
         // NORMAL keeps every commit over kill -9; `Durability::Power` raises it for its batch.
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-         PRAGMA trusted_schema = OFF;"
+        "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF;"
     };
     connection.execute_batch(pragmas).map_err(open)?;
     Ok(connection)

@@ -269,7 +269,8 @@ async fn an_image_is_imported_with_progress_and_garbage_is_refused() {
     assert!(progress.windows(2).all(|pair| pair[0] < pair[1]));
     drop(archive);
 
-    for garbage in [&b""[..], b"this is no archive", &[0; 2_000_000]] {
+    let zeros = vec![0; 2_000_000];
+    for garbage in [&b""[..], b"this is no archive", &zeros] {
         let (answer, _) = admin::ask_with(
             &daemon.admin_socket(),
             Request::ImageImport,

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Answer, Client, Daemon};
 
@@ -131,7 +132,6 @@ async fn a_body_over_the_bound_is_refused_also_when_it_does_not_say_its_length()
         .problem(413, "body_too_large");
     let fits = json!({"argv": ["wc", "-c"], "stdin": "x".repeat(4000)});
     assert_eq!(client.run(&id, fits).await["stdout"], "4000\n");
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(&client.address)
         .await
         .unwrap();

@@ -312,7 +312,7 @@ async fn at_the_start_containers_without_a_session_go_and_those_of_others_stay()
     assert_eq!(left[0].labels["io.casemate.session"], kept.as_str());
     assert_eq!(podman::containers(other).await.len(), 1, "it is not ours");
     podman::remove(&theirs).await;
-    assert_eq!(daemon.links(), [kept.clone()]);
+    assert_eq!(daemon.links(), [kept.as_str()]);
     let removed = daemon.sql::<String>("SELECT event FROM audit WHERE kind = 'sandbox.orphan'");
     assert_eq!(removed.len(), ours.len(), "{removed:?}");
     assert!(

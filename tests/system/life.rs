@@ -48,7 +48,7 @@ async fn a_session_is_made_used_and_ended_and_its_record_tells_it_in_order() {
     assert_eq!(session["generation"], 3);
     assert!(session["ready_at"].is_string() && session["ended_at"].is_null());
     assert_eq!(daemon.containers().await.len(), 1);
-    assert_eq!(daemon.links(), [id.clone()]);
+    assert_eq!(daemon.links(), [id.as_str()]);
 
     client.end(&id).await;
     let session = client.look(&id).await;

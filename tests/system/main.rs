@@ -10,7 +10,8 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a panic is how a test fails, in its helpers too"
+    clippy::too_many_lines,
+    reason = "a panic is how a test fails, in its helpers too; its cases are its lines"
 )]
 
 mod support;

@@ -63,19 +63,24 @@ impl Drop for Wrapper {
 }
 
 /// crun under our wrapper's name: it drops runsc's flags, and says whatever version it is told to.
-/// crun 1.8 refuses this kind of machine where cgroup v1 and v2 are mixed, so it is not shown them.
+/// So that it does start something on any machine, it is not shown the cgroups (crun 1.8 refuses
+/// where v1 and v2 are mixed), nor limits above those of podman's user.
 fn crun_that_says(version: &str) -> String {
     format!(
         r#"#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
+bundle= previous=
 for word; do
     shift
+    [ "$previous" != --bundle ] || bundle=$word
+    previous=$word
     case $word in
         --platform=* | --ignore-cgroups* | --systemd-cgroup) ;;
         --version) echo "{version}"; exit ;;
         *) set -- "$@" "$word" ;;
     esac
 done
+[ -z "$bundle" ] || sed -i 's/"rlimits":\[[^]]*\],*//' "$bundle/config.json"
 exec unshare --mount sh -c 'mount -t tmpfs none /sys/fs/cgroup 2>/dev/null; exec crun --cgroup-manager=disabled "$@"' crun "$@"
 "#
     )

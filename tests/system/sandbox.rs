@@ -84,9 +84,14 @@ except OSError as e:
         .await;
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines.len(), 6, "{outcome}");
-    assert_eq!(lines[0], "Network is unreachable");
-    assert_eq!(lines[1], "Network is unreachable");
-    assert!(lines[2] != "connected", "{lines:?}");
+    for line in &lines[..3] {
+        let wanted = [
+            "Network is unreachable",
+            "No route to host",
+            "Cannot assign requested address",
+        ];
+        assert!(wanted.contains(line), "{lines:?}");
+    }
     // The daemon listens there, on the host's loopback; inside nobody does.
     assert_eq!(lines[3], "Connection refused");
     assert_eq!(lines[4], "no name");
@@ -115,27 +120,27 @@ async fn programs_have_no_capability_and_cannot_gain_one() {
         "1000\n1000\n1000\n"
     );
     for attempt in [
-        "unshare -U true",
+        "unshare -n true",
         "mount -t tmpfs none /mnt",
         "chown root /tmp",
-        "mknod /tmp/sda b 8 0",
+        "mknod /tmp/sda b 8 0; head -c 1 /tmp/sda",
         "chroot / true",
         "hostname other",
     ] {
         let (code, output) = client.sh(&id, attempt).await;
         assert_ne!(code, 0, "{attempt}: {output}");
     }
-    // Nobody becomes root by asking.
-    for user in ["root", "0"] {
+    // Nobody becomes root by asking; and nobody himself is, seen from inside, whom the link belongs to.
+    for user in ["root", "0", "nobody", "65534"] {
         let answer = client
             .try_run(&id, json!({"argv": ["id"], "user": user}))
             .await;
         answer.problem(422, "program_refused");
     }
     let outcome = client
-        .run(&id, json!({"argv": ["id", "-u"], "user": "nobody"}))
+        .run(&id, json!({"argv": ["id", "-u"], "user": "daemon"}))
         .await;
-    assert_eq!(outcome["stdout"], "65534\n");
+    assert_eq!(outcome["stdout"], "1\n");
 }
 
 #[tokio::test]
@@ -143,14 +148,16 @@ async fn the_guest_and_its_link_are_out_of_reach_for_programs() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({})).await;
-    for user in ["user", "nobody"] {
+    for user in ["user", "daemon"] {
         for attempt in [
             "kill -9 1",
             "kill -0 1",
             "ls /run/casemate/link",
             "cat /run/casemate/link/token",
-            "cat /proc/1/environ",
-            "ls /proc/1/fd/",
+            "cat /proc/1/mem",
+            // Being root among oneself is allowed, as on any Linux, and opens nothing.
+            "unshare -Ur cat /run/casemate/link/token",
+            "unshare -Ur kill -9 1",
             "cp /bin/true /run/casemate/guest",
             "touch /run/casemate/x",
         ] {
@@ -174,10 +181,9 @@ for name in ["link.sock", "egress.sock"]:
             "{outcome}"
         );
     }
-    assert_eq!(
-        client.out(&id, "cat /proc/1/comm").await.trim().len() > 2,
-        true
-    );
+    // What the guest has open is either its own alone, or the programs', or empty.
+    let fds = "for fd in /proc/1/fd/*; do timeout 2 head -c 20 $fd 2>/dev/null; done; true";
+    assert_eq!(client.out(&id, fds).await, "");
     assert_eq!(client.look(&id).await["phase"], "ready");
 }
 
@@ -217,19 +223,32 @@ async fn a_full_disk_is_the_programs_problem_and_not_the_sessions() {
     let id = client
         .session(json!({"limits": {"disk_bytes": 1 << 30}}))
         .await;
-    let write = "dd if=/dev/zero of=/home/user/big bs=4M count=300 status=none; echo $?; stat -c %s /home/user/big";
-    let run = json!({"argv": ["sh", "-c", format!("exec 2>&1; {write}")], "timeout_s": 100});
+    // One bound for all files together.
+    let script = r#"
+import os
+chunk, written = bytes(4 << 20), 0
+for name, most in [("one", 600), ("two", 600)]:
+    with open("/home/user/" + name, "wb", buffering=0) as file:
+        try:
+            for _ in range(most // 4):
+                written += file.write(chunk)
+        except OSError as error:
+            print(error.strerror)
+print(written)
+"#;
+    let run = json!({"argv": ["python3", "-c", script], "timeout_s": 100});
     let outcome = client.run(&id, run).await;
-    let output = outcome["stdout"].as_str().unwrap();
-    assert!(output.contains("File too large"), "{outcome}");
-    let written: u64 = output.lines().last().unwrap().parse().unwrap();
+    let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
+    assert_eq!(lines.len(), 2, "{outcome}");
+    assert_eq!(lines[0], "File too large");
+    let written: u64 = lines[1].parse().unwrap();
     assert!(written <= 1 << 30, "{written}");
     assert!(written >= (1 << 30) - (64 << 20), "{written}");
-    // The session lives, and has room again when the file is gone.
+    // The session lives, and has room again when the files are gone.
     client
         .out(
             &id,
-            "rm /home/user/big && echo ok >/home/user/small && cat /home/user/small",
+            "rm /home/user/one /home/user/two && head -c 100M /dev/zero >/home/user/three",
         )
         .await;
     assert_eq!(client.look(&id).await["phase"], "ready");
@@ -279,7 +298,7 @@ for pid in children:
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines[0], "Resource temporarily unavailable", "{outcome}");
     let made: u32 = lines[1].parse().unwrap();
-    assert!((20..64).contains(&made), "{made}");
+    assert!((20..=64).contains(&made), "{made}");
 
     // A real one: its whole process group ends with its time, and the session goes on.
     let began = Instant::now();

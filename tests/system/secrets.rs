@@ -10,7 +10,9 @@ use crate::support::{Daemon, wait_until};
 fn holders(directory: &Path, secret: &str) -> Vec<String> {
     use base64::Engine;
     let base64 = base64::engine::general_purpose::STANDARD_NO_PAD.encode(secret);
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = secret
+        .bytes()
+        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

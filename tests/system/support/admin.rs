@@ -61,7 +61,10 @@ import socket, struct, sys
 s = socket.socket(socket.AF_UNIX)
 s.settimeout(20)
 s.connect(sys.argv[1])
-s.sendall(sys.stdin.buffer.read())
+try:
+    s.sendall(sys.stdin.buffer.read())
+except BrokenPipeError:
+    pass  # it has refused us already, and says why
 head = s.recv(4, socket.MSG_WAITALL)
 sys.stdout.buffer.write(s.recv(struct.unpack('>I', head)[0], socket.MSG_WAITALL))
 ";
@@ -77,7 +80,7 @@ pub fn ask_as(user: &str, group: &str, socket: &Path, request: Request) -> Value
     bytes.extend(frame);
     let mut child = Command::new("setpriv")
         .args(["--reuid", user, "--regid", group, "--init-groups", "--"])
-        .args(["python3", "-c", SPEAKER])
+        .args(["/usr/bin/python3", "-c", SPEAKER])
         .arg(socket)
         .current_dir("/")
         .stdin(Stdio::piped())

@@ -21,7 +21,7 @@ use super::client::Client;
 use super::wait::{PATIENCE, wait_for, wait_until};
 use super::{admin, podman};
 
-/// Ports that no outgoing connection is given (ip_local_port_range begins at 32768).
+/// Ports that no outgoing connection is given (`ip_local_port_range` begins at 32768).
 const PORTS: (usize, usize) = (20_000, 12_000);
 
 /// The user that daemons run as.

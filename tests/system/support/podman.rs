@@ -25,7 +25,6 @@ use super::wait::wait_until;
 #[derive(Clone, Debug)]
 pub struct Container {
     pub id: String,
-    pub state: String,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -59,7 +58,6 @@ pub async fn containers(installation: &str) -> Vec<Container> {
         .flatten()
         .map(|container| Container {
             id: text(&container["Id"]),
-            state: text(&container["State"]),
             labels: serde_json::from_value(container["Labels"].clone()).unwrap_or_default(),
         })
         .collect()
