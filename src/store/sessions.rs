@@ -135,7 +135,7 @@ impl Store {
     pub async fn live_sessions(&self) -> Result<Vec<Session>, StoreError> {
         self.readers
             .call("list the live sessions", |db| {
-                select(db, "ended_at IS NULL ORDER BY id", &[])
+                select(db, "ended_at IS NULL ORDER BY seq", &[])
             })
             .await
     }
@@ -160,7 +160,10 @@ impl Store {
                     clause("name = ?", Box::new(name.as_str().to_owned()));
                 }
                 if let Some(before) = filter.before {
-                    clause("id < ?", Box::new(before.to_string()));
+                    clause(
+                        "seq < (SELECT seq FROM sessions WHERE id = ?)",
+                        Box::new(before.to_string()),
+                    );
                 }
                 if !filter.phases.is_empty() {
                     let phases: Vec<_> = filter.phases.iter().map(|p| p.as_str()).collect();
@@ -176,7 +179,7 @@ impl Store {
                     );
                 }
                 let tail = format!(
-                    "{} ORDER BY id DESC LIMIT {}",
+                    "{} ORDER BY seq DESC LIMIT {}",
                     clauses.join(" AND "),
                     filter.limit
                 );
@@ -535,7 +538,8 @@ mod tests {
     #[tokio::test]
     async fn lists_newest_first_by_page_phase_name_and_label() {
         let (_directory, store) = store();
-        let sessions: Vec<_> = (1..=3).map(|n| session(n * 1_000, None)).collect();
+        // In one millisecond: the order is that of admission.
+        let sessions: Vec<_> = (0..3).map(|_| session(1_000, None)).collect();
         for session in &sessions {
             admit(&store, session).await;
         }

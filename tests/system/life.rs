@@ -293,8 +293,6 @@ async fn sessions_are_found_by_label_phase_and_name_page_by_page() {
         });
         let session = client.post("/v1/sessions", wanted).await.expect(201);
         ids.push(session["id"].as_str().unwrap().to_owned());
-        // Identifiers are in the order of their milliseconds.
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     client.end(&ids[0]).await;
     client.end(&ids[3]).await;

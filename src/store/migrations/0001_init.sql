@@ -5,8 +5,10 @@ CREATE TABLE installation (
     id  TEXT NOT NULL
 ) STRICT;
 
+-- `seq` is the order of admission: identifiers of one millisecond are in no order.
 CREATE TABLE sessions (
-    id              TEXT PRIMARY KEY,
+    seq             INTEGER PRIMARY KEY,
+    id              TEXT NOT NULL UNIQUE,
     name            TEXT,
     team            TEXT NOT NULL,
     template        TEXT NOT NULL,
@@ -34,8 +36,8 @@ CREATE TABLE sessions (
 -- A name belongs to one live session of a team; an ended one gives it back.
 CREATE UNIQUE INDEX sessions_live_name ON sessions (team, name)
     WHERE name IS NOT NULL AND ended_at IS NULL;
-CREATE INDEX sessions_live ON sessions (id) WHERE ended_at IS NULL;
-CREATE INDEX sessions_of_team ON sessions (team, id);
+CREATE INDEX sessions_live ON sessions (seq) WHERE ended_at IS NULL;
+CREATE INDEX sessions_of_team ON sessions (team, seq);
 
 -- What a repeated POST must answer again instead of doing again.
 CREATE TABLE idempotency (
