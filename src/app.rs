@@ -15,19 +15,20 @@ use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
-use crate::identity::{KeyHasher, PresentedKey};
+use crate::identity::{self, KeyHasher, PresentedKey};
 use crate::model::event::{AuditEvent, AuditRecord, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::key::ApiKey;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::process::{RunOutcome, RunSpec};
+use crate::model::query::{AuditFilter, SessionFilter};
 use crate::model::session::{Reason, Session};
 use crate::policy::{self, Action};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::SessionError;
 use crate::session::manager::{NewSession, Sessions, is_settled};
-use crate::store::{AuditFilter, Durability, SessionFilter, Store, StoreError};
+use crate::store::{Durability, Store, StoreError};
 
 /// How long a create waits for its session before it answers with the session as it is.
 const CREATE_PATIENCE: Duration = Duration::from_secs(120);
@@ -102,6 +103,9 @@ pub enum AppError {
     /// The record cannot be written; nothing was done.
     #[error("record the call; nothing was done")]
     Audit(#[source] AuditError),
+    /// The archive is not an image.
+    #[error("the image archive was refused: {0}")]
+    BadArchive(String),
     /// The runtime failed.
     #[error("reach the sandbox runtime")]
     Runtime(#[source] RuntimeError),
@@ -150,11 +154,12 @@ impl App {
         principal: &Principal,
         team: &Name,
         new: NewSession,
-        idempotency: Option<(String, [u8; 32])>,
+        idempotency: Option<(String, &[u8])>,
         wait: bool,
     ) -> Result<(Arc<Session>, bool), AppError> {
         allow(principal, &Action::CreateSession)?;
         let sessions = &self.0.sessions;
+        let idempotency = idempotency.map(|(key, request)| (key, identity::digest(request)));
         let created = sessions.create(principal, team, new, idempotency).await;
         let (session, repeated) = created.map_err(AppError::Session)?;
         if !wait {
@@ -363,7 +368,10 @@ impl App {
         let loaded = self.0.runtime.load_image(archive).await;
         let told = loaded.as_ref().map(|digest| Some(digest.to_string()));
         finish(intent, told.map_err(|_| "runtime")).await;
-        loaded.map_err(AppError::Runtime)
+        loaded.map_err(|error| match error {
+            RuntimeError::BadArchive(what) => AppError::BadArchive(what),
+            other => AppError::Runtime(other),
+        })
     }
 
     /// The images that templates can name.

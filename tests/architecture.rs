@@ -222,6 +222,12 @@ fn dependencies(manifest: &str) -> Vec<String> {
 }
 
 /// Everything that is wrong with one source; `name` is its path below `src/`.
+/// The floor of the front doors.
+const DOORS: u32 = 9;
+
+/// What front doors use only through `app`.
+const BEHIND_THE_APP: [&str; 4] = ["audit", "identity", "runtime", "store"];
+
 fn check(floors: &Floors, name: &str, text: &str) -> Vec<String> {
     let tokens = match TokenStream::from_str(text) {
         Ok(tokens) => tokens,
@@ -284,7 +290,11 @@ fn check(floors: &Floors, name: &str, text: &str) -> Vec<String> {
                 let target = rest.split("::").next().unwrap_or_default();
                 match floors.get(target) {
                     _ if target == folder => {}
-                    Some(other) if other < floor => {}
+                    Some(other) if other < floor => {
+                        if *floor == DOORS && BEHIND_THE_APP.contains(&target) && !named.in_test {
+                            say("behind the app, where no front door reaches");
+                        }
+                    }
                     Some(other) if other == floor => say("a sibling on its own floor"),
                     Some(_) => say("a floor above its own"),
                     None => say("nothing that lib.rs knows"),
@@ -621,6 +631,20 @@ mod each_rule_can_fail {
                 "{code}"
             );
         }
+    }
+
+    #[test]
+    fn a_front_door_that_reaches_behind_the_app_is_a_violation() {
+        for code in [
+            "use crate::store::Store;",
+            "fn f() { crate::runtime::probe(b); }",
+        ] {
+            assert!(
+                told("api/v1/x.rs", code).contains("behind the app"),
+                "{code}"
+            );
+        }
+        assert_eq!(told("admin/server.rs", "use crate::app::App;"), "");
     }
 
     #[test]

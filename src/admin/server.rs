@@ -24,8 +24,8 @@ use crate::host::accept::{Bounds, accept};
 use crate::host::peer::Peer;
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
+use crate::model::query::{AuditFilter, SessionFilter};
 use crate::model::session::Phase;
-use crate::store::{AuditFilter, SessionFilter};
 
 /// Operators at one time. There are few of them; more is somebody playing.
 const MAX_CONNECTIONS: usize = 16;
@@ -402,6 +402,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Session(error) => error.code(),
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",
+        AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Reload(_) => "not_reloaded",
         AppError::Internal(_) => "internal",

@@ -10,7 +10,6 @@ use super::route::Reply;
 use crate::app::AppError;
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
-use crate::runtime::RuntimeError;
 use crate::session::SessionError;
 
 /// Seconds that a client should wait before it tries again when the daemon is merely busy.
@@ -140,7 +139,12 @@ impl From<AppError> for Problem {
                 "the audit log cannot be written, so nothing was done",
             )
             .because(error),
-            AppError::Runtime(error) => error.into(),
+            AppError::BadArchive(what) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bad_archive",
+                format!("this is not an OCI or docker archive that podman takes: {what}"),
+            ),
+            AppError::Runtime(error) => runtime_unavailable(error),
             AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
             AppError::Internal(what) => Self::internal(what),
         }
@@ -182,7 +186,7 @@ impl From<SessionError> for Problem {
             } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "runtime_unavailable", text)
                 .again_later(),
             SessionError::LaunchFailed { .. } => plain(StatusCode::BAD_GATEWAY),
-            SessionError::Runtime(error) => error.into(),
+            SessionError::Runtime(error) => runtime_unavailable(error),
             SessionError::Store(error) => {
                 unavailable(code, "the state cannot be reached").because(error)
             }
@@ -195,21 +199,12 @@ impl From<SessionError> for Problem {
     }
 }
 
-impl From<RuntimeError> for Problem {
-    fn from(error: RuntimeError) -> Self {
-        match error {
-            RuntimeError::BadArchive(what) => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "bad_archive",
-                format!("this is not an OCI or docker archive that podman takes: {what}"),
-            ),
-            other => unavailable(
-                "runtime_unavailable",
-                "the sandbox runtime cannot do it now",
-            )
-            .because(other),
-        }
-    }
+fn runtime_unavailable(error: impl std::error::Error + Send + Sync + 'static) -> Problem {
+    unavailable(
+        "runtime_unavailable",
+        "the sandbox runtime cannot do it now",
+    )
+    .because(error)
 }
 
 fn unavailable(code: &'static str, detail: &str) -> Problem {

@@ -14,7 +14,8 @@ use crate::base::clock::Clock;
 use crate::base::id::{EventId, SessionId};
 use crate::model::event::{AuditEvent, AuditRecord, Outcome, Stage};
 use crate::model::principal::Principal;
-use crate::store::{AuditFilter, Durability, Store, StoreError};
+use crate::model::query::AuditFilter;
+use crate::store::{Durability, Store, StoreError};
 
 /// How far into a session's records the outcome of its creation is looked for: it comes with the
 /// session's first phases, before anybody can have done much.

@@ -6,6 +6,7 @@ pub mod key;
 pub mod name;
 pub mod principal;
 pub mod process;
+pub mod query;
 pub mod sandbox;
 pub mod session;
 pub mod settings;

@@ -4,19 +4,8 @@ use rusqlite::{Connection, Row, params};
 
 use super::{Durability, Store, StoreError};
 use crate::base::clock::Timestamp;
-use crate::base::id::SessionId;
 use crate::model::event::{AuditRecord, Stage};
-
-/// Which records to read.
-#[derive(Clone, Debug, Default)]
-pub struct AuditFilter {
-    /// Only of this session.
-    pub session: Option<SessionId>,
-    /// Only records after this position.
-    pub after: i64,
-    /// At most so many.
-    pub limit: u32,
-}
+use crate::model::query::AuditFilter;
 
 impl Store {
     /// Appends a record. Returns its position, which only grows.

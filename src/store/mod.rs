@@ -18,8 +18,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-pub use self::audit::AuditFilter;
-pub use self::sessions::{Admission, Idempotency, SessionFilter};
+pub use self::sessions::{Admission, Idempotency};
 use self::threads::{Readers, Writer};
 use crate::base::id::InstallationId;
 
@@ -267,9 +266,9 @@ mod tests {
             .append_audit(record(2), Durability::Process)
             .await
             .unwrap();
-        let filter = AuditFilter {
+        let filter = crate::model::query::AuditFilter {
             limit: 9,
-            ..AuditFilter::default()
+            ..Default::default()
         };
         assert_eq!(store.audit(filter).await.unwrap().len(), 1);
     }

@@ -7,6 +7,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::event::AuditRecord;
 use crate::model::name::Name;
+use crate::model::query::SessionFilter;
 use crate::model::sandbox::{Limits, SandboxId};
 use crate::model::session::{Phase, Reason, Session, SessionSpec, Status};
 
@@ -34,23 +35,6 @@ pub enum Admission {
     NameTaken,
     /// So many sessions are live already.
     Full,
-}
-
-/// Which sessions to list.
-#[derive(Clone, Debug, Default)]
-pub struct SessionFilter {
-    /// Only of this team.
-    pub team: Option<Name>,
-    /// Only in one of these phases; empty means any.
-    pub phases: Vec<Phase>,
-    /// Only with this name.
-    pub name: Option<Name>,
-    /// Only with all of these labels.
-    pub labels: Vec<(String, String)>,
-    /// Only those made before this one; newest come first.
-    pub before: Option<SessionId>,
-    /// At most so many.
-    pub limit: u32,
 }
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
@@ -494,7 +478,7 @@ mod tests {
         admit(&store, &session(1_000, Some("n"))).await;
         admit(&store, &session(2_000, Some("n"))).await;
         let records = store
-            .audit(super::super::AuditFilter {
+            .audit(crate::model::query::AuditFilter {
                 limit: 10,
                 ..Default::default()
             })
@@ -597,7 +581,7 @@ mod tests {
         assert_eq!(positions.len(), 200);
         store.close().await;
         let store = Store::open(&directory.path().join("state.db")).unwrap();
-        let filter = super::super::AuditFilter {
+        let filter = crate::model::query::AuditFilter {
             limit: 1000,
             ..Default::default()
         };

@@ -8,7 +8,7 @@ use super::{PAGE, cursor, page_limit};
 use crate::api::body;
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
-use crate::store::AuditFilter;
+use crate::model::query::AuditFilter;
 
 /// A page of records.
 #[derive(Debug, Serialize, JsonSchema)]

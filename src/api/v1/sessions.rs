@@ -15,10 +15,10 @@ use crate::base::id::SessionId;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
+use crate::model::query::SessionFilter;
 use crate::model::sandbox::{Limits, WantedLimits};
 use crate::model::session::{Phase, Reason, Session};
 use crate::session::manager::NewSession;
-use crate::store::SessionFilter;
 
 /// Longest `Idempotency-Key`.
 const MAX_IDEMPOTENCY_KEY: usize = 255;
@@ -116,7 +116,7 @@ pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
             return Err(Problem::bad_request("a session belongs to a key's team"));
         }
     };
-    let idempotency = idempotency_key(call)?.map(|key| (key, crate::identity::digest(&call.body)));
+    let idempotency = idempotency_key(call)?.map(|key| (key, call.body.as_ref()));
     let wait = wanted.wait;
     let new = NewSession {
         template: wanted.template,
