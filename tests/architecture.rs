@@ -644,7 +644,7 @@ mod each_rule_can_fail {
                 "{code}"
             );
         }
-        assert_eq!(told("admin/server.rs", "use crate::app::App;"), "");
+        assert_eq!(told("api/server.rs", "use crate::model::X;"), "");
     }
 
     #[test]
