@@ -18,7 +18,7 @@ pub enum Action {
         /// The session's owner.
         team: Name,
     },
-    /// Read the audit log.
+    /// Read the whole audit log.
     ReadAudit,
     /// Anything at the admin socket.
     Administer,
@@ -67,7 +67,7 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
             hidden: true,
             ..deny("teams-are-apart")
         },
-        // A member sees what its own team did; the caller filters by team.
+        // Of the whole log; what was recorded of one session is part of using it.
         (Principal::Key { .. }, Action::ReadAudit | Action::Administer) => {
             deny("only-operators-administer")
         }

@@ -245,32 +245,45 @@ mod tests {
 
     #[tokio::test]
     async fn a_write_that_is_reported_as_failed_was_not_done() {
-        use crate::model::event::{AuditEvent, AuditRecord, Stage};
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, Ordering};
         let (directory, store) = store();
-        let record = |millis| AuditRecord {
-            id: crate::base::id::EventId::from_bytes([millis; 16]),
-            at: crate::base::clock::Timestamp::from_millis(1),
-            stage: Stage::Fact,
-            intent: None,
-            principal: "p".into(),
-            session: None,
-            event: AuditEvent::DaemonStop {},
-            outcome: None,
-        };
         let stranger = Connection::open(directory.path().join("state.db")).unwrap();
         stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let refused = store.append_audit(record(1), Durability::Process).await;
-        assert!(refused.is_err());
-        drop(stranger);
-        store
-            .append_audit(record(2), Durability::Process)
-            .await
-            .unwrap();
-        let filter = crate::model::query::AuditFilter {
-            limit: 9,
-            ..Default::default()
+        let ran = Arc::new(AtomicBool::new(false));
+        let job = {
+            let ran = Arc::clone(&ran);
+            move |_: &Connection| {
+                ran.store(true, Ordering::SeqCst);
+                Ok(())
+            }
         };
-        assert_eq!(store.audit(filter).await.unwrap().len(), 1);
+        let refused = store.writer.call("test", Durability::Process, job).await;
+        assert!(
+            matches!(refused, Err(StoreError::Sql { .. })),
+            "{refused:?}"
+        );
+        assert!(!ran.load(Ordering::SeqCst), "it ran outside a transaction");
+        drop(stranger);
+        store.check_writable().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_must_survive_a_power_cut_is_flushed_before_the_answer() {
+        let (_directory, store) = store();
+        // 1 is NORMAL, 2 is FULL (sqlite.org/pragma.html#pragma_synchronous).
+        for (durability, wanted) in [
+            (Durability::Process, 1),
+            (Durability::Power, 2),
+            (Durability::Process, 1),
+        ] {
+            let look = move |db: &Connection| {
+                db.pragma_query_value(None, "synchronous", |row| row.get::<_, u32>(0))
+                    .map_err(StoreError::sql("test"))
+            };
+            let found = store.writer.call("test", durability, look).await.unwrap();
+            assert_eq!(found, wanted, "{durability:?}");
+        }
     }
 
     #[test]
