@@ -109,6 +109,11 @@ async fn gather(process: &mut Process, max_output_bytes: u64) -> Result<RunOutco
         match process.next().await {
             Some(Ok(ProcessEvent::Stdout(bytes))) => stdout.push(&bytes),
             Some(Ok(ProcessEvent::Stderr(bytes))) => stderr.push(&bytes),
+            Some(Ok(ProcessEvent::Lost(_))) => {
+                return Err(SessionError::GuestGone(LinkError::Protocol(
+                    "output was lost that nobody was slow for".into(),
+                )));
+            }
             Some(Ok(ProcessEvent::Exited(exit))) => {
                 let dropped = exit.stdout_dropped_bytes > 0 || exit.stderr_dropped_bytes > 0;
                 return Ok(RunOutcome {

@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use casemate_link::limits::MAX_DOCUMENT_BYTES;
+use casemate_link::wire::Chunk;
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -16,24 +16,24 @@ use tokio::sync::mpsc;
 #[derive(Debug)]
 pub(crate) enum Answer {
     /// One chunk, or none.
-    Whole(Option<Bytes>),
-    /// What a process says. Dropped when nobody listens any more, which the sender sees.
-    Stream(mpsc::Receiver<Bytes>),
+    Whole(Option<Chunk>),
+    /// What comes as it comes. Dropped when nobody listens any more, which the sender sees.
+    Stream(mpsc::Receiver<Chunk>),
 }
 
 impl Body for Answer {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Infallible;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
         let chunk = match self.get_mut() {
             Self::Whole(chunk) => Poll::Ready(chunk.take()),
             Self::Stream(chunks) => chunks.poll_recv(cx),
         };
-        chunk.map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
+        chunk.map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -5,7 +5,7 @@ use std::ffi::{CString, NulError};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use casemate_link::process::{Refusal, code};
+use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, seteuid};

@@ -11,12 +11,15 @@ mod boot;
 mod child;
 mod kernel;
 mod options;
+mod ports;
 mod processes;
 mod reaper;
 mod serve;
 mod stop;
 mod stream;
 mod sys;
+mod transfer;
+mod usage;
 mod users;
 mod vfork;
 

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use casemate_link::limits::MAX_PROCESSES;
-use casemate_link::process::{OnDetach, ProcessSpec, Refusal, code};
+use casemate_link::process::{OnDetach, ProcessSpec, Selector};
+use casemate_link::refusal::{Refusal, code};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -83,7 +84,7 @@ impl Processes {
         }
         if spec.on_detach == OnDetach::Keep {
             return Err(refusal(
-                code::KEEP_UNSUPPORTED,
+                code::UNSUPPORTED,
                 "this guest keeps no process that nobody listens to",
             ));
         }
@@ -146,11 +147,17 @@ impl Processes {
     }
 
     /// Signals a process's group; `None` when there is no such process.
-    pub(crate) fn signal(&self, number: u64, signum: i32) -> Option<io::Result<()>> {
+    pub(crate) fn signal(&self, process: &Selector, signum: i32) -> Option<io::Result<()>> {
         let running = self.running.borrow();
-        running
-            .get(&number)
-            .map(|entry| sys::signal_group(entry.group, signum))
+        let found = match process {
+            Selector::Process(number) => running.get(number),
+            Selector::Pid(pid) => {
+                let group = i32::try_from(*pid).ok();
+                running.values().rfind(|entry| Some(entry.group) == group)
+            }
+            Selector::Tag(_) => None,
+        };
+        found.map(|entry| sys::signal_group(entry.group, signum))
     }
 
     /// Says that nobody listens to a process any more; whether there is such a process.

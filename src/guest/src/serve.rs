@@ -4,11 +4,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use casemate_link::guest::Dialer;
-use casemate_link::process::{DetachRequest, Health, ProcessSpec, Refusal, SignalRequest, code};
-use casemate_link::wire::{FrameReader, RequestFrame, ResponseFrame};
-use casemate_link::{limits, route};
+use casemate_link::process::{DetachRequest, ProcessSpec, SignalRequest};
+use casemate_link::refusal::{Refusal, code};
+use casemate_link::wire::{Chunk, FrameReader, RequestFrame, ResponseFrame};
+use casemate_link::{Health, limits, route};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -21,7 +21,8 @@ use tokio::time::timeout;
 use crate::body::{Answer, read_document};
 use crate::child::refusal;
 use crate::processes::Processes;
-use crate::{VERSION, say, stream};
+use crate::transfer::{self, Transfer};
+use crate::{VERSION, ports, say, stream, usage};
 
 /// Serves one link after another for as long as the guest lives.
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
@@ -75,21 +76,30 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnThisThread {
 }
 
 async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Response<Answer> {
-    let route = (request.method().clone(), request.uri().path());
-    match (&route.0, route.1) {
+    let (head, body) = request.into_parts();
+    match (&head.method, head.uri.path()) {
         (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
-        (&Method::POST, route::PROCESS_START) => start(request.into_body(), processes).await,
-        (&Method::POST, route::PROCESS_SIGNAL) => {
-            done(signal(request.into_body(), processes).await)
-        }
-        (&Method::POST, route::PROCESS_DETACH) => {
-            done(detach(request.into_body(), processes).await)
-        }
+        (&Method::GET, route::USAGE) => document(StatusCode::OK, &usage::read(processes.started)),
+        (&Method::POST, route::PROCESS_START) => start(body, processes).await,
+        (&Method::POST, route::PROCESS_SIGNAL) => done(signal(body, processes).await),
+        (&Method::POST, route::PROCESS_DETACH) => done(detach(body, processes).await),
+        (&Method::POST, route::PORT_CONNECT) => transfer(body, ports::connect),
+        (&Method::POST, route::PORT_LIST) => transfer(body, ports::list),
         _ => refused(
             StatusCode::NOT_FOUND,
-            &refusal(code::BAD_REQUEST, "no such request"),
+            &refusal(code::UNSUPPORTED, "this guest does not know that request"),
         ),
     }
+}
+
+/// Attends a transfer; its stream says how it goes, also when it fails at once.
+fn transfer<H, W>(body: Incoming, work: impl FnOnce(H, Transfer) -> W + 'static) -> Response<Answer>
+where
+    H: serde::de::DeserializeOwned + 'static,
+    W: Future<Output = Result<(), Refusal>> + 'static,
+{
+    let frames = transfer::attend(body, work);
+    respond(StatusCode::OK, route::FRAMES, Answer::Stream(frames))
 }
 
 fn health(processes: &Processes) -> Health {
@@ -126,7 +136,7 @@ async fn first(input: &mut FrameReader<RequestFrame>) -> Option<Box<ProcessSpec>
 
 async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
     let SignalRequest { process, signum } = asked(body).await?;
-    match processes.signal(process, signum) {
+    match processes.signal(&process, signum) {
         Some(Ok(())) => Ok(()),
         Some(Err(error)) => Err(refusal(code::BAD_REQUEST, &error.to_string())),
         None => Err(gone()),
@@ -165,7 +175,8 @@ fn refused(status: StatusCode, refusal: &Refusal) -> Response<Answer> {
 
 fn document(status: StatusCode, document: &impl Serialize) -> Response<Answer> {
     let json = serde_json::to_vec(document).unwrap_or_default();
-    respond(status, route::JSON, Answer::Whole(Some(Bytes::from(json))))
+    let whole = Answer::Whole(Some(Chunk::bare(json.into())));
+    respond(status, route::JSON, whole)
 }
 
 fn respond(status: StatusCode, content_type: &'static str, answer: Answer) -> Response<Answer> {

@@ -13,9 +13,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use casemate_link::Refusal;
 use casemate_link::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES};
-use casemate_link::process::{ProcessExit, ProcessSpec, Refusal, Started};
-use casemate_link::wire::{FrameReader, RequestFrame, ResponseFrame, WireError};
+use casemate_link::process::{ProcessExit, ProcessSpec, Started};
+use casemate_link::wire::{Chunk, FrameReader, RequestFrame, ResponseFrame};
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
@@ -35,14 +36,14 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_FRAME_PAYLOAD_BYTES]);
 }
 
-type Encode = fn(&[u8]) -> Result<Bytes, WireError>;
+type Frame = fn(Bytes) -> ResponseFrame;
 
 /// Starts a process and the task that attends it. Returns what it will say: a first frame is there already.
 pub(crate) fn open(
     processes: &Rc<Processes>,
     spec: &ProcessSpec,
     input: FrameReader<RequestFrame>,
-) -> Result<mpsc::Receiver<Bytes>, Refusal> {
+) -> Result<mpsc::Receiver<Chunk>, Refusal> {
     let (frames, answer) = mpsc::channel(FRAME_QUEUE);
     let running = processes.start(spec)?;
     let started = Started {
@@ -54,7 +55,7 @@ pub(crate) fn open(
         spec: spec.clone(),
         frames,
     };
-    stream.say(&ResponseFrame::Started(started));
+    stream.say(ResponseFrame::Started(started));
     spawn_local(stream.attend(running, input));
     Ok(answer)
 }
@@ -62,7 +63,7 @@ pub(crate) fn open(
 struct Stream {
     processes: Rc<Processes>,
     spec: ProcessSpec,
-    frames: mpsc::Sender<Bytes>,
+    frames: mpsc::Sender<Chunk>,
 }
 
 impl Stream {
@@ -91,10 +92,10 @@ impl Stream {
             let _ = ending.await;
             self.processes.forget(number);
             let lost = refusal(
-                casemate_link::process::code::TOO_MANY_PROCESSES,
+                casemate_link::refusal::code::TOO_MANY_PROCESSES,
                 "its pipes cannot be watched",
             );
-            self.say(&ResponseFrame::Failed(lost));
+            self.say(ResponseFrame::Failed(lost));
             return;
         };
 
@@ -114,13 +115,13 @@ impl Stream {
         };
         let out = self.pump(
             stdout,
-            ResponseFrame::encode_stdout,
+            ResponseFrame::Stdout,
             self.spec.max_stdout_bytes,
             is_over.clone(),
         );
         let err = self.pump(
             stderr,
-            ResponseFrame::encode_stderr,
+            ResponseFrame::Stderr,
             self.spec.max_stderr_bytes,
             is_over,
         );
@@ -188,7 +189,7 @@ impl Stream {
     async fn pump(
         &self,
         pipe: pipe::Receiver,
-        encode: Encode,
+        frame_of: Frame,
         max: u64,
         mut over: watch::Receiver<bool>,
     ) -> u64 {
@@ -209,7 +210,12 @@ impl Stream {
                 let frame = data
                     .get(..usize::try_from(sent).unwrap_or(0))
                     .filter(|data| !data.is_empty());
-                Ok((data.len(), length, sent, frame.map(encode)))
+                Ok((
+                    data.len(),
+                    length,
+                    sent,
+                    frame.map(|data| frame_of(Bytes::copy_from_slice(data))),
+                ))
             });
             let (count, length, sent, frame) = match read {
                 Ok(read) => read,
@@ -218,7 +224,7 @@ impl Stream {
             };
             left -= sent;
             dropped += length - sent;
-            if let Some(Ok(frame)) = frame
+            if let Some(Ok(frame)) = frame.map(ResponseFrame::encode)
                 && self.frames.send(frame).await.is_err()
             {
                 return dropped;
@@ -233,7 +239,7 @@ impl Stream {
     }
 
     /// Says something that surely has place in the queue, or that nobody need hear.
-    fn say(&self, frame: &ResponseFrame) {
+    fn say(&self, frame: ResponseFrame) {
         if let Ok(frame) = frame.encode() {
             let _ = self.frames.try_send(frame);
         }
@@ -294,7 +300,7 @@ async fn feed(
             }
             Some(RequestFrame::StdinEnd) => stdin = None,
             None => return Ok(()),
-            Some(RequestFrame::Start(_)) => return Err(BrokenInput),
+            Some(_) => return Err(BrokenInput),
         }
     }
 }

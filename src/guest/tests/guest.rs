@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use casemate_link::daemon::{LinkError, LinkListener, ProcessEvent};
-use casemate_link::process::code;
+use casemate_link::refusal::code;
 use casemate_link::{OnDetach, ProcessSpec};
 use support::{
     Bench, TOKEN, children_of, finish, first_line, lives, pattern, run, shell, soon, spec, until,
@@ -376,7 +376,7 @@ async fn each_reason_not_to_start_has_its_code() {
     );
     assert_eq!(
         refusal(&link, changed(|s| s.on_detach = OnDetach::Keep)).await,
-        code::KEEP_UNSUPPORTED
+        code::UNSUPPORTED
     );
     assert_eq!(
         refusal(&link, changed(|s| s.argv.clear())).await,

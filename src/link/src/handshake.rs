@@ -19,8 +19,11 @@ const MAGIC: [u8; 4] = *b"CMLK";
 /// The protocols that this build speaks.
 pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
 
-/// What a guest of this build can do.
-pub const CAPABILITIES: [&str; 1] = ["process"];
+/// What a guest of this build can do: a word for each family of requests, which a later one may add to.
+pub const CAPABILITIES: [&str; 6] = ["process", "attach", "file", "archive", "port", "usage"];
+
+/// Longest list of capabilities that is looked at, and longest word in it.
+const MAX_CAPABILITIES: (usize, usize) = (64, 64);
 
 /// A range of protocol versions, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +70,15 @@ pub struct Hello {
     /// What it can do; see [`CAPABILITIES`].
     #[serde(default)]
     pub capabilities: Vec<String>,
+}
+
+impl Hello {
+    /// What the guest says it can do, within bounds.
+    pub fn capabilities(&self) -> impl Iterator<Item = &str> {
+        let (count, bytes) = MAX_CAPABILITIES;
+        let words = self.capabilities.iter().map(String::as_str).take(count);
+        words.filter(move |word| word.len() <= bytes)
+    }
 }
 
 /// The daemon's answer.

@@ -37,8 +37,11 @@ pub const MAX_PROCESSES: usize = 256;
 /// Short requests (health, signals) in flight on one link, beside the processes.
 pub const MAX_CONTROL_REQUESTS: usize = 64;
 
-/// HTTP/2 streams on one link: every process and every short request has one. Announced by the guest, kept by both.
-pub const MAX_STREAMS: u32 = 320;
+/// Other streams in flight on one link: readers of processes, files, archives, watches, ports.
+pub const MAX_TRANSFERS: usize = 192;
+
+/// HTTP/2 streams on one link: every process, transfer and short request has one. Announced by the guest, kept by both.
+pub const MAX_STREAMS: u32 = 512;
 
 /// Flow-control window of one stream, in bytes. This is what one stalled reader costs; a Unix socket's round trip of
 /// 30 µs needs no more for more than 1 GB/s.
@@ -82,6 +85,9 @@ pub const MAX_FRAME_PAYLOAD_BYTES: usize = 64 * 1024;
 /// Largest JSON payload except the start's, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024;
 
+/// Largest item or head of a transfer, in bytes: a file's entry with its paths and metadata at their bounds.
+pub const MAX_ITEM_BYTES: usize = 64 * 1024;
+
 /// Largest payload of a start frame, in bytes: arguments and environment at their bounds, with JSON's escapes.
 pub const MAX_START_BYTES: usize = 1024 * 1024;
 
@@ -100,6 +106,9 @@ pub const MAX_ARGV_COUNT: usize = 4096;
 /// Bytes of all arguments. Linux takes 128 KiB for one and a quarter of the stack for all.
 pub const MAX_ARGV_BYTES: usize = 256 * 1024;
 
+/// Bytes of one argument, or of a shell's command line (Linux' `MAX_ARG_STRLEN`, with the NUL).
+pub const MAX_ARG_BYTES: usize = 128 * 1024;
+
 /// Environment variables of one process.
 pub const MAX_ENV_COUNT: usize = 1024;
 
@@ -111,6 +120,34 @@ pub const MAX_PATH_BYTES: usize = 4096;
 
 /// Bytes of a user's name.
 pub const MAX_USER_BYTES: usize = 64;
+
+/// Bytes of a process's tag.
+pub const MAX_TAG_BYTES: usize = 128;
+
+/// The latest bytes of each output that are kept for readers when the caller names no bound.
+pub const DEFAULT_KEEP_BYTES: u64 = 1024 * 1024;
+
+/// The latest bytes of each output that a caller may ask to keep.
+pub const MAX_KEEP_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Bytes of output that one guest keeps of all its processes; beyond it the output of ended ones goes, oldest first, and
+/// running ones keep less.
+pub const MAX_KEPT_BYTES: usize = 64 * 1024 * 1024;
+
+/// Ended processes that one guest keeps for late readers.
+pub const MAX_KEPT_PROCESSES: usize = 256;
+
+/// Processes that a list of them holds: those that run and those that are kept.
+pub const MAX_LISTED_PROCESSES: usize = MAX_PROCESSES + MAX_KEPT_PROCESSES;
+
+/// Words of a process's command line in a list.
+pub const MAX_LISTED_WORDS: usize = 16;
+
+/// Bytes of each such word.
+pub const MAX_LISTED_WORD_BYTES: usize = 256;
+
+/// Time that a process has to take input that was sent to it apart from its own stream.
+pub const INPUT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Longest grace between SIGTERM and SIGKILL, in milliseconds.
 pub const MAX_KILL_GRACE_MS: u64 = 60_000;
@@ -129,6 +166,41 @@ pub const STREAM_END_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Time for a short request: health, a signal.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+
+// --- Files, ports, usage ---------------------------------------------------------------------------------------------
+
+/// Time until a transfer's first frame: opening a file, connecting to a port.
+pub const OPEN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Longest silence of a guest that has something to send or to take.
+pub const STALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Time from the last byte of a file or archive until it is in its place. On a slow disk a sync of many GiB takes minutes.
+pub const COMMIT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Levels of directories in one list.
+pub const MAX_LIST_DEPTH: u32 = 64;
+
+/// Entries of one list of files.
+pub const MAX_LISTED_FILES: u32 = 10_000;
+
+/// Entries of a file's metadata.
+pub const MAX_METADATA_COUNT: usize = 32;
+
+/// Bytes of all names and values of a file's metadata.
+pub const MAX_METADATA_BYTES: usize = 8 * 1024;
+
+/// Bytes of the name of one metadata entry.
+pub const MAX_METADATA_NAME_BYTES: usize = 100;
+
+/// Directories that one watch follows.
+pub const MAX_WATCHED_DIRECTORIES: usize = 4096;
+
+/// Ports in a list of them.
+pub const MAX_LISTED_PORTS: usize = 1024;
+
+/// Bytes of a host name.
+pub const MAX_HOSTNAME_BYTES: usize = 256;
 
 /// Bytes of a refusal's code.
 pub const MAX_CODE_BYTES: usize = 64;

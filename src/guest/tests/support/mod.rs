@@ -116,6 +116,7 @@ pub(crate) async fn finish(mut process: Process) -> Outcome {
             match event.unwrap() {
                 ProcessEvent::Stdout(data) => outcome.stdout.extend_from_slice(&data),
                 ProcessEvent::Stderr(data) => outcome.stderr.extend_from_slice(&data),
+                ProcessEvent::Lost(lost) => panic!("{lost:?}"),
                 ProcessEvent::Exited(exit) => outcome.exit = exit,
             }
         }

@@ -13,26 +13,27 @@ use tokio::sync::mpsc;
 
 use super::LinkError;
 use crate::limits::{MAX_CODE_BYTES, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES};
-use crate::process::Refusal;
+use crate::refusal::Refusal;
+use crate::wire::Chunk;
 
 /// A request's body: a first chunk, then whatever comes through a queue, if there is one.
 #[derive(Debug)]
 pub(super) struct RequestBody {
-    first: Option<Bytes>,
-    rest: Option<mpsc::Receiver<Bytes>>,
+    first: Option<Chunk>,
+    rest: Option<mpsc::Receiver<Chunk>>,
 }
 
 impl RequestBody {
-    /// A body of one chunk; none when it is empty.
+    /// A body of one document; none when it is empty.
     pub(super) fn whole(document: Bytes) -> Self {
         Self {
-            first: Some(document).filter(|bytes| !bytes.is_empty()),
+            first: (!document.is_empty()).then(|| Chunk::bare(document)),
             rest: None,
         }
     }
 
-    /// A first chunk and all that follows, until the queue's senders are gone.
-    pub(super) fn stream(first: Bytes, rest: mpsc::Receiver<Bytes>) -> Self {
+    /// A first frame and all that follow, until the queue's senders are gone.
+    pub(super) fn stream(first: Chunk, rest: mpsc::Receiver<Chunk>) -> Self {
         Self {
             first: Some(first),
             rest: Some(rest),
@@ -41,20 +42,20 @@ impl RequestBody {
 }
 
 impl Body for RequestBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         match &mut self.rest {
             Some(rest) => rest
                 .poll_recv(cx)
-                .map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes)))),
+                .map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk)))),
             None => Poll::Ready(None),
         }
     }

@@ -1,8 +1,8 @@
 //! A live link: one HTTP/2 connection to one guest, owned by one task, spoken to through cheap handles.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -13,14 +13,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::timeout;
 
 use super::LinkError;
 use super::body::{RequestBody, read_document, refused};
-use super::process::Process;
+use super::process::{InputStream, Process};
+use super::transfer::{Transfer, in_time};
+use crate::handshake::Hello;
 use crate::limits;
-use crate::process::{DetachRequest, Health, ProcessSpec, SignalRequest, code};
+use crate::process::{
+    AttachRequest, DetachRequest, InputRequest, ProcessInfo, ProcessSpec, PtySize, ResizeRequest,
+    Selector, SignalRequest,
+};
+use crate::refusal::code;
 use crate::route;
+use crate::usage::{Health, Usage};
 
 type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, UntilClosed>;
 
@@ -34,10 +40,12 @@ pub struct Link {
 
 struct Shared {
     protocol: u32,
+    capabilities: BTreeSet<String>,
     detached: mpsc::Sender<Detached>,
     close: Arc<Notify>,
     closed: watch::Receiver<bool>,
     processes: Arc<Semaphore>,
+    transfers: Arc<Semaphore>,
     controls: Semaphore,
 }
 
@@ -49,7 +57,11 @@ pub(super) struct Detached {
 
 impl Link {
     /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection.
-    pub(super) async fn open(stream: UnixStream, protocol: u32) -> Result<Self, LinkError> {
+    pub(super) async fn open(
+        stream: UnixStream,
+        protocol: u32,
+        hello: &Hello,
+    ) -> Result<Self, LinkError> {
         let (closed_tx, closed) = watch::channel(false);
         let opening = http2::Builder::new(UntilClosed(closed.clone()))
             .timer(TokioTimer::new())
@@ -67,7 +79,7 @@ impl Link {
             .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream));
-        let opened = within(limits::HANDSHAKE_DEADLINE, async {
+        let opened = in_time(limits::HANDSHAKE_DEADLINE, async {
             opening.await.map_err(|_| LinkError::Gone)
         });
         let (sender, connection) = opened.await?;
@@ -84,10 +96,12 @@ impl Link {
         ));
         let shared = Shared {
             protocol,
+            capabilities: hello.capabilities().map(str::to_owned).collect(),
             detached,
             close,
             closed,
             processes: Arc::new(Semaphore::new(limits::MAX_PROCESSES)),
+            transfers: Arc::new(Semaphore::new(limits::MAX_TRANSFERS)),
             controls: Semaphore::new(limits::MAX_CONTROL_REQUESTS),
         };
         Ok(Self {
@@ -112,11 +126,106 @@ impl Link {
         let place = Arc::clone(&self.shared.processes).try_acquire_owned();
         let place =
             place.map_err(|_| no(code::TOO_MANY_PROCESSES, "too many processes on this link"))?;
-        within(
+        in_time(
             limits::START_DEADLINE,
             Process::start(self.clone(), spec, place),
         )
         .await
+    }
+
+    /// Reads a process that runs or is kept, from where the request says. Dropping the [`Process`] leaves it as it is.
+    ///
+    /// # Errors
+    /// `Refused` with `no_such_process` or `busy`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn attach(
+        &self,
+        request: AttachRequest,
+    ) -> Result<(ProcessInfo, Process), LinkError> {
+        self.needs("attach")?;
+        let place = self.transfer_place()?;
+        in_time(
+            limits::OPEN_DEADLINE,
+            Process::attach(self.clone(), request, place),
+        )
+        .await
+    }
+
+    /// Opens the input of a process, apart from its own stream.
+    ///
+    /// # Errors
+    /// `Refused` with `busy` or `bad_spec`.
+    pub fn input(&self, process: Selector) -> Result<InputStream, LinkError> {
+        self.needs("attach")?;
+        InputStream::open(self, InputRequest { process }, self.transfer_place()?)
+    }
+
+    /// The processes that run, and those that ended and are kept, oldest first.
+    ///
+    /// # Errors
+    /// `Refused`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn processes(&self) -> Result<Vec<ProcessInfo>, LinkError> {
+        self.needs("attach")?;
+        let listing = Transfer::list(
+            self,
+            route::PROCESS_LIST,
+            &(),
+            limits::MAX_LISTED_PROCESSES,
+            limits::CONTROL_DEADLINE,
+        );
+        let processes: Vec<ProcessInfo> = listing.await?;
+        if processes.iter().all(super::process::is_sane) {
+            Ok(processes)
+        } else {
+            Err(LinkError::Protocol("a process over its bounds".into()))
+        }
+    }
+
+    /// Gives a process's terminal another size.
+    ///
+    /// # Errors
+    /// `Refused` with `no_such_process` or `no_pty`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn resize(&self, process: Selector, size: PtySize) -> Result<(), LinkError> {
+        self.needs("attach")?;
+        let request = ResizeRequest { process, size };
+        let _: serde::de::IgnoredAny = self
+            .control(Method::POST, route::PROCESS_RESIZE, &request)
+            .await?;
+        Ok(())
+    }
+
+    /// Asks what the sandbox uses.
+    ///
+    /// # Errors
+    /// `Refused`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn usage(&self) -> Result<Usage, LinkError> {
+        self.needs("usage")?;
+        let usage: Usage = self.control(Method::GET, route::USAGE, &()).await?;
+        if usage.hostname.len() <= limits::MAX_HOSTNAME_BYTES {
+            Ok(usage)
+        } else {
+            Err(LinkError::Protocol("a host name over its bound".into()))
+        }
+    }
+
+    /// Whether the guest said that it can do this ([`crate::handshake::CAPABILITIES`]).
+    pub fn can(&self, capability: &str) -> bool {
+        self.shared.capabilities.contains(capability)
+    }
+
+    /// Refuses what the guest did not say that it can do.
+    pub(super) fn needs(&self, capability: &str) -> Result<(), LinkError> {
+        if self.can(capability) {
+            return Ok(());
+        }
+        let message = format!("the sandbox's guest is too old for this: it lacks {capability:?}");
+        Err(no(code::UNSUPPORTED, message))
+    }
+
+    /// One of the link's [`limits::MAX_TRANSFERS`] places.
+    pub(super) fn transfer_place(&self) -> Result<OwnedSemaphorePermit, LinkError> {
+        Arc::clone(&self.shared.transfers)
+            .try_acquire_owned()
+            .map_err(|_| no(code::BUSY, "too many transfers on this link"))
     }
 
     /// Asks the guest how it is.
@@ -128,7 +237,10 @@ impl Link {
     }
 
     /// Sends a signal to a process's group.
-    pub(super) async fn signal(&self, process: u64, signum: i32) -> Result<(), LinkError> {
+    ///
+    /// # Errors
+    /// `Refused` with `no_such_process` after its end, `Gone`, `Protocol`, `Deadline`.
+    pub async fn signal(&self, process: Selector, signum: i32) -> Result<(), LinkError> {
         let _: serde::de::IgnoredAny = self
             .control(
                 Method::POST,
@@ -170,7 +282,19 @@ impl Link {
         content_type: &'static str,
         body: RequestBody,
     ) -> Result<Response<Incoming>, LinkError> {
-        exchange(&mut self.sender.clone(), method, path, content_type, body).await
+        self.request_for(method, path, [content_type; 2], body)
+            .await
+    }
+
+    /// The same, where the answer's content type is not the request's.
+    pub(super) async fn request_for(
+        &self,
+        method: Method,
+        path: &'static str,
+        content_types: [&'static str; 2],
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, LinkError> {
+        exchange(&mut self.sender.clone(), method, path, content_types, body).await
     }
 
     async fn control<A: serde::de::DeserializeOwned>(
@@ -179,7 +303,7 @@ impl Link {
         path: &'static str,
         document: &impl Serialize,
     ) -> Result<A, LinkError> {
-        within(limits::CONTROL_DEADLINE, async {
+        in_time(limits::CONTROL_DEADLINE, async {
             let _place = self
                 .shared
                 .controls
@@ -258,13 +382,13 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for UntilCl
 /// unless unread input holds that reset up.
 async fn farewell(mut sender: http2::SendRequest<RequestBody>, left: Detached) {
     let Detached { process, place } = left;
-    let told = within(limits::CONTROL_DEADLINE, async {
+    let told = in_time(limits::CONTROL_DEADLINE, async {
         let body = RequestBody::whole(json(&Method::POST, &DetachRequest { process })?);
         exchange(
             &mut sender,
             Method::POST,
             route::PROCESS_DETACH,
-            route::JSON,
+            [route::JSON; 2],
             body,
         )
         .await
@@ -277,7 +401,7 @@ async fn exchange(
     sender: &mut http2::SendRequest<RequestBody>,
     method: Method,
     path: &'static str,
-    content_type: &'static str,
+    [content_type, answer_type]: [&'static str; 2],
     body: RequestBody,
 ) -> Result<Response<Incoming>, LinkError> {
     let mut request = Request::new(body);
@@ -298,7 +422,7 @@ async fn exchange(
             .is_some_and(|value| value == wanted)
     };
     match response.status() {
-        StatusCode::OK if is(content_type) => Ok(response),
+        StatusCode::OK if is(answer_type) => Ok(response),
         status if status.is_client_error() && is(route::JSON) => {
             Err(refused(read_document(response.into_body()).await?))
         }
@@ -317,18 +441,9 @@ fn json(method: &Method, document: &impl Serialize) -> Result<Bytes, LinkError> 
     Ok(json.into())
 }
 
-fn no(code: &str, message: impl Into<String>) -> LinkError {
+pub(super) fn no(code: &str, message: impl Into<String>) -> LinkError {
     LinkError::Refused {
         code: code.into(),
         message: message.into(),
     }
-}
-
-async fn within<T>(
-    deadline: Duration,
-    work: impl Future<Output = Result<T, LinkError>>,
-) -> Result<T, LinkError> {
-    timeout(deadline, work)
-        .await
-        .unwrap_or(Err(LinkError::Deadline(deadline.as_millis())))
 }

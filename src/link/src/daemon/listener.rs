@@ -100,7 +100,7 @@ impl LinkListener {
                 // Handshakes that are done go before new ones, or a flood of dialers would keep them from being seen.
                 biased;
                 (peer, outcome) = next_of(&mut self.pending) => match outcome {
-                    Ok((stream, hello, protocol)) => match Link::open(stream, protocol).await {
+                    Ok((stream, hello, protocol)) => match Link::open(stream, protocol, &hello).await {
                         Ok(link) => return Ok((link, hello, peer)),
                         Err(_) => return Err(LinkError::Rejected { peer, source: closed_early() }),
                     },

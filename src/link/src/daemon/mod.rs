@@ -1,16 +1,22 @@
-//! The daemon's end: [`LinkListener`] lets a guest in, [`Link`] speaks to it, [`Process`] is one process there.
+//! The daemon's end: [`LinkListener`] lets a guest in, [`Link`] speaks to it; [`Process`], [`FileReader`], [`FileWriter`],
+//! [`Watch`] and [`PortStream`] are what it is asked for.
 //!
 //! The guest is an enemy. Whatever it sends is bounded before it is kept, every wait has a deadline or belongs to the
 //! caller, and nothing it says can cost more than its own link.
 
 mod body;
+mod file;
 mod link;
 mod listener;
+mod port;
 mod process;
+mod transfer;
 
+pub use file::{ArchiveWriter, FileListing, FileReader, FileWriter, Watch};
 pub use link::Link;
 pub use listener::{LinkListener, PeerCred, SOCKET_NAME};
-pub use process::{InputClosed, Process, ProcessEvent, ProcessInput};
+pub use port::PortStream;
+pub use process::{InputClosed, InputStream, Process, ProcessEvent, ProcessInput};
 
 use std::io;
 
@@ -29,7 +35,7 @@ pub enum LinkError {
     /// The guest, or this end for it, said no: tell whoever asked. The code is lower-case ASCII, the message one line.
     #[error("the guest refused: {code}: {message}")]
     Refused {
-        /// One of [`crate::process::code`], or a newer guest's.
+        /// One of [`crate::refusal::code`], or a newer guest's.
         code: String,
         /// A sentence for people, without control characters.
         message: String,

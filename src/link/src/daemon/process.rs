@@ -3,15 +3,23 @@
 use bytes::Bytes;
 use http::Method;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::LinkError;
-use super::body::{RequestBody, refused};
+use super::body::{RequestBody, read_document, refused};
 use super::link::{Detached, Link};
-use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, STREAM_END_DEADLINE};
-use crate::process::{ProcessExit, ProcessSpec, Started};
+use super::transfer::in_time;
+use crate::limits::{
+    CONTROL_DEADLINE, FRAME_QUEUE, INPUT_DEADLINE, MAX_FRAME_PAYLOAD_BYTES, MAX_LISTED_WORD_BYTES,
+    MAX_LISTED_WORDS, MAX_PATH_BYTES, MAX_TAG_BYTES, MAX_USER_BYTES, STREAM_END_DEADLINE,
+};
+use crate::process::{
+    AttachRequest, InputRequest, InputSummary, Lost, ProcessExit, ProcessInfo, ProcessSpec,
+    Selector, Started,
+};
 use crate::route;
-use crate::wire::{FrameReader, ReadError, RequestFrame, ResponseFrame};
+use crate::wire::{Chunk, FrameReader, ReadError, RequestFrame, ResponseFrame};
 
 /// What a process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,12 +28,15 @@ pub enum ProcessEvent {
     Stdout(Bytes),
     /// Bytes of its standard error, at most 64 KiB, cut anywhere.
     Stderr(Bytes),
+    /// Bytes that would have come now, and are not there any more: this reader was too slow or too late for them.
+    Lost(Lost),
     /// It ended; nothing follows.
     Exited(ProcessExit),
 }
 
-/// A running process. Whoever holds it reads its events; not reading slows the process down and costs a bounded amount of
-/// memory. Dropping it before its end makes the guest end the process (SIGTERM to its group, the grace, SIGKILL).
+/// A process, as its starter or a later reader sees it. Whoever holds it reads its events; not reading slows the process
+/// down, or loses what it says ([`crate::process::SlowReader`]), and costs a bounded amount of memory. When its starter drops
+/// it before its end, the guest ends the process (SIGTERM to its group, the grace, SIGKILL) unless it is to be kept.
 #[derive(Debug)]
 pub struct Process {
     /// Its pid in the sandbox, which is also its process group. For people: the guest may claim what it likes.
@@ -39,6 +50,16 @@ pub struct Process {
     exit: Option<ProcessExit>,
     ended: bool,
     place: Option<OwnedSemaphorePermit>,
+    role: Role,
+    /// Bytes of standard output and error that came or were lost.
+    offsets: [u64; 2],
+}
+
+/// Whose the stream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Starter,
+    Reader,
 }
 
 /// The input side of a process; clones feed the same process.
@@ -46,7 +67,7 @@ pub struct Process {
 pub struct ProcessInput {
     link: Link,
     process: u64,
-    queue: mpsc::Sender<Bytes>,
+    queue: mpsc::Sender<Chunk>,
 }
 
 /// The process takes no more input: it ended, or the link is gone. [`Process::next`] says which.
@@ -83,6 +104,8 @@ impl Process {
                     exit: None,
                     ended: false,
                     place: Some(place),
+                    role: Role::Starter,
+                    offsets: [0; 2],
                 })
             }
             ResponseFrame::Failed(refusal) => Err(refused(refusal)),
@@ -90,6 +113,60 @@ impl Process {
                 "a process that speaks before it started".into(),
             )),
         }
+    }
+
+    pub(super) async fn attach(
+        link: Link,
+        request: AttachRequest,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(ProcessInfo, Self), LinkError> {
+        let offsets = [request.stdout_offset, request.stderr_offset];
+        let attach = RequestFrame::Attach(request).encode()?;
+        let (queue, rest) = mpsc::channel(FRAME_QUEUE);
+        let body = RequestBody::stream(attach, rest);
+        let response = link
+            .request(Method::POST, route::PROCESS_ATTACH, route::FRAMES, body)
+            .await?;
+        let mut reader = FrameReader::new(response.into_body());
+        match read(&mut reader).await? {
+            ResponseFrame::Attached(info) if is_sane(&info) => {
+                let process = info.process;
+                let input = ProcessInput {
+                    link,
+                    process,
+                    queue,
+                };
+                let process = Self {
+                    pid: info.pid,
+                    input,
+                    reader,
+                    allowance: [u64::MAX; 2],
+                    exit: None,
+                    ended: false,
+                    place: Some(place),
+                    role: Role::Reader,
+                    offsets,
+                };
+                Ok((*info, process))
+            }
+            ResponseFrame::Attached(_) => {
+                Err(LinkError::Protocol("a process over its bounds".into()))
+            }
+            ResponseFrame::Failed(refusal) => Err(refused(refusal)),
+            _ => Err(LinkError::Protocol(
+                "a process that speaks before it is there".into(),
+            )),
+        }
+    }
+
+    /// The guest's number for it: never used twice by one guest, unlike a pid.
+    pub fn number(&self) -> u64 {
+        self.input.process
+    }
+
+    /// Offsets in standard output and error of what comes next.
+    pub fn offsets(&self) -> [u64; 2] {
+        self.offsets
     }
 
     /// The next thing it says; `None` after its end or after an error. Safe to drop and call again: nothing is lost.
@@ -112,22 +189,28 @@ impl Process {
             // The guest has forgotten the process already, so there is nothing to tell it.
             self.place = None;
         }
-        self.ended = !matches!(event, Ok(ProcessEvent::Stdout(_) | ProcessEvent::Stderr(_)));
+        self.ended = matches!(event, Err(_) | Ok(ProcessEvent::Exited(_)));
         Some(event)
     }
 
     /// Holds the guest to what was agreed.
     fn admit(&mut self, frame: ResponseFrame) -> Result<ProcessEvent, LinkError> {
         let [stdout, stderr] = &mut self.allowance;
+        let [stdout_offset, stderr_offset] = &mut self.offsets;
         match frame {
             ResponseFrame::Stdout(data) => {
-                charge(stdout, &data).map(|()| ProcessEvent::Stdout(data))
+                charge(stdout, stdout_offset, length(&data)).map(|()| ProcessEvent::Stdout(data))
             }
             ResponseFrame::Stderr(data) => {
-                charge(stderr, &data).map(|()| ProcessEvent::Stderr(data))
+                charge(stderr, stderr_offset, length(&data)).map(|()| ProcessEvent::Stderr(data))
+            }
+            ResponseFrame::Lost(lost) => {
+                charge(stdout, stdout_offset, lost.stdout_bytes)?;
+                charge(stderr, stderr_offset, lost.stderr_bytes)?;
+                Ok(ProcessEvent::Lost(lost))
             }
             ResponseFrame::Exited(exit) => Ok(ProcessEvent::Exited(exit)),
-            ResponseFrame::Started(_) | ResponseFrame::Failed(_) => {
+            ResponseFrame::Started(_) | ResponseFrame::Attached(_) | ResponseFrame::Failed(_) => {
                 Err(LinkError::Protocol("a process that starts twice".into()))
             }
         }
@@ -136,7 +219,9 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(place) = self.place.take() {
+        if self.role == Role::Starter
+            && let Some(place) = self.place.take()
+        {
             self.input.link.detach(Detached {
                 process: self.input.process,
                 place,
@@ -145,12 +230,31 @@ impl Drop for Process {
     }
 }
 
-fn charge(allowance: &mut u64, data: &Bytes) -> Result<(), LinkError> {
-    let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-    *allowance = allowance.checked_sub(length).ok_or_else(|| {
-        LinkError::Protocol("more output than the guest was allowed to send".into())
-    })?;
+fn length(data: &Bytes) -> u64 {
+    u64::try_from(data.len()).unwrap_or(u64::MAX)
+}
+
+fn charge(allowance: &mut u64, offset: &mut u64, bytes: u64) -> Result<(), LinkError> {
+    let too_much = || LinkError::Protocol("more output than the guest was allowed to send".into());
+    *allowance = allowance.checked_sub(bytes).ok_or_else(too_much)?;
+    *offset = offset.checked_add(bytes).ok_or_else(too_much)?;
     Ok(())
+}
+
+/// Whether what the guest says of a process is within its bounds. Its texts may still say anything.
+pub(super) fn is_sane(info: &ProcessInfo) -> bool {
+    let fits =
+        |text: &Option<String>, max: usize| text.as_ref().is_none_or(|text| text.len() <= max);
+    info.argv.len() <= MAX_LISTED_WORDS
+        && info
+            .argv
+            .iter()
+            .all(|word| word.len() <= MAX_LISTED_WORD_BYTES)
+        && fits(&info.tag, MAX_TAG_BYTES)
+        && fits(&info.cwd, MAX_PATH_BYTES)
+        && info.user.len() <= MAX_USER_BYTES
+        && info.stdout_from <= info.stdout_to
+        && info.stderr_from <= info.stderr_to
 }
 
 /// The next frame of a stream that must not just end.
@@ -176,7 +280,7 @@ impl ProcessInput {
     pub async fn write(&self, mut data: Bytes) -> Result<(), InputClosed> {
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(MAX_FRAME_PAYLOAD_BYTES));
-            self.send(&RequestFrame::Stdin(piece)).await?;
+            self.send(RequestFrame::Stdin(piece)).await?;
         }
         Ok(())
     }
@@ -186,7 +290,7 @@ impl ProcessInput {
     /// # Errors
     /// [`InputClosed`] when the process has ended.
     pub async fn end(&self) -> Result<(), InputClosed> {
-        self.send(&RequestFrame::StdinEnd).await
+        self.send(RequestFrame::StdinEnd).await
     }
 
     /// Sends a signal to the process's group; overtakes input that the program does not read.
@@ -194,11 +298,89 @@ impl ProcessInput {
     /// # Errors
     /// `Refused` with `no_such_process` after its end, `Deadline`, `Gone`, `Protocol`.
     pub async fn signal(&self, signum: i32) -> Result<(), LinkError> {
-        self.link.signal(self.process, signum).await
+        let process = Selector::Process(self.process);
+        self.link.signal(process, signum).await
     }
 
-    async fn send(&self, frame: &RequestFrame) -> Result<(), InputClosed> {
+    async fn send(&self, frame: RequestFrame) -> Result<(), InputClosed> {
         let chunk = frame.encode().map_err(|_| InputClosed)?;
         self.queue.send(chunk).await.map_err(|_| InputClosed)
+    }
+}
+
+/// Input for a process from somebody who does not read it. The guest says how much went in when all of it has.
+#[derive(Debug)]
+pub struct InputStream {
+    queue: mpsc::Sender<Chunk>,
+    answer: JoinHandle<Result<InputSummary, LinkError>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl InputStream {
+    pub(super) fn open(
+        link: &Link,
+        request: InputRequest,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Self, LinkError> {
+        let first = RequestFrame::Input(request).encode()?;
+        let (queue, rest) = mpsc::channel(FRAME_QUEUE);
+        let link = link.clone();
+        // Beside the writing: a guest that refuses says so while the input is still on its way.
+        let answer = tokio::spawn(async move {
+            let body = RequestBody::stream(first, rest);
+            let types = [route::FRAMES, route::JSON];
+            let response = link
+                .request_for(Method::POST, route::PROCESS_INPUT, types, body)
+                .await?;
+            in_time(CONTROL_DEADLINE, read_document(response.into_body())).await
+        });
+        Ok(Self {
+            queue,
+            answer,
+            _place: place,
+        })
+    }
+
+    /// Sends input. Whether the process took it, [`InputStream::finish`] tells; after a failure the rest is thrown away.
+    ///
+    /// # Errors
+    /// `Deadline` when the process does not take it.
+    pub async fn write(&self, mut data: Bytes) -> Result<(), LinkError> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(MAX_FRAME_PAYLOAD_BYTES));
+            if !self.send(RequestFrame::Stdin(piece)).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the stream, and the process's input too when `end` says so; returns how many bytes went in.
+    ///
+    /// # Errors
+    /// `Refused` with `no_such_process`, `no_input` or `input_stalled`; `Gone`, `Protocol`, `Deadline`.
+    pub async fn finish(mut self, end: bool) -> Result<u64, LinkError> {
+        if end {
+            self.send(RequestFrame::StdinEnd).await?;
+        }
+        let (closed, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.queue, closed));
+        let answer = async { (&mut self.answer).await.map_err(|_| LinkError::Gone) };
+        let summary = in_time(INPUT_DEADLINE + CONTROL_DEADLINE, answer).await??;
+        Ok(summary.written_bytes)
+    }
+
+    /// Sends a frame; false when the guest hears no more, because it has answered.
+    async fn send(&self, frame: RequestFrame) -> Result<bool, LinkError> {
+        let chunk = frame.encode()?;
+        // Later than the guest's own, so that its reason arrives.
+        let patience = INPUT_DEADLINE + CONTROL_DEADLINE;
+        in_time(patience, async { Ok(self.queue.send(chunk).await.is_ok()) }).await
+    }
+}
+
+impl Drop for InputStream {
+    fn drop(&mut self) {
+        self.answer.abort();
     }
 }

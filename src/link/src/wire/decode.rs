@@ -80,8 +80,8 @@ impl<F: FrameSet> Decoder<F> {
                         return Ok(None);
                     }
                     self.state = State::Header;
-                    let document = std::mem::take(&mut self.partial);
-                    return F::document(kind, &document).map(Some);
+                    let document = std::mem::take(&mut self.partial).freeze();
+                    return F::document(kind, document).map(Some);
                 }
             }
         }
@@ -142,7 +142,8 @@ mod tests {
     use super::super::{RequestFrame, ResponseFrame};
     use super::*;
     use crate::limits::{MAX_DOCUMENT_BYTES, MIN_CHUNK_BYTES};
-    use crate::process::{ProcessExit, ProcessSpec, Refusal, Started};
+    use crate::process::{ProcessExit, ProcessSpec, Started};
+    use crate::refusal::Refusal;
 
     /// Decodes bytes cut at the given places, joining neighbouring pieces of one kind.
     fn decode_cut(
@@ -181,6 +182,11 @@ mod tests {
         out
     }
 
+    fn bytes_of(frame: ResponseFrame) -> Bytes {
+        let mut chunk = frame.encode().unwrap();
+        chunk.copy_to_bytes(chunk.remaining())
+    }
+
     fn frame() -> impl Strategy<Value = ResponseFrame> {
         prop_oneof![
             (any::<u64>(), any::<u32>())
@@ -202,7 +208,7 @@ mod tests {
     proptest! {
         #[test]
         fn frames_survive_any_cut(frames in vec(frame(), 0..8), cuts in vec(any::<prop::sample::Index>(), 0..20)) {
-            let chunks: Vec<Bytes> = frames.iter().map(|frame| frame.encode().unwrap()).collect();
+            let chunks: Vec<Bytes> = frames.iter().cloned().map(bytes_of).collect();
             prop_assert!(chunks.iter().all(|chunk| chunk.len() >= MIN_CHUNK_BYTES));
             prop_assert_eq!(decode_cut(&chunks.concat(), &cuts), Ok(joined(frames)));
         }
@@ -254,9 +260,9 @@ mod tests {
     fn a_start_of_the_largest_legal_size_goes_through() {
         let spec = ProcessSpec::new(["x".repeat(1000), "\u{1}".repeat(160 * 1024)]);
         assert_eq!(spec.validate(), Ok(()));
-        let mut chunk = RequestFrame::Start(Box::new(spec.clone()))
-            .encode()
-            .unwrap();
+        let start = RequestFrame::Start(Box::new(spec.clone()));
+        let mut start = start.encode().unwrap();
+        let mut chunk = start.copy_to_bytes(start.remaining());
         let frame = Decoder::<RequestFrame>::new().decode(&mut chunk).unwrap();
         assert_eq!(frame, Some(RequestFrame::Start(Box::new(spec))));
     }
@@ -269,7 +275,11 @@ mod tests {
         ];
         let mut bytes: Bytes = frames
             .iter()
-            .flat_map(|frame| frame.encode().unwrap())
+            .cloned()
+            .flat_map(|frame| {
+                let mut chunk = frame.encode().unwrap();
+                chunk.copy_to_bytes(chunk.remaining())
+            })
             .collect();
         let mut decoder = Decoder::<RequestFrame>::new();
         for frame in frames {

@@ -1,20 +1,26 @@
-//! The frames of a process stream: `u8 kind | u32 length (big endian) | payload`.
+//! The frames of a stream: `u8 kind | u32 length (big endian) | payload`.
 //!
-//! The daemon's frames are in [`RequestFrame`], the guest's in [`ResponseFrame`]. A kind with [`MAY_IGNORE`] set that a
-//! peer does not know is skipped, any other unknown kind is a protocol error: this is how later versions add frames.
-//! Chunks shorter than [`MIN_CHUNK_BYTES`] are filled up with such an ignorable frame.
+//! On a process's stream the daemon says [`RequestFrame`]s and the guest [`ResponseFrame`]s; on every other stream both say
+//! [`TransferFrame`]s. A kind with [`MAY_IGNORE`] set that a peer does not know is skipped, any other unknown kind is a
+//! protocol error: this is how later versions add frames. Chunks shorter than [`crate::limits::MIN_CHUNK_BYTES`] are filled
+//! up with such an ignorable frame.
 
+mod chunk;
 mod decode;
 mod frames;
 mod read;
+mod transfer;
 
+pub use chunk::Chunk;
 pub use decode::Decoder;
 pub use frames::{RequestFrame, ResponseFrame};
 pub use read::{FrameReader, ReadError};
+pub use transfer::TransferFrame;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::limits::{FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES, MIN_CHUNK_BYTES};
+use crate::limits::MAX_FRAME_PAYLOAD_BYTES;
 
 /// The bit of a kind that says: whoever does not know this frame may skip it.
 pub const MAY_IGNORE: u8 = 0x80;
@@ -70,37 +76,19 @@ pub trait FrameSet: Sized {
     ///
     /// # Errors
     /// [`WireError::BadDocument`].
-    fn document(kind: u8, payload: &[u8]) -> Result<Self, WireError>;
-}
-
-/// Writes one frame as a body chunk of at least [`MIN_CHUNK_BYTES`].
-///
-/// # Errors
-/// [`WireError::TooLong`] when the payload is over `max` bytes.
-fn encode(kind: u8, payload: &[u8], max: usize) -> Result<Bytes, WireError> {
-    let too_long = WireError::TooLong {
-        kind,
-        length: payload.len(),
-    };
-    if payload.len() > max {
-        return Err(too_long);
-    }
-    let length = u32::try_from(payload.len()).map_err(|_| too_long)?;
-    let mut chunk =
-        BytesMut::with_capacity((FRAME_HEADER_BYTES + payload.len()).max(MIN_CHUNK_BYTES));
-    chunk.put_u8(kind);
-    chunk.put_u32(length);
-    chunk.put_slice(payload);
-    if chunk.len() < MIN_CHUNK_BYTES {
-        let filler = MIN_CHUNK_BYTES.saturating_sub(chunk.len() + FRAME_HEADER_BYTES);
-        chunk.put_u8(PADDING);
-        chunk.put_u32(u32::try_from(filler).map_err(|_| too_long)?);
-        chunk.put_bytes(0, filler);
-    }
-    Ok(chunk.freeze())
+    fn document(kind: u8, payload: Bytes) -> Result<Self, WireError>;
 }
 
 /// Writes one frame of a stream kind; `payload` is at most [`MAX_FRAME_PAYLOAD_BYTES`].
-fn encode_stream(kind: u8, payload: &[u8]) -> Result<Bytes, WireError> {
-    encode(kind, payload, MAX_FRAME_PAYLOAD_BYTES)
+fn encode_stream(kind: u8, payload: Bytes) -> Result<Chunk, WireError> {
+    Chunk::new(kind, payload, MAX_FRAME_PAYLOAD_BYTES)
+}
+
+fn encode_document<T: Serialize>(kind: u8, document: &T, max: usize) -> Result<Chunk, WireError> {
+    let json = serde_json::to_vec(document).map_err(|_| WireError::BadDocument(kind))?;
+    Chunk::new(kind, json.into(), max)
+}
+
+fn decode_document<T: DeserializeOwned>(kind: u8, json: &[u8]) -> Result<T, WireError> {
+    serde_json::from_slice(json).map_err(|_| WireError::BadDocument(kind))
 }

@@ -1,7 +1,11 @@
 //! Frames straight from an HTTP/2 body, for both ends.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
 use bytes::Bytes;
-use http_body_util::BodyExt;
+use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{Decoder, FrameSet, WireError};
@@ -40,25 +44,25 @@ impl<F: FrameSet> FrameReader<F> {
     /// # Errors
     /// [`ReadError`], after which the stream is worthless.
     pub async fn next(&mut self) -> Result<Option<F>, ReadError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Self::next`] for whoever polls.
+    ///
+    /// # Errors
+    /// [`ReadError`], after which the stream is worthless.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<F>, ReadError>> {
         loop {
             if let Some(frame) = self.decoder.decode(&mut self.chunk)? {
-                return Ok(Some(frame));
+                return Poll::Ready(Ok(Some(frame)));
             }
-            match self.body.frame().await {
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 // Trailers say nothing on this link.
                 Some(frame) => {
-                    self.chunk = frame
-                        .map_err(ReadError::Cut)?
-                        .into_data()
-                        .unwrap_or_default();
+                    let frame = frame.map_err(ReadError::Cut)?;
+                    self.chunk = frame.into_data().unwrap_or_default();
                 }
-                None => {
-                    return self
-                        .decoder
-                        .finish()
-                        .map(|()| None)
-                        .map_err(ReadError::from);
-                }
+                None => return Poll::Ready(Ok(self.decoder.finish().map(|()| None)?)),
             }
         }
     }

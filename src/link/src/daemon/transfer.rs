@@ -1,0 +1,220 @@
+//! One stream that carries bytes or documents, seen from the daemon: the base of files, archives, ports and lists.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::timeout;
+
+use super::LinkError;
+use super::body::{RequestBody, refused};
+use super::link::Link;
+use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, OPEN_DEADLINE, STALL_DEADLINE};
+use crate::route;
+use crate::wire::{Chunk, FrameReader, ReadError, TransferFrame};
+
+/// Both directions of a transfer. Dropping it cuts the stream, which the guest sees.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) incoming: Incoming,
+    pub(super) outgoing: mpsc::Sender<Chunk>,
+}
+
+/// What comes from the guest.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) frames: FrameReader<TransferFrame>,
+    /// Holds the link open, and the transfer's place on it.
+    _held: (Link, OwnedSemaphorePermit),
+}
+
+impl Transfer {
+    /// Opens a stream whose request begins with `head`. Nothing of the answer is read yet.
+    pub(super) async fn open(
+        link: &Link,
+        path: &'static str,
+        head: &impl Serialize,
+    ) -> Result<Self, LinkError> {
+        let place = link.transfer_place()?;
+        let first = TransferFrame::head(head)?;
+        let (outgoing, rest) = mpsc::channel(FRAME_QUEUE);
+        let body = RequestBody::stream(first, rest);
+        let response = link
+            .request(Method::POST, path, route::FRAMES, body)
+            .await?;
+        let incoming = Incoming {
+            frames: FrameReader::new(response.into_body()),
+            _held: (link.clone(), place),
+        };
+        Ok(Self { incoming, outgoing })
+    }
+
+    /// Opens a stream and reads the head of the answer, within [`OPEN_DEADLINE`].
+    pub(super) async fn begin<H: DeserializeOwned>(
+        link: &Link,
+        path: &'static str,
+        head: &impl Serialize,
+    ) -> Result<(Self, H), LinkError> {
+        in_time(OPEN_DEADLINE, async {
+            let mut transfer = Self::open(link, path, head).await?;
+            let head = match transfer.incoming.frame().await? {
+                TransferFrame::Head(json) => parse(&json)?,
+                _ => return Err(unexpected()),
+            };
+            Ok((transfer, head))
+        })
+        .await
+    }
+
+    /// A request without a body of its own, whose answer is one document.
+    pub(super) async fn ask<A: DeserializeOwned>(
+        link: &Link,
+        path: &'static str,
+        head: &impl Serialize,
+        deadline: Duration,
+    ) -> Result<A, LinkError> {
+        in_time(deadline, async {
+            let mut transfer = Self::open(link, path, head).await?;
+            transfer.incoming.only_item().await
+        })
+        .await
+    }
+
+    /// A request without a body of its own, whose answer is a list of at most `max` documents.
+    pub(super) async fn list<A: DeserializeOwned>(
+        link: &Link,
+        path: &'static str,
+        head: &impl Serialize,
+        max: usize,
+        deadline: Duration,
+    ) -> Result<Vec<A>, LinkError> {
+        in_time(deadline, async {
+            let mut transfer = Self::open(link, path, head).await?;
+            let mut items = Vec::new();
+            loop {
+                match transfer.incoming.frame().await? {
+                    TransferFrame::Item(json) if items.len() < max => items.push(parse(&json)?),
+                    TransferFrame::End => return Ok(items),
+                    TransferFrame::Item(_) => {
+                        return Err(LinkError::Protocol("a list is over its bound".into()));
+                    }
+                    _ => return Err(unexpected()),
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Incoming {
+    /// The next frame; a refusal is an error.
+    pub(super) async fn frame(&mut self) -> Result<TransferFrame, LinkError> {
+        checked(self.frames.next().await)
+    }
+
+    /// The one item of an answer, and its end.
+    pub(super) async fn only_item<A: DeserializeOwned>(&mut self) -> Result<A, LinkError> {
+        let TransferFrame::Item(json) = self.frame().await? else {
+            return Err(unexpected());
+        };
+        match self.frame().await? {
+            TransferFrame::End => parse(&json),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The next bytes; `None` at their end.
+    pub(super) async fn data(&mut self) -> Result<Option<Bytes>, LinkError> {
+        match in_time(STALL_DEADLINE, self.frame()).await? {
+            TransferFrame::Data(data) => Ok(Some(data)),
+            TransferFrame::End => Ok(None),
+            _ => Err(unexpected()),
+        }
+    }
+}
+
+/// A frame of a stream that must not just end.
+pub(super) fn checked(
+    read: Result<Option<TransferFrame>, ReadError>,
+) -> Result<TransferFrame, LinkError> {
+    match read {
+        Ok(Some(TransferFrame::Failed(refusal))) => Err(refused(refusal)),
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) => Err(LinkError::Protocol(
+            "a transfer that ends without an end".into(),
+        )),
+        Err(ReadError::Wire(error)) => Err(error.into()),
+        Err(ReadError::Cut(_)) => Err(LinkError::Gone),
+    }
+}
+
+pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, LinkError> {
+    serde_json::from_slice(json)
+        .map_err(|_| LinkError::Protocol("an answer is not the expected document".into()))
+}
+
+pub(super) fn unexpected() -> LinkError {
+    LinkError::Protocol("a frame that does not belong there".into())
+}
+
+pub(super) async fn in_time<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    timeout(deadline, work)
+        .await
+        .unwrap_or(Err(LinkError::Deadline(deadline.as_millis())))
+}
+
+/// Bytes on their way into the sandbox, until the guest has put them where they belong.
+#[derive(Debug)]
+pub(super) struct Upload {
+    transfer: Transfer,
+}
+
+impl Upload {
+    pub(super) async fn begin(
+        link: &Link,
+        path: &'static str,
+        head: &impl Serialize,
+    ) -> Result<Self, LinkError> {
+        let (transfer, serde::de::IgnoredAny) = Transfer::begin(link, path, head).await?;
+        Ok(Self { transfer })
+    }
+
+    /// Sends bytes; waits while the guest does not take them. What the guest says meanwhile is why it takes no more.
+    pub(super) async fn write(&mut self, mut data: Bytes) -> Result<(), LinkError> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(MAX_FRAME_PAYLOAD_BYTES));
+            self.send(TransferFrame::Data(piece)).await?;
+        }
+        Ok(())
+    }
+
+    /// Says that this was all, and waits for the guest's answer.
+    pub(super) async fn commit<A: DeserializeOwned>(
+        mut self,
+        deadline: Duration,
+    ) -> Result<A, LinkError> {
+        self.send(TransferFrame::End).await?;
+        in_time(deadline, self.transfer.incoming.only_item()).await
+    }
+
+    async fn send(&mut self, frame: TransferFrame) -> Result<(), LinkError> {
+        let chunk = frame.encode()?;
+        let Transfer { incoming, outgoing } = &mut self.transfer;
+        in_time(STALL_DEADLINE, async {
+            tokio::select! {
+                biased;
+                early = incoming.frame() => match early {
+                    Ok(_) => Err(unexpected()),
+                    Err(error) => Err(error),
+                },
+                sent = outgoing.send(chunk) => sent.map_err(|_| LinkError::Gone),
+            }
+        })
+        .await
+    }
+}
