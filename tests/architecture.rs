@@ -23,7 +23,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("async_trait", &["runtime/"]),
     ("base64", &["api/", "bin/"]),
     ("bytes", &[""]),
-    ("casemate_link", &["session/"]),
+    ("casemate_link", &["session/", "app/", "api/"]),
     ("clap", &["bin/"]),
     ("clap_complete", &["bin/"]),
     ("clap_mangen", &["bin/"]),
@@ -62,7 +62,7 @@ const PLACES: &[(&str, &[&str])] = &[
         &[
             "admin/",
             "api/",
-            "app.rs",
+            "app/",
             "daemon/",
             "host/accept.rs",
             "session/",

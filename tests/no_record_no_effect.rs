@@ -120,6 +120,7 @@ const OPERATOR: Principal = Principal::Operator { uid: 0 };
 fn run_spec() -> RunSpec {
     RunSpec {
         argv: vec!["true".into()],
+        command: None,
         env: BTreeMap::new(),
         cwd: None,
         user: None,

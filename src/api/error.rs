@@ -2,6 +2,7 @@
 //!
 //! Causes inside the daemon go to the log under the request's id, never into an answer.
 
+use casemate_link::refusal::code as refusal;
 use http::{HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -168,11 +169,7 @@ impl From<SessionError> for Problem {
             SessionError::Busy(_) | SessionError::Draining => {
                 plain(StatusCode::SERVICE_UNAVAILABLE).again_later()
             }
-            SessionError::Refused { code, message } => Self::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "program_refused",
-                format!("{message} ({code})"),
-            ),
+            SessionError::Refused { code, message } => guest_refused(code, message),
             SessionError::GuestGone(error) => Self::new(
                 StatusCode::BAD_GATEWAY,
                 code,
@@ -197,6 +194,37 @@ impl From<SessionError> for Problem {
             SessionError::System { .. } => Self::internal(text),
         }
     }
+}
+
+/// What the guest says no to. What it refuses about programs is one code for callers: the words say which.
+fn guest_refused(code: &'static str, message: String) -> Problem {
+    let status = match code {
+        refusal::BAD_SPEC | refusal::BAD_REQUEST => StatusCode::BAD_REQUEST,
+        refusal::FILE_NOT_FOUND | refusal::NO_SUCH_PROCESS => StatusCode::NOT_FOUND,
+        refusal::FILE_DENIED | refusal::PORT_NOT_ALLOWED => StatusCode::FORBIDDEN,
+        refusal::FILE_EXISTS
+        | refusal::WRONG_FILE_KIND
+        | refusal::NO_INPUT
+        | refusal::INPUT_STALLED
+        | refusal::NO_PTY => StatusCode::CONFLICT,
+        refusal::CONDITION_FAILED => StatusCode::PRECONDITION_FAILED,
+        refusal::BAD_RANGE => StatusCode::RANGE_NOT_SATISFIABLE,
+        refusal::DISK_FULL => StatusCode::INSUFFICIENT_STORAGE,
+        refusal::BAD_ARCHIVE => StatusCode::UNPROCESSABLE_ENTITY,
+        refusal::UNSUPPORTED => StatusCode::NOT_IMPLEMENTED,
+        refusal::NOT_LISTENING => StatusCode::BAD_GATEWAY,
+        refusal::BUSY | refusal::STOPPING => {
+            return Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, message).again_later();
+        }
+        _ => {
+            return Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "program_refused",
+                format!("{message} ({code})"),
+            );
+        }
+    };
+    Problem::new(status, code, message)
 }
 
 fn runtime_unavailable(error: impl std::error::Error + Send + Sync + 'static) -> Problem {

@@ -44,14 +44,97 @@ pub enum AuditEvent {
     /// A program was asked for.
     #[serde(rename = "session.run")]
     SessionRun {
-        /// The program's name; arguments may hold secrets and are only counted.
-        program: String,
+        /// The program's name; absent for a command line of the user's login shell. Arguments may hold secrets and are only
+        /// counted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
         /// How many arguments followed it.
         arguments: usize,
         /// Who it runs as inside.
         user: String,
         /// Its time limit.
         timeout_s: u64,
+    },
+    /// A program was asked for that may outlive the call.
+    #[serde(rename = "process.start")]
+    ProcessStart {
+        /// The program's name; absent for the user's login shell. Arguments may hold secrets and are only counted.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
+        /// How many arguments followed it.
+        arguments: usize,
+        /// Who it runs as inside.
+        user: String,
+        /// What its starter calls it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tag: Option<String>,
+        /// Whether it has a terminal.
+        pty: bool,
+    },
+    /// Somebody asked to read from a process, and maybe to write to it.
+    #[serde(rename = "process.attach")]
+    ProcessAttach {
+        /// Which one, by pid or tag.
+        process: String,
+    },
+    /// Input was sent to a process.
+    #[serde(rename = "process.input")]
+    ProcessInput {
+        /// Which one, by pid or tag.
+        process: String,
+    },
+    /// A signal was sent to a process group.
+    #[serde(rename = "process.signal")]
+    ProcessSignal {
+        /// Which one, by pid or tag.
+        process: String,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// A file's content was asked for.
+    #[serde(rename = "file.read")]
+    FileRead {
+        /// Its path in the sandbox.
+        path: String,
+        /// Who reads it inside.
+        user: String,
+    },
+    /// A file's content was sent.
+    #[serde(rename = "file.write")]
+    FileWrite {
+        /// Its path in the sandbox.
+        path: String,
+        /// Who writes it inside.
+        user: String,
+    },
+    /// A file was to be changed without its content.
+    #[serde(rename = "file.change")]
+    FileChange {
+        /// How.
+        change: FileChangeKind,
+        /// Its path in the sandbox.
+        path: String,
+        /// Where it goes, or leads.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        /// Who changes it inside.
+        user: String,
+    },
+    /// A directory's files were asked for as an archive.
+    #[serde(rename = "archive.read")]
+    ArchiveRead {
+        /// The directory in the sandbox.
+        path: String,
+        /// Who reads it inside.
+        user: String,
+    },
+    /// An archive was sent to be unpacked.
+    #[serde(rename = "archive.write")]
+    ArchiveWrite {
+        /// The directory in the sandbox.
+        path: String,
+        /// Who writes it inside.
+        user: String,
     },
     /// An API key was made.
     #[serde(rename = "key.create")]
@@ -107,6 +190,15 @@ impl AuditEvent {
             Self::SessionPhase { .. } => "session.phase",
             Self::SessionDelete {} => "session.delete",
             Self::SessionRun { .. } => "session.run",
+            Self::ProcessStart { .. } => "process.start",
+            Self::ProcessAttach { .. } => "process.attach",
+            Self::ProcessInput { .. } => "process.input",
+            Self::ProcessSignal { .. } => "process.signal",
+            Self::FileRead { .. } => "file.read",
+            Self::FileWrite { .. } => "file.write",
+            Self::FileChange { .. } => "file.change",
+            Self::ArchiveRead { .. } => "archive.read",
+            Self::ArchiveWrite { .. } => "archive.write",
             Self::KeyCreate { .. } => "key.create",
             Self::ImageImport {} => "image.import",
             Self::AdminCommand { .. } => "admin.command",
@@ -117,6 +209,22 @@ impl AuditEvent {
             Self::DaemonReload {} => "daemon.reload",
         }
     }
+}
+
+/// How a file was to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileChangeKind {
+    /// A directory made.
+    Mkdir,
+    /// Another name.
+    Move,
+    /// Removed.
+    Remove,
+    /// A symbolic link made.
+    Link,
+    /// Mode, owner, group or metadata.
+    Set,
 }
 
 /// Where a record stands to the effect it tells of.

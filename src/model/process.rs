@@ -7,8 +7,10 @@ use bytes::Bytes;
 /// A program to run to its end.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RunSpec {
-    /// Program and arguments; never empty.
+    /// Program and arguments; empty when there is a `command`.
     pub argv: Vec<String>,
+    /// A command line for the user's login shell.
+    pub command: Option<String>,
     /// Added to the session's environment.
     pub env: BTreeMap<String, String>,
     /// Where it starts.

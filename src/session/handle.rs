@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_link::Usage;
 use casemate_link::daemon::Link;
 use tokio::sync::{Semaphore, watch};
 
 use super::SessionError;
 use super::launch::End;
+use super::usage::Looks;
 use crate::base::id::SessionId;
 use crate::model::session::{Phase, Session};
 
@@ -22,6 +24,7 @@ pub struct SessionHandle {
     link: watch::Receiver<Option<Link>>,
     end: watch::Sender<Option<End>>,
     pub(super) runs: Arc<Semaphore>,
+    looks: Looks,
 }
 
 /// The runner's ends of a handle.
@@ -29,6 +32,7 @@ pub(super) struct RunnerEnds {
     pub(super) state: watch::Sender<Arc<Session>>,
     pub(super) link: watch::Sender<Option<Link>>,
     pub(super) end: watch::Receiver<Option<End>>,
+    pub(super) looks: Looks,
 }
 
 impl SessionHandle {
@@ -36,7 +40,9 @@ impl SessionHandle {
         let (state_in, state) = watch::channel(Arc::new(session));
         let (link_in, link) = watch::channel(None);
         let (end, end_out) = watch::channel(None);
+        let looks = Looks::default();
         let handle = Self {
+            looks: looks.clone(),
             state,
             link,
             end,
@@ -46,6 +52,7 @@ impl SessionHandle {
             state: state_in,
             link: link_in,
             end: end_out,
+            looks,
         };
         (handle, ends)
     }
@@ -60,6 +67,12 @@ impl SessionHandle {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Session> {
         Arc::clone(&self.state.borrow())
+    }
+
+    /// What the session used lately, oldest first.
+    #[must_use]
+    pub fn past_usage(&self) -> Vec<Usage> {
+        self.looks.all()
     }
 
     /// Asks the session to end. The first reason stays.

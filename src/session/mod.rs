@@ -22,6 +22,7 @@
 //! removes every sandbox and link directory that no such session owns. The runner adopts what runs,
 //! launches again what had not come to run, and ends what is gone.
 
+pub mod guest;
 pub mod handle;
 pub mod launch;
 pub mod manager;
@@ -29,6 +30,7 @@ pub mod reconcile;
 pub mod run;
 pub mod runner;
 pub mod state;
+pub mod usage;
 
 use crate::audit::AuditError;
 use crate::base::id::SessionId;
@@ -80,8 +82,8 @@ pub enum SessionError {
     /// The guest refused, for a reason that the caller can mend.
     #[error("{message}")]
     Refused {
-        /// The guest's code.
-        code: String,
+        /// One of [`casemate_link::refusal::code`], or `guest_refused` for what a guest made up.
+        code: &'static str,
         /// The guest's sentence.
         message: String,
     },
@@ -130,7 +132,7 @@ impl SessionError {
             Self::NotReady { .. } => "session_not_ready",
             Self::Busy(_) => "session_busy",
             Self::Draining => "draining",
-            Self::Refused { .. } => "program_refused",
+            Self::Refused { code, .. } => code,
             Self::GuestGone(_) => "guest_gone",
             Self::LaunchFailed { .. } => "launch_failed",
             Self::Runtime(_) => "runtime_unavailable",

@@ -5,16 +5,14 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use casemate_link::ProcessSpec;
 use casemate_link::daemon::{LinkError, Process, ProcessEvent, ProcessInput};
-use casemate_link::process::BadSpec;
+use casemate_link::process::{BadSpec, LoginShell};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 use super::SessionError;
+use super::guest::failed;
 use super::handle::{CONCURRENT_RUNS, SessionHandle};
 use crate::model::process::{RunOutcome, RunSpec};
-
-/// How long a run waits for a link that is being established again.
-const LINK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Between the polite and the final signal at a run's time limit.
 const KILL_GRACE: Duration = Duration::from_secs(2);
@@ -29,13 +27,19 @@ const LIMIT_SLACK: Duration = Duration::from_secs(10);
 /// # Errors
 /// The first [`BadSpec`] found.
 pub fn check(spec: &RunSpec) -> Result<(), BadSpec> {
+    asked(spec).validate()
+}
+
+fn asked(spec: &RunSpec) -> ProcessSpec {
     ProcessSpec {
+        shell: spec.command.clone().map(|command| LoginShell {
+            command: Some(command),
+        }),
         env: spec.env.clone(),
         cwd: spec.cwd.clone(),
         user: spec.user.clone(),
         ..ProcessSpec::new(spec.argv.clone())
     }
-    .validate()
 }
 
 impl SessionHandle {
@@ -50,24 +54,15 @@ impl SessionHandle {
             .clone()
             .try_acquire_owned()
             .map_err(|_| SessionError::Busy(CONCURRENT_RUNS))?;
-        let link = self.link(LINK_PATIENCE).await?;
-        let session = self.snapshot();
-        let mut env = session.spec.env.clone();
-        env.extend(spec.env);
         let limit = Duration::from_secs(spec.timeout_s);
-        let process = link
-            .start(ProcessSpec {
-                env,
-                cwd: spec.cwd.or_else(|| session.spec.workdir.clone()),
-                user: spec.user,
-                timeout_ms: Some(millis(limit)),
-                kill_grace_ms: millis(KILL_GRACE),
-                max_stdout_bytes: spec.max_output_bytes,
-                max_stderr_bytes: spec.max_output_bytes,
-                ..ProcessSpec::new(spec.argv)
-            })
-            .await
-            .map_err(failed)?;
+        let process = ProcessSpec {
+            timeout_ms: Some(millis(limit)),
+            kill_grace_ms: millis(KILL_GRACE),
+            max_stdout_bytes: spec.max_output_bytes,
+            max_stderr_bytes: spec.max_output_bytes,
+            ..asked(&spec)
+        };
+        let process = self.guest().await?.start(process).await?;
         let whole = limit + KILL_GRACE + LIMIT_SLACK;
         match tokio::time::timeout(whole, follow(process, spec.stdin, spec.max_output_bytes)).await
         {
@@ -153,13 +148,6 @@ impl Kept {
         self.bytes.extend_from_slice(taken);
         self.room -= taken.len();
         self.overflowed |= taken.len() < bytes.len();
-    }
-}
-
-fn failed(error: LinkError) -> SessionError {
-    match error {
-        LinkError::Refused { code, message } => SessionError::Refused { code, message },
-        other => SessionError::GuestGone(other),
     }
 }
 

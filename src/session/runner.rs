@@ -16,6 +16,7 @@ use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
 use super::state::{self, Answer, Event};
+use super::usage::{LOOK_EVERY, Looks};
 use crate::audit;
 use crate::base::chain::Chain;
 use crate::model::event::{AuditEvent, Outcome, Stage};
@@ -56,6 +57,7 @@ struct Life {
     session: Session,
     state: watch::Sender<Arc<Session>>,
     link: watch::Sender<Option<Link>>,
+    looks: Looks,
     remains: Remains,
     intent: Option<audit::Intent>,
 }
@@ -74,6 +76,7 @@ impl Runner {
             state,
             link,
             mut end,
+            looks,
         } = ends;
         let leave = house.leave.clone();
         let remains = match start {
@@ -85,6 +88,7 @@ impl Runner {
             session,
             state,
             link,
+            looks,
             remains,
             intent,
         };
@@ -95,6 +99,16 @@ impl Runner {
             why = life.live(start) => why,
         };
         life.tear_down(why).await;
+    }
+}
+
+/// Looks at what the sandbox uses, again and again. A guest that does not answer is looked at later.
+async fn look(link: &Link, looks: &Looks) -> Infallible {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Ok(usage) = link.usage().await {
+            looks.add(usage);
+        }
     }
 }
 
@@ -131,6 +145,7 @@ impl Life {
                 biased;
                 end = self.deadline() => return Err(end),
                 () = link.closed() => {}
+                never = look(&link, &self.looks) => match never {},
             }
             self.link.send_replace(None);
             let Traces::Known(sandbox) = &self.remains.sandbox else {

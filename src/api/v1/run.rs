@@ -16,16 +16,13 @@ use crate::api::route::{Call, Reply};
 use crate::model::process::{RunOutcome, RunSpec};
 use crate::session::run::check;
 
-/// The shell that runs a `command`: a login shell, so that it finds what a person would.
-const SHELL: [&str; 3] = ["/bin/bash", "-l", "-c"];
-
 /// A program to run: `argv`, or `command` for a shell.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RunRequest {
     /// Program and arguments; the program is looked up in `PATH`.
     argv: Option<Vec<String>>,
-    /// A command line for a login shell.
+    /// A command line for the user's login shell.
     command: Option<String>,
     /// Added to the session's environment.
     #[serde(default)]
@@ -93,14 +90,10 @@ impl RunRequest {
         self,
         bounds: &crate::model::settings::SessionsConfig,
     ) -> Result<RunSpec, Problem> {
-        let argv = match (self.argv, self.command) {
-            (Some(argv), None) if !argv.is_empty() => argv,
+        let (argv, command) = match (self.argv, self.command) {
+            (Some(argv), None) if !argv.is_empty() => (argv, None),
             (Some(_), None) => return Err(Problem::bad_request("argv: name at least a program")),
-            (None, Some(command)) => SHELL
-                .map(str::to_owned)
-                .into_iter()
-                .chain([command])
-                .collect(),
+            (None, Some(command)) => (Vec::new(), Some(command)),
             (None, None) | (Some(_), Some(_)) => {
                 return Err(Problem::bad_request("give either argv or command"));
             }
@@ -126,6 +119,7 @@ impl RunRequest {
         }
         let spec = RunSpec {
             argv,
+            command,
             env: self.env,
             cwd: self.cwd,
             user: self.user,

@@ -69,4 +69,36 @@ pub mod code {
     pub const UNSUPPORTED: &str = "unsupported";
     /// The request makes no sense to this guest.
     pub const BAD_REQUEST: &str = "bad_request";
+
+    /// Every code that a guest of this build gives.
+    pub const ALL: &[&str] = &[
+        BAD_SPEC,
+        NOT_FOUND,
+        PERMISSION_DENIED,
+        BAD_WORKDIR,
+        UNKNOWN_USER,
+        USER_NOT_ALLOWED,
+        TOO_MANY_PROCESSES,
+        OUT_OF_MEMORY,
+        SPAWN_FAILED,
+        STOPPING,
+        NO_SUCH_PROCESS,
+        NO_INPUT,
+        INPUT_STALLED,
+        NO_PTY,
+        FILE_NOT_FOUND,
+        FILE_EXISTS,
+        WRONG_FILE_KIND,
+        FILE_DENIED,
+        BAD_RANGE,
+        DISK_FULL,
+        CONDITION_FAILED,
+        BAD_ARCHIVE,
+        FILE_FAILED,
+        NOT_LISTENING,
+        PORT_NOT_ALLOWED,
+        BUSY,
+        UNSUPPORTED,
+        BAD_REQUEST,
+    ];
 }

@@ -3,6 +3,11 @@
 //! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
 //! record the outcome. A front door only translates.
 
+mod guest;
+mod transfer;
+
+pub use self::transfer::{Attachment, Download, FileUpload, InputUpload, UnpackUpload};
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -263,7 +268,7 @@ impl App {
             return Err(self.ended(id).await);
         };
         let event = AuditEvent::SessionRun {
-            program: spec.argv.first().cloned().unwrap_or_default(),
+            program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
             user: spec.user.clone().unwrap_or_else(|| "user".to_owned()),
             timeout_s: spec.timeout_s,

@@ -1,0 +1,447 @@
+//! What a front door may do inside a session, beside running a program to its end.
+//!
+//! Everything that changes or moves something goes the one way: decide, record, act, record. What only looks (lists, sizes,
+//! figures) is decided and not recorded. The documents are those of the link, which are ours; what comes in them is the
+//! sandbox's word, within bounds.
+
+use std::future::Future;
+
+use casemate_link::ProcessSpec;
+use casemate_link::daemon::{FileListing, LinkError, Watch};
+use casemate_link::file::{
+    ArchiveRequest, FileEntry, LinkRequest, ListRequest, Made, MkdirRequest, MoveRequest, Place,
+    ReadRequest, RemoveRequest, SetRequest, StatRequest, UnpackRequest, WatchRequest, WriteRequest,
+};
+use casemate_link::port::OpenPort;
+use casemate_link::process::{AttachRequest, ProcessInfo, PtySize, Selector};
+
+use super::transfer::{Attachment, Download, FileUpload, InputUpload, Ongoing, UnpackUpload};
+use super::{App, AppError, finish};
+use crate::base::id::SessionId;
+use crate::model::event::{AuditEvent, FileChangeKind};
+use crate::model::principal::Principal;
+use crate::session::SessionError;
+use crate::session::guest::{Guest, failed};
+use crate::session::usage::UsageSeries;
+use crate::store::Durability;
+
+impl App {
+    /// Starts a process and reads from it; it ends with the [`Attachment`] unless it is to be kept.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn start_process(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        spec: ProcessSpec,
+    ) -> Result<Attachment, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let event = AuditEvent::ProcessStart {
+            program: spec.argv.first().cloned(),
+            arguments: spec.argv.len().saturating_sub(1),
+            user: who(spec.user.as_deref()),
+            tag: spec.tag.clone(),
+            pty: spec.pty.is_some(),
+        };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.start(spec).await {
+            Ok(process) => Ok(Attachment::new(process, None, record)),
+            Err(error) => Err(record.failed(error).await),
+        }
+    }
+
+    /// Reads a process that runs or is kept, from where the request says.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn attach_process(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: AttachRequest,
+    ) -> Result<Attachment, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let event = AuditEvent::ProcessAttach {
+            process: named(&request.process),
+        };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().attach(request).await {
+            Ok((info, process)) => Ok(Attachment::new(process, Some(info), record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// Opens the input of a process.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn process_input(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        process: Selector,
+    ) -> Result<InputUpload, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let event = AuditEvent::ProcessInput {
+            process: named(&process),
+        };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().input(process) {
+            Ok(input) => Ok(InputUpload::new(input, record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// The processes that run, and those that ended and are kept, oldest first.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn processes(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Vec<ProcessInfo>, AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().processes().await.map_err(told)
+    }
+
+    /// Sends a signal to a process's group.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn signal_process(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        process: Selector,
+        signal: i32,
+    ) -> Result<(), AppError> {
+        let event = AuditEvent::ProcessSignal {
+            process: named(&process),
+            signal,
+        };
+        let work = move |guest: Guest| async move { guest.link().signal(process, signal).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Gives a process's terminal another size.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn resize_process(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        process: Selector,
+        size: PtySize,
+    ) -> Result<(), AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().resize(process, size).await.map_err(told)
+    }
+
+    /// What is known of a file.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn stat_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &StatRequest,
+    ) -> Result<FileEntry, AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().stat(request).await.map_err(told)
+    }
+
+    /// What is in a directory.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn list_files(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &ListRequest,
+    ) -> Result<FileListing, AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().list(request).await.map_err(told)
+    }
+
+    /// Watches a directory or file.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn watch_files(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &WatchRequest,
+    ) -> Result<Watch, AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().watch(request).await.map_err(told)
+    }
+
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn read_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &ReadRequest,
+    ) -> Result<Download, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let (path, user) = at(&request.place);
+        let event = AuditEvent::FileRead { path, user };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().read(request).await {
+            Ok(reader) => Ok(Download::new(reader, record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// Opens a file for writing.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn write_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &WriteRequest,
+    ) -> Result<FileUpload, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let (path, user) = at(&request.place);
+        let event = AuditEvent::FileWrite { path, user };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().write(request).await {
+            Ok(writer) => Ok(FileUpload::new(writer, record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// Makes a directory. One that is there already is success.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn make_directory(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: MkdirRequest,
+    ) -> Result<Made, AppError> {
+        let event = changed(FileChangeKind::Mkdir, &request.place, None);
+        let work = move |guest: Guest| async move { guest.link().mkdir(&request).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Gives a file another name.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn move_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: MoveRequest,
+    ) -> Result<FileEntry, AppError> {
+        let event = changed(FileChangeKind::Move, &request.place, Some(&request.to));
+        let work = move |guest: Guest| async move { guest.link().rename(&request).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Removes a file or directory.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn remove_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: RemoveRequest,
+    ) -> Result<(), AppError> {
+        let event = changed(FileChangeKind::Remove, &request.place, None);
+        let work = move |guest: Guest| async move { guest.link().remove(&request).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn link_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: LinkRequest,
+    ) -> Result<FileEntry, AppError> {
+        let event = changed(FileChangeKind::Link, &request.place, Some(&request.target));
+        let work = move |guest: Guest| async move { guest.link().symlink(&request).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Changes a file's mode, owner, group or metadata.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn set_file(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: SetRequest,
+    ) -> Result<FileEntry, AppError> {
+        let event = changed(FileChangeKind::Set, &request.place, None);
+        let work = move |guest: Guest| async move { guest.link().set(&request).await };
+        self.change(principal, id, event, work).await
+    }
+
+    /// Reads a directory as a tar stream.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn read_archive(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &ArchiveRequest,
+    ) -> Result<Download, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let (path, user) = at(&request.place);
+        let event = AuditEvent::ArchiveRead { path, user };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().pack(request).await {
+            Ok(reader) => Ok(Download::new(reader, record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// Unpacks a tar stream into a directory.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn write_archive(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        request: &UnpackRequest,
+    ) -> Result<UnpackUpload, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let (path, user) = at(&request.place);
+        let event = AuditEvent::ArchiveWrite { path, user };
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let record = Ongoing::new(self, intent.await?);
+        match guest.link().unpack(request).await {
+            Ok(writer) => Ok(UnpackUpload::new(writer, record)),
+            Err(error) => Err(record.failed(failed(error)).await),
+        }
+    }
+
+    /// The ports that programs in the session listen on.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn ports(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Vec<OpenPort>, AppError> {
+        let guest = self.guest(principal, id).await?;
+        guest.link().ports().await.map_err(told)
+    }
+
+    /// What the session uses now, and has used.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn usage(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<UsageSeries, AppError> {
+        let guest = self.guest(principal, id).await?;
+        let now = guest.link().usage().await.map_err(told)?;
+        let handle = self.0.sessions.handle(id);
+        Ok(UsageSeries {
+            now,
+            past: handle.map(|handle| handle.past_usage()).unwrap_or_default(),
+        })
+    }
+
+    /// The guest of a session that the principal may use.
+    async fn guest(&self, principal: &Principal, id: SessionId) -> Result<Guest, AppError> {
+        self.session(principal, id).await?;
+        match self.0.sessions.handle(id) {
+            Some(handle) => handle.guest().await.map_err(AppError::Session),
+            None => Err(self.ended(id).await),
+        }
+    }
+
+    /// Does something short in a session, recorded. A caller that goes away does not stop it half way.
+    async fn change<T, W>(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        event: AuditEvent,
+        work: impl FnOnce(Guest) -> W + Send + 'static,
+    ) -> Result<T, AppError>
+    where
+        T: Send + 'static,
+        W: Future<Output = Result<T, LinkError>> + Send + 'static,
+    {
+        let guest = self.guest(principal, id).await?;
+        let this = self.clone();
+        let principal = principal.clone();
+        let call = self.0.calls.spawn(async move {
+            let intent = this
+                .begin(&principal, Some(id), event, Durability::Process)
+                .await?;
+            let outcome = work(guest).await.map_err(failed);
+            let told = outcome.as_ref().map(|_| None).map_err(SessionError::code);
+            finish(intent, told).await;
+            outcome.map_err(AppError::Session)
+        });
+        match call.await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(AppError::Internal(error.to_string())),
+        }
+    }
+}
+
+fn told(error: LinkError) -> AppError {
+    AppError::Session(failed(error))
+}
+
+fn who(user: Option<&str>) -> String {
+    user.unwrap_or("user").to_owned()
+}
+
+fn at(place: &Place) -> (String, String) {
+    (place.path.clone(), who(place.user.as_deref()))
+}
+
+fn changed(change: FileChangeKind, place: &Place, to: Option<&String>) -> AuditEvent {
+    let (path, user) = at(place);
+    AuditEvent::FileChange {
+        change,
+        path,
+        to: to.cloned(),
+        user,
+    }
+}
+
+/// How the record names a process.
+fn named(process: &Selector) -> String {
+    match process {
+        Selector::Process(number) => format!("number {number}"),
+        Selector::Pid(pid) => format!("pid {pid}"),
+        Selector::Tag(tag) => format!("tag {tag}"),
+    }
+}
