@@ -11,6 +11,7 @@ mod handshake;
 pub mod intake;
 mod line;
 pub mod openapi;
+pub mod range;
 mod reply;
 pub mod route;
 pub mod routes;
