@@ -69,6 +69,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
+    ("tokio_tungstenite", &["api/socket.rs", "api/handshake.rs"]),
     ("tracing", &[""]),
     ("tracing_journald", &["daemon/logging.rs"]),
     (

@@ -4,34 +4,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
+use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
 use super::error::Problem;
+use super::intake::Intake;
 use super::route::Call;
 
 /// How long a client may take to send a body that fits into memory.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Reads a whole body, at most `max_bytes` of it.
-pub(super) async fn read(body: Incoming, max_bytes: u64) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: Intake, max_bytes: u64) -> Result<Bytes, Problem> {
     let limit = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-    let too_large = || {
-        Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body_too_large",
-            format!("the body has more than {max_bytes} bytes"),
-        )
-    };
-    if let (lower, _) = size_hint(&body)
-        && lower > max_bytes
-    {
-        return Err(too_large());
+    if body.size_hint().lower() > max_bytes {
+        return Err(Problem::body_too_large(max_bytes));
     }
     match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, limit).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::body_too_large(max_bytes)),
         Ok(Err(_)) => Err(Problem::bad_request("the body ended before its time")),
         Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,
@@ -42,11 +34,6 @@ pub(super) async fn read(body: Incoming, max_bytes: u64) -> Result<Bytes, Proble
             ),
         )),
     }
-}
-
-fn size_hint(body: &Incoming) -> (u64, Option<u64>) {
-    let hint = http_body::Body::size_hint(body);
-    (hint.lower(), hint.upper())
 }
 
 /// Reads a JSON body. An empty body reads as `{}`.

@@ -2,14 +2,24 @@
 //!
 //! [`routes::ROUTES`] is the one list: dispatch, authentication, 404, 405 and the OpenAPI document
 //! come from it. Every request has an id, every failure is a problem document (RFC 9457), every
-//! body and every wait has a bound.
+//! body and every wait has a bound. What does not fit into memory streams: [`intake`] in,
+//! [`route::Reply::stream`] and [`sse`] out, [`socket`] both ways.
 
 mod body;
 pub mod error;
+mod handshake;
+pub mod intake;
+mod line;
 pub mod openapi;
+pub mod range;
+mod reply;
 pub mod route;
 pub mod routes;
 mod server;
+pub mod socket;
+pub mod sse;
+#[cfg(test)]
+mod tests;
 mod v1;
 
 pub use self::server::{Server, ServerConfig};

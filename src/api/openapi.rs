@@ -7,11 +7,14 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::error::{Problem, ProblemBody};
-use super::route::{Access, Reply, Route, schema_of};
+use super::route::{Access, Answer, Reply, Request, Route, schema_of};
 use super::routes::ROUTES;
 
 /// Failures that every route may answer with.
-const COMMON_FAILURES: [u16; 4] = [400, 413, 415, 503];
+const COMMON_FAILURES: [u16; 5] = [400, 408, 413, 415, 503];
+
+/// Failures of the opening handshake of a WebSocket.
+const HANDSHAKE_FAILURES: [u16; 3] = [403, 426, 501];
 
 /// Answers with the document.
 pub(super) fn serve() -> Result<Reply, Problem> {
@@ -27,12 +30,17 @@ pub(super) fn serve() -> Result<Reply, Problem> {
 /// The document.
 #[must_use]
 pub fn document() -> Value {
+    document_of(&ROUTES)
+}
+
+/// The document of a table.
+pub(super) fn document_of(routes: &[Route]) -> Value {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = "/components/schemas".into();
     settings.meta_schema = None;
     let mut generator = settings.into_generator();
     let mut paths = Map::new();
-    for route in ROUTES.iter() {
+    for route in routes {
         let item = paths
             .entry(route.path)
             .or_insert_with(|| Value::Object(Map::new()));
@@ -76,33 +84,40 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
             "schema": {"type": "string"},
         })
     }));
+    parameters.extend(route.headers.iter().map(|parameter| {
+        json!({
+            "name": parameter.name,
+            "in": "header",
+            "description": parameter.about,
+            "schema": {"type": "string"},
+        })
+    }));
     let mut responses = Map::new();
-    let mut answer = json!({"description": "As asked."});
-    if let (Some(schema), Some(answer)) = (route.answer, answer.as_object_mut()) {
-        let schema = schema(generator);
-        answer.insert(
-            "content".into(),
-            json!({"application/json": {"schema": schema}}),
-        );
-    }
-    responses.insert(route.status.to_string(), answer);
     let problem = schema_of::<ProblemBody>(generator);
-    for (status, about, schema) in route.others {
-        let schema = schema(generator);
-        responses.insert(
-            status.to_string(),
-            json!({"description": about, "content": {"application/json": {"schema": schema}}}),
-        );
+    let answers = [(route.status, "As asked.", route.answer)];
+    for (status, about, answer) in answers.iter().chain(route.others) {
+        let mut response = json!({"description": about});
+        if let (Some(content), Some(response)) =
+            (content(*answer, generator), response.as_object_mut())
+        {
+            response.insert("content".into(), content);
+        }
+        responses.insert(status.to_string(), response);
     }
+    let handshake: &[u16] = match route.answer {
+        Answer::WebSocket(_) => &HANDSHAKE_FAILURES,
+        _ => &[],
+    };
     let unauthenticated = (route.access == Access::Key).then_some(401);
     for status in route
         .failures
         .iter()
         .chain(&COMMON_FAILURES)
+        .chain(handshake)
         .copied()
         .chain(unauthenticated)
     {
-        if route.others.iter().any(|(other, ..)| *other == status) {
+        if responses.contains_key(&status.to_string()) {
             continue;
         }
         let title = StatusCode::from_u16(status)
@@ -127,14 +142,35 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
             Access::Key => json!([{"bearer": []}, {"key": []}]),
         },
     });
-    if let (Some(schema), Some(operation)) = (route.request, operation.as_object_mut()) {
-        let schema = schema(generator);
+    let taken = match route.request {
+        Request::None => None,
+        Request::Json(schema) => Some(json!({"application/json": {"schema": schema(generator)}})),
+        // Bytes as they are have no schema (OpenAPI 3.1.0, "Considerations for File Uploads").
+        Request::Bytes { content_type, .. } => Some(json!({content_type: {}})),
+    };
+    if let (Some(content), Some(operation)) = (taken, operation.as_object_mut()) {
         operation.insert(
             "requestBody".into(),
-            json!({"required": true, "content": {"application/json": {"schema": schema}}}),
+            json!({"required": true, "content": content}),
         );
     }
     operation
+}
+
+/// What an answer carries, by content type.
+fn content(answer: Answer, generator: &mut SchemaGenerator) -> Option<Value> {
+    match answer {
+        Answer::Empty | Answer::WebSocket(_) => None,
+        Answer::Json(schema) => Some(json!({"application/json": {"schema": schema(generator)}})),
+        Answer::Bytes(content_type) => Some(json!({content_type: {}})),
+        // 3.1 describes the stream as one text; the schema of each event's data is an extension.
+        Answer::Events(schema) => Some(json!({
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "x-event-data": schema(generator),
+            },
+        })),
+    }
 }
 
 #[cfg(test)]

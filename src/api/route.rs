@@ -1,15 +1,18 @@
 //! What a route is, what a handler gets, and what it gives back.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderMap, Method, StatusCode};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::error::Problem;
+use super::handshake::Handshake;
+use super::intake::BodyReader;
+pub use super::reply::Reply;
 use crate::app::App;
 use crate::base::id::RequestId;
 use crate::model::principal::Principal;
@@ -31,9 +34,53 @@ pub fn schema_of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
+/// Any error, where only the log learns what it was.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a route takes, and how it is read.
+#[derive(Clone, Copy)]
+pub enum Request {
+    /// Nothing that it looks at.
+    None,
+    /// JSON, whole and bounded: [`Call::body`].
+    Json(SchemaOf),
+    /// Bytes, as they come: [`Call::reader`].
+    Bytes {
+        /// What the document calls them; a client may send another `Content-Type`.
+        content_type: &'static str,
+        /// Most of them, where the route has a bound of its own.
+        max_bytes: Option<u64>,
+    },
+}
+
+/// What a route answers with.
+#[derive(Clone, Copy)]
+pub enum Answer {
+    /// No body.
+    Empty,
+    /// JSON.
+    Json(SchemaOf),
+    /// Bytes of this content type.
+    Bytes(&'static str),
+    /// Server-sent events, each with data of this schema.
+    Events(SchemaOf),
+    /// The connection becomes a WebSocket, with this sub-protocol where there is one. The handshake is
+    /// checked before the handler is called; [`Reply::upgrade`] completes it.
+    WebSocket(Option<&'static str>),
+}
+
 /// A query parameter, for the document.
 #[derive(Clone, Copy, Debug)]
 pub struct QueryParameter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+}
+
+/// A header of the request that the route reads, for the document.
+#[derive(Clone, Copy, Debug)]
+pub struct HeaderParameter {
     /// Its name.
     pub name: &'static str,
     /// What it does.
@@ -54,25 +101,39 @@ pub struct Route {
     /// Who may call it.
     pub access: Access,
     /// What it takes.
-    pub request: Option<SchemaOf>,
+    pub request: Request,
     /// Its query parameters.
     pub query: &'static [QueryParameter],
+    /// The headers that it reads.
+    pub headers: &'static [HeaderParameter],
     /// What it answers when all is well.
     pub status: u16,
-    /// The schema of that answer.
-    pub answer: Option<SchemaOf>,
-    /// Other answers with a schema of their own, and what they mean.
-    pub others: &'static [(u16, &'static str, SchemaOf)],
+    /// That answer.
+    pub answer: Answer,
+    /// Other answers that are no failures of the daemon's, and what they mean.
+    pub others: &'static [(u16, &'static str, Answer)],
     /// Failures that a caller must expect, beside those of every route.
     pub failures: &'static [u16],
     /// What does it.
     pub handler: Handler,
 }
 
+impl Route {
+    /// Whether it answers to this method. `HEAD` is `GET` without the body, where there is a body.
+    pub(super) fn takes(&self, method: &Method) -> bool {
+        self.method == *method || (*method == Method::HEAD && self.has_head())
+    }
+
+    /// Whether it answers to `HEAD` as well.
+    pub(super) fn has_head(&self) -> bool {
+        self.method == Method::GET && !matches!(self.answer, Answer::WebSocket(_))
+    }
+}
+
 /// A handler: decodes, calls the app once, encodes.
 pub type Handler = for<'a> fn(&'a Call) -> BoxFuture<'a, Result<Reply, Problem>>;
 
-/// One request as a handler sees it: whole and bounded.
+/// One request as a handler sees it.
 pub struct Call {
     /// What it can reach.
     pub app: App,
@@ -86,8 +147,21 @@ pub struct Call {
     pub query: String,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body.
+    /// Whether only the headers of the answer are wanted. Its body is not sent in any case: this is
+    /// for who can save itself the work.
+    pub is_head: bool,
+    /// The body, whole and bounded; empty where the route takes [`Request::Bytes`].
     pub body: Bytes,
+    /// Cancelled when the daemon stops: what has no end of its own ends then.
+    pub stop: CancellationToken,
+    pub(super) once: Mutex<Once>,
+}
+
+/// What of a request can be had only once.
+#[derive(Default)]
+pub(super) struct Once {
+    pub(super) reader: Option<BodyReader>,
+    pub(super) handshake: Option<Handshake>,
 }
 
 impl Call {
@@ -97,6 +171,19 @@ impl Call {
     /// When nobody authenticated, which the dispatcher has refused before.
     pub fn principal(&self) -> Result<&Principal, Problem> {
         self.principal.as_ref().ok_or_else(Problem::unauthenticated)
+    }
+
+    /// The body of a route that takes [`Request::Bytes`]. What is not read of it is nobody's concern.
+    ///
+    /// # Errors
+    /// When the route takes none or it was had before: a defect.
+    pub fn reader(&self) -> Result<BodyReader, Problem> {
+        let reader = self.once(|once| once.reader.take());
+        reader.ok_or_else(|| Problem::internal("a handler asked for a body that is not there"))
+    }
+
+    pub(super) fn once<T>(&self, take: impl FnOnce(&mut Once) -> Option<T>) -> Option<T> {
+        take(&mut self.once.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A segment of the path, read as `T`. What cannot be one names nothing: 404.
@@ -114,50 +201,5 @@ impl Call {
                     "there is no such session",
                 )
             })
-    }
-}
-
-/// An answer.
-#[derive(Debug)]
-pub struct Reply(pub(super) http::Response<Full<Bytes>>);
-
-impl Reply {
-    /// A JSON answer.
-    pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Self {
-        match serde_json::to_vec(value) {
-            Ok(body) => Self::bytes(status, "application/json", body.into()),
-            // Our own types always serialise; a defect here must not look like success.
-            Err(_) => Self::empty(StatusCode::INTERNAL_SERVER_ERROR),
-        }
-    }
-
-    /// An answer of raw bytes.
-    #[must_use]
-    pub fn bytes(status: StatusCode, content_type: &'static str, body: Bytes) -> Self {
-        let mut response = http::Response::new(Full::new(body));
-        *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Self(response)
-    }
-
-    /// An answer without a body.
-    #[must_use]
-    pub fn empty(status: StatusCode) -> Self {
-        let mut response = http::Response::new(Full::new(Bytes::new()));
-        *response.status_mut() = status;
-        Self(response)
-    }
-
-    pub(super) fn headers_mut(&mut self) -> &mut HeaderMap {
-        self.0.headers_mut()
-    }
-
-    /// With one more header.
-    #[must_use]
-    pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
-        self.headers_mut().insert(name, value);
-        self
     }
 }

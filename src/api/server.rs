@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,7 +20,11 @@ use tracing::{debug, error, info};
 
 use super::body;
 use super::error::Problem;
-use super::route::{Access, Call, Reply, Route};
+use super::handshake::{self, Handshake};
+use super::intake::{BodyReader, Intake};
+use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
+use super::reply::{ReplyBody, Taking};
+use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
 use crate::app::App;
 use crate::base::id::RequestId;
@@ -60,7 +64,7 @@ pub struct Server {
 }
 
 /// Paths to the routes that share them.
-type Table = matchit::Router<Vec<&'static Route>>;
+type Table = matchit::Router<Vec<Route>>;
 
 /// The table cannot be built: two routes contradict each other.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +77,18 @@ impl Server {
     /// # Errors
     /// When the table of routes is broken, which a test would have found.
     pub fn new(app: App, config: ServerConfig) -> Result<Self, BadRoutes> {
-        let mut by_path: BTreeMap<&'static str, Vec<&'static Route>> = BTreeMap::new();
-        for route in ROUTES.iter() {
-            by_path.entry(route.path).or_default().push(route);
+        Self::with_routes(app, config, &ROUTES)
+    }
+
+    /// The same with a table of its own.
+    pub(super) fn with_routes(
+        app: App,
+        config: ServerConfig,
+        routes: &[Route],
+    ) -> Result<Self, BadRoutes> {
+        let mut by_path: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
+        for route in routes {
+            by_path.entry(route.path).or_default().push(route.clone());
         }
         let mut table = Table::new();
         for (path, routes) in by_path {
@@ -101,6 +114,18 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
+        let began = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            began = tokio::time::timeout(self.config.header_timeout, first_bytes(&stream)) => began,
+        };
+        if matches!(began, Ok(Ok(()))) {
+            self.talk(stream, stop).await;
+        }
+    }
+
+    /// Serves one connection, and the socket that it may become, to the end.
+    pub(super) async fn talk(self: Arc<Self>, stream: impl Cut, stop: CancellationToken) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -114,45 +139,65 @@ impl Server {
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
             .max_concurrent_streams(MAX_STREAMS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
-        let header_timeout = self.config.header_timeout;
-        let service = service_fn(move |request| {
-            let this = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(this.answer(request).await) }
+        let conversation = Arc::new(Conversation {
+            stop: stop.clone(),
+            ..Conversation::default()
         });
-        let began = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            began = tokio::time::timeout(header_timeout, first_bytes(&stream)) => began,
+        let service = {
+            let conversation = Arc::clone(&conversation);
+            service_fn(move |request| {
+                let (this, conversation) = (Arc::clone(&self), Arc::clone(&conversation));
+                async move { Ok::<_, Infallible>(this.answer(&conversation, request).await) }
+            })
         };
-        if !matches!(began, Ok(Ok(()))) {
-            return;
-        }
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let mut connection = std::pin::pin!(connection);
-        let outcome = tokio::select! {
-            biased;
-            () = stop.cancelled() => {
+        let line = Line::new(stream, Arc::clone(&conversation.parting));
+        let outcome = {
+            let connection = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
+            let mut connection = std::pin::pin!(connection);
+            let talked = async {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    outcome = connection.as_mut() => return outcome,
+                }
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            };
+            tokio::select! {
+                biased;
+                outcome = talked => outcome.map_err(|error| error.to_string()),
+                () = conversation.stalled() => {
+                    conversation.parting.break_off();
+                    Err("the client took nothing of an answer for too long".to_owned())
+                }
             }
-            outcome = connection.as_mut() => outcome,
         };
         if let Err(error) = outcome {
-            debug!(%error, "a connection ended badly");
+            debug!(error, "a connection ended badly");
+        }
+        // The connection is gone by now, or somebody else's: an upgrade is complete, or will never be.
+        let upgraded = locked(&conversation.upgraded).take();
+        if let Some(upgraded) = upgraded {
+            upgraded.await;
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(
+        &self,
+        conversation: &Conversation,
+        request: Request<Incoming>,
+    ) -> Response<ReplyBody> {
         let Ok(request_id) = RequestId::generate(self.app.now()) else {
-            return Reply::empty(StatusCode::SERVICE_UNAVAILABLE).0;
+            return Reply::empty(StatusCode::SERVICE_UNAVAILABLE).response;
         };
         let echoed = request
             .headers()
             .get("x-request-id")
             .filter(|value| is_request_id(value))
             .cloned();
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let answered = AssertUnwindSafe(self.dispatch(request_id, request))
+        let (method, version) = (request.method().clone(), request.version());
+        let path = request.uri().path().to_owned();
+        let answered = AssertUnwindSafe(self.dispatch(conversation, request_id, request))
             .catch_unwind()
             .await;
         let mut reply = match answered {
@@ -176,15 +221,26 @@ impl Server {
             HeaderValue::from_static("nosniff"),
         );
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        reply.0
+        if method == Method::HEAD {
+            reply = reply.without_body();
+        }
+        if let Some(upgraded) = reply.upgraded.take() {
+            *locked(&conversation.upgraded) = Some(upgraded);
+        }
+        conversation.bind(request_id, version, &mut reply);
+        reply.response
     }
 
     async fn dispatch(
         &self,
+        conversation: &Conversation,
         request_id: RequestId,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
     ) -> Result<Reply, Problem> {
+        let on = hyper::upgrade::on(&mut request);
         let (head, incoming) = request.into_parts();
+        // From here on somebody knows what was left unread.
+        let intake = Intake::new(incoming, Arc::clone(&conversation.parting));
         let found = self.table.at(head.uri.path()).map_err(|_| {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -192,10 +248,10 @@ impl Server {
                 "there is nothing at this path; /openapi.json lists what there is",
             )
         })?;
-        let route = *found
+        let route = found
             .value
             .iter()
-            .find(|route| route.method == head.method)
+            .find(|route| route.takes(&head.method))
             .ok_or_else(|| method_not_allowed(found.value))?;
         let principal = match route.access {
             Access::Open => None,
@@ -209,6 +265,23 @@ impl Server {
             .iter()
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        let mut once = Once::default();
+        if let Answer::WebSocket(protocol) = route.answer {
+            let authority = head.uri.authority().map(http::uri::Authority::as_str);
+            once.handshake = Some(Handshake {
+                agreed: handshake::check(head.version, &head.headers, authority, protocol)?,
+                on,
+                parting: Arc::clone(&conversation.parting),
+            });
+        }
+        // Read only now: a stranger's body is not.
+        let body = match route.request {
+            Taken::Bytes { max_bytes, .. } => {
+                once.reader = Some(BodyReader::new(intake, max_bytes)?);
+                Bytes::new()
+            }
+            Taken::None | Taken::Json(_) => body::read(intake, self.config.max_body_bytes).await?,
+        };
         let call = Call {
             app: self.app.clone(),
             request_id,
@@ -216,11 +289,62 @@ impl Server {
             path,
             query: head.uri.query().unwrap_or("").to_owned(),
             headers: head.headers,
-            // Read only now: a stranger's body is not.
-            body: body::read(incoming, self.config.max_body_bytes).await?,
+            is_head: head.method == Method::HEAD,
+            body,
+            stop: conversation.stop.clone(),
+            once: Mutex::new(once),
         };
         (route.handler)(&call).await
     }
+}
+
+/// What the requests of one connection share.
+#[derive(Default)]
+struct Conversation {
+    stop: CancellationToken,
+    parting: Arc<Parting>,
+    /// What becomes of the connection after HTTP.
+    upgraded: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// The streamed answers of HTTP/2.
+    taking: Mutex<Vec<Weak<Taking>>>,
+}
+
+impl Conversation {
+    /// Ties a streamed answer to its connection.
+    fn bind(&self, request: RequestId, version: Version, reply: &mut Reply) {
+        let body = reply.response.body_mut();
+        if !body.is_streamed() {
+            return;
+        }
+        let parting = (version < Version::HTTP_11).then(|| Arc::clone(&self.parting));
+        // HTTP/1 has one answer at a time, for which the line's own deadline speaks.
+        let taking = (version >= Version::HTTP_2).then(|| {
+            let taking = Arc::<Taking>::default();
+            let mut all = locked(&self.taking);
+            all.retain(|other| other.strong_count() > 0);
+            all.push(Arc::downgrade(&taking));
+            taking
+        });
+        body.bind(request, parting, taking);
+    }
+
+    /// Waits until a client has taken nothing of some streamed answer for [`WRITE_DEADLINE`].
+    async fn stalled(&self) {
+        loop {
+            tokio::time::sleep(WRITE_DEADLINE / 4).await;
+            let is_stalled = locked(&self.taking)
+                .iter()
+                .filter_map(|taking| taking.upgrade()?.stalled_since())
+                .any(|since| since.elapsed() >= WRITE_DEADLINE);
+            if is_stalled {
+                return;
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for enough of a connection to tell HTTP/1 from HTTP/2. Until then hyper keeps no time, and a
@@ -238,8 +362,11 @@ async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
     }
 }
 
-fn method_not_allowed(routes: &[&Route]) -> Problem {
-    let allowed: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+fn method_not_allowed(routes: &[Route]) -> Problem {
+    let mut allowed: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
+    if routes.iter().any(Route::has_head) {
+        allowed.push(Method::HEAD.as_str());
+    }
     let problem = Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
@@ -276,8 +403,6 @@ fn is_request_id(value: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    use http::Method;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs

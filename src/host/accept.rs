@@ -64,6 +64,7 @@ pub async fn accept<L, C>(
 {
     let room = Arc::new(Semaphore::new(bounds.connections));
     let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
     loop {
         let next = async {
             let place = Arc::clone(&room).acquire_owned().await;
@@ -77,8 +78,9 @@ pub async fn accept<L, C>(
         match accepted {
             (Ok(place), Ok(stream)) => {
                 let conversation = converse(stream);
+                let cut = cut.clone();
                 connections.spawn(async move {
-                    conversation.await;
+                    cut.run_until_cancelled(conversation).await;
                     drop(place);
                 });
             }
@@ -98,6 +100,9 @@ pub async fn accept<L, C>(
     {
         let left = connections.len();
         warn!(door, left, "cut connections that did not finish in time");
+        cut.cancel();
+        // Nothing waits any more: what holds the state must be gone before the state is closed.
+        connections.wait().await;
     }
 }
 
@@ -106,6 +111,40 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::AsyncReadExt;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_finish_in_its_grace_is_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("door");
+        let listener = UnixListener::bind(&path).unwrap();
+        let stop = CancellationToken::new();
+        let bounds = Bounds {
+            connections: 2,
+            grace: Duration::from_secs(10),
+        };
+        let held = Arc::new(());
+        let began = Arc::new(tokio::sync::Notify::new());
+        let serving = {
+            let (held, began) = (Arc::clone(&held), Arc::clone(&began));
+            accept("test", listener, bounds, stop.clone(), move |stream| {
+                let (held, began) = (Arc::clone(&held), Arc::clone(&began));
+                async move {
+                    began.notify_one();
+                    std::future::pending::<()>().await;
+                    drop((held, stream));
+                }
+            })
+        };
+        let client = async {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            began.notified().await;
+            stop.cancel();
+            let read = client.read(&mut [0]).await.unwrap();
+            assert_eq!(read, 0, "the connection is closed");
+        };
+        tokio::join!(serving, client);
+        assert_eq!(Arc::strong_count(&held), 1, "nobody holds on to it");
+    }
 
     #[tokio::test]
     async fn no_more_than_its_bound_at_a_time_and_an_end_to_it() {

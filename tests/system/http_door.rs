@@ -33,12 +33,12 @@ async fn the_document_is_served_and_names_what_there_is() {
         daemon.client.get(path).await.problem(404, "no_such_route");
     }
     for (method, path, allowed) in [
-        (Method::PUT, "/v1/sessions", "POST, GET"),
-        (Method::POST, "/health", "GET"),
+        (Method::PUT, "/v1/sessions", "POST, GET, HEAD"),
+        (Method::POST, "/health", "GET, HEAD"),
         (
             Method::PATCH,
             "/v1/sessions/ses_00000000000000000000000000",
-            "GET, DELETE",
+            "GET, DELETE, HEAD",
         ),
         (
             Method::GET,
@@ -49,6 +49,15 @@ async fn the_document_is_served_and_names_what_there_is() {
         let answer = client.send(method, path, &[], Bytes::new()).await;
         assert_eq!(answer.headers["allow"], allowed);
         answer.problem(405, "method_not_allowed");
+    }
+    for path in ["/health", "/openapi.json"] {
+        let whole = client.get(path).await;
+        let head = client.send(Method::HEAD, path, &[], Bytes::new()).await;
+        assert_eq!(head.status, whole.status);
+        for name in ["content-type", "content-length", "cache-control"] {
+            assert_eq!(head.headers[name], whole.headers[name], "{path} {name}");
+        }
+        assert!(head.body.is_empty());
     }
 }
 
