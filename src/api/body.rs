@@ -1,5 +1,7 @@
 //! Bodies and queries: bounded, strict, with a sentence for whoever got them wrong.
 
+use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -85,6 +87,52 @@ pub(super) fn query(call: &Call, known: &[&str]) -> Result<Vec<(String, String)>
         pairs.push((name, value));
     }
     Ok(pairs)
+}
+
+/// A query whose parameters are there at most once, read by name.
+pub(super) struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// Reads a query; every name must be one of `known`, and none twice.
+    pub(super) fn read(call: &Call, known: &[&str]) -> Result<Self, Problem> {
+        let mut by_name = BTreeMap::new();
+        for (name, value) in query(call, known)? {
+            if by_name.contains_key(&name) {
+                return Err(Problem::bad_request(format!("{name}: give it once")));
+            }
+            by_name.insert(name, value);
+        }
+        Ok(Self(by_name))
+    }
+
+    /// A parameter's text.
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    /// A parameter that must be there.
+    pub(super) fn required(&mut self, name: &str) -> Result<String, Problem> {
+        let missing = || Problem::bad_request(format!("{name}: this query parameter is missing"));
+        self.text(name).ok_or_else(missing)
+    }
+
+    /// A parameter that is a number.
+    pub(super) fn number<T: FromStr>(&mut self, name: &str) -> Result<Option<T>, Problem> {
+        let read = self.text(name).map(|text| text.parse());
+        let bad = |_| Problem::bad_request(format!("{name}: not a number that fits"));
+        read.transpose().map_err(bad)
+    }
+
+    /// A parameter that is `true` or `false`.
+    pub(super) fn flag(&mut self, name: &str, default: bool) -> Result<bool, Problem> {
+        match self.text(name).as_deref() {
+            None => Ok(default),
+            // `?recursive` means what it says.
+            Some("true" | "") => Ok(true),
+            Some("false") => Ok(false),
+            Some(_) => Err(Problem::bad_request(format!("{name}: true or false"))),
+        }
+    }
 }
 
 fn decode(text: &str) -> Result<String, Problem> {

@@ -99,6 +99,12 @@ impl Problem {
         self.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S))
     }
 
+    /// The sentence for the caller.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The stable word.
     #[must_use]
     pub const fn code(&self) -> &'static str {

@@ -49,6 +49,12 @@ impl ETag {
         Self { weak: true, ..self }
     }
 
+    /// What stands between the quotation marks.
+    #[must_use]
+    pub fn opaque(&self) -> &str {
+        &self.opaque
+    }
+
     /// As the header `ETag` has it.
     #[must_use]
     pub fn value(&self) -> HeaderValue {

@@ -96,6 +96,12 @@ impl Attachment {
         self.process.pid
     }
 
+    /// The guest's number for it: never used twice by one guest, unlike a pid.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.process.number()
+    }
+
     /// What was known of it when it was attached; `None` of one that was just started.
     #[must_use]
     pub const fn info(&self) -> Option<&ProcessInfo> {

@@ -10,4 +10,5 @@ pub mod query;
 pub mod sandbox;
 pub mod session;
 pub mod settings;
+pub mod signal;
 pub mod template;

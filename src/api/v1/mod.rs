@@ -1,9 +1,15 @@
 //! The first version of the wire: its types live here, never in `model`.
 
+pub(super) mod archive;
 pub(super) mod audit;
+pub(super) mod files;
 pub(super) mod health;
+pub(super) mod processes;
 pub(super) mod run;
 pub(super) mod sessions;
+pub(super) mod terminal;
+mod text;
+pub(super) mod usage;
 
 use http::StatusCode;
 

@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::text::{Encoding, encode};
 use crate::api::body;
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
@@ -41,18 +39,6 @@ pub(crate) struct RunRequest {
     timeout_s: Option<u64>,
     /// Kept of each of its two outputs; the rest is dropped and `truncated` says so.
     max_output_bytes: Option<u64>,
-}
-
-/// How bytes are written in JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) enum Encoding {
-    /// As text.
-    #[default]
-    #[serde(rename = "utf-8")]
-    Utf8,
-    /// In base 64 (RFC 4648 section 4, padded).
-    #[serde(rename = "base64")]
-    Base64,
 }
 
 /// How a run ended.
@@ -98,13 +84,7 @@ impl RunRequest {
                 return Err(Problem::bad_request("give either argv or command"));
             }
         };
-        let stdin = match self.stdin_encoding {
-            Encoding::Utf8 => Bytes::from(self.stdin),
-            Encoding::Base64 => STANDARD
-                .decode(self.stdin)
-                .map_err(|error| Problem::bad_request(format!("stdin: {error}")))?
-                .into(),
-        };
+        let stdin = self.stdin_encoding.read("stdin", self.stdin)?;
         let timeout_s = self.timeout_s.unwrap_or(bounds.run_timeout_s);
         if !(1..=bounds.max_run_timeout_s).contains(&timeout_s) {
             let most = bounds.max_run_timeout_s;
@@ -146,44 +126,6 @@ impl From<RunOutcome> for RunAnswer {
             truncated: outcome.truncated,
             timed_out: outcome.timed_out,
             duration_ms: outcome.duration_ms,
-        }
-    }
-}
-
-/// Text where it is text. Where output was cut off, a character that was cut in half goes with the
-/// rest: the program wrote text.
-fn encode(bytes: &[u8], truncated: bool) -> (String, Encoding) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (text.to_owned(), Encoding::Utf8),
-        Err(error) if truncated && error.error_len().is_none() => {
-            let whole = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            (String::from_utf8_lossy(whole).into_owned(), Encoding::Utf8)
-        }
-        Err(_) => (STANDARD.encode(bytes), Encoding::Base64),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn half_a_character_at_the_cut_does_not_make_text_binary() {
-        let text = "aé".as_bytes();
-        assert_eq!(encode(&text[..2], true), ("a".into(), Encoding::Utf8));
-        assert_eq!(encode(&text[..2], false).1, Encoding::Base64);
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_come_back_unharmed(bytes: Vec<u8>) {
-            let (text, encoding) = encode(&bytes, false);
-            let back = match encoding {
-                Encoding::Utf8 => text.into_bytes(),
-                Encoding::Base64 => STANDARD.decode(text).unwrap(),
-            };
-            prop_assert_eq!(back, bytes);
         }
     }
 }
