@@ -22,6 +22,7 @@ mod vfork;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -65,6 +66,8 @@ fn main() -> ExitCode {
 
 fn run(options: Options) -> std::io::Result<()> {
     boot::confine()?;
+    // The directory itself, not its path: where programs may be root, they can put another in its place.
+    std::env::set_current_dir(&options.link_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -76,7 +79,7 @@ fn run(options: Options) -> std::io::Result<()> {
             guest_version: VERSION.to_owned(),
             kernel: kernel::report(),
         };
-        let dialer = Dialer::new(&options.link_dir, introduction);
+        let dialer = Dialer::new(Path::new("."), introduction);
         let reaper = Rc::new(Reaper::default());
         let processes = Processes::new(Rc::clone(&reaper), options);
         tokio::select! {
