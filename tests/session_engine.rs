@@ -209,6 +209,7 @@ fn template() -> Template {
             memory_bytes: 2 * GIB,
             ..Limits::default()
         },
+        allow_root: false,
         env: BTreeMap::new(),
         workdir: None,
         timeout_s: 60,
@@ -547,6 +548,7 @@ async fn the_next_daemon_fails_what_is_gone_and_removes_what_nobody_owns() {
         session: stranger,
         image: IMAGE,
         limits: Limits::default(),
+        allow_root: false,
         hostname: "orphan".into(),
         link_dir: bench
             .directory
@@ -729,6 +731,47 @@ async fn dialling_without_the_token_neither_opens_a_link_nor_ends_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_keeps_the_word_on_root_that_its_template_had_when_it_began() {
+    for allow_root in [false, true] {
+        let (asked, seen) = std::sync::mpsc::channel();
+        let asked = std::sync::Mutex::new(asked);
+        let hook = move |spec: &SandboxSpec| {
+            asked.lock().unwrap().send(spec.allow_root).unwrap();
+            guest(spec)
+        };
+        let mut bench = Bench::with(FakeRuntime::new([IMAGE]).with_start_hook(Box::new(hook)));
+        let settings = |allow_root| Settings {
+            sessions: bench.config.clone(),
+            templates: BTreeMap::from([(
+                "base".parse().unwrap(),
+                Template {
+                    allow_root,
+                    ..template()
+                },
+            )]),
+        };
+        let (then, now) = (settings(allow_root), settings(!allow_root));
+        bench.sessions.reload(then);
+        bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
+        let session = bench.create().await;
+        while bench.runtime.calls(FakeCall::Create) == 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.sessions.leave_all(PATIENCE).await;
+        // The next daemon has to build the sandbox, and its template says otherwise.
+        bench.next_daemon();
+        bench.sessions.reload(now);
+        bench.sessions.reconcile().await.unwrap();
+        let settled = bench.until(&session, is_settled).await;
+        assert_eq!(settled.status.phase, Phase::Ready, "{settled:?}");
+        assert_eq!(settled.spec.allow_root, allow_root);
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [allow_root]);
+        bench.sessions.end_all(PATIENCE).await;
+        bench.nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_a_crash_interrupted_is_finished_with_its_own_reason() {
     let mut bench = Bench::new();
     let session = bench.ready().await;
@@ -753,6 +796,7 @@ async fn another_installation_s_sandbox_is_not_touched() {
         session: casemate::base::id::SessionId::from_bytes([5; 16]),
         image: IMAGE,
         limits: Limits::default(),
+        allow_root: false,
         hostname: "theirs".into(),
         link_dir: bench.directory.path().to_owned(),
     };

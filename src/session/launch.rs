@@ -288,6 +288,7 @@ pub(super) async fn create(
         session: session.id,
         image: session.spec.image,
         limits: session.spec.limits,
+        allow_root: session.spec.allow_root,
         hostname: hostname(session),
         link_dir,
     };
