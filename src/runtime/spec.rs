@@ -28,7 +28,7 @@ pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
 const CAPABILITIES: [&str; 4] = ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"];
 /// What the guest holds where programs may be root, and such programs with it: to install packages, to
 /// give files away, to become another user. Nothing by which a program could trace the guest, mount
-/// over it or speak below TCP (`docs/decisions/0013-root-inside.md`).
+/// over it or open raw sockets (`docs/decisions/0013-root-inside.md`).
 const ROOT_CAPABILITIES: [&str; 10] = [
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
