@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, seteuid};
 
+use crate::boot;
 use crate::users::Identity;
 use crate::vfork::{self, Failure, Plan, Step};
 
@@ -90,6 +91,11 @@ impl Launch {
             argv: c_strings(self.argv)?,
             env: c_strings(env.iter().map(|(name, value)| format!("{name}={value}")))?,
             workdirs: c_strings(workdirs)?,
+            shed: if uid == 0 {
+                Vec::new()
+            } else {
+                boot::kept().to_vec()
+            },
             identity: self.switch.then_some((uid, gid, groups)),
             stdio,
         })

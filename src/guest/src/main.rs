@@ -2,9 +2,11 @@
 //!
 //! It dials the daemon, serves the link's requests, reaps every orphan, and ends the sandbox in order when told to. It
 //! never exits because of the link. It runs on the enemy's side: nothing outside relies on what it says, and user
-//! processes, which run under another uid, can neither reach its socket nor signal it.
+//! processes, which run under another uid, can neither reach its socket nor signal it. Where they may be root, they can
+//! end it, but neither read its memory nor dial in its place: the link's token is nowhere else in the sandbox.
 //!
-//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing.
+//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing,
+//! and where processes may be root, theirs.
 
 mod body;
 mod boot;
@@ -25,6 +27,7 @@ mod vfork;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -67,7 +70,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> std::io::Result<()> {
-    boot::confine()?;
+    boot::confine(options.allow_root)?;
+    // The directory itself, not its path: where programs may be root, they can put another in its place.
+    std::env::set_current_dir(&options.link_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -79,7 +84,7 @@ fn run(options: Options) -> std::io::Result<()> {
             guest_version: VERSION.to_owned(),
             kernel: kernel::report(),
         };
-        let dialer = Dialer::new(&options.link_dir, introduction);
+        let dialer = Dialer::new(Path::new("."), introduction);
         let reaper = Rc::new(Reaper::default());
         let processes = Processes::new(Rc::clone(&reaper), options);
         tokio::select! {

@@ -91,6 +91,20 @@ pub(crate) fn give_memory_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// Whether a capability is in the bounding set.
+///
+/// # Errors
+/// When the kernel does not know it.
+#[expect(unsafe_code, reason = "PR_CAPBSET_READ has no safe wrapper")]
+pub(crate) fn is_in_bounding_set(capability: libc::c_ulong) -> io::Result<bool> {
+    // SAFETY: PR_CAPBSET_READ takes one number and no pointers.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) } {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes a capability out of the bounding set.
 #[expect(unsafe_code, reason = "PR_CAPBSET_DROP has no safe wrapper")]
 pub(crate) fn drop_from_bounding_set(capability: libc::c_ulong) -> io::Result<()> {

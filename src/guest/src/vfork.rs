@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) workdirs: Vec<CString>,
     /// User, group and supplementary groups to become.
     pub(crate) identity: Option<(libc::uid_t, libc::gid_t, Vec<libc::gid_t>)>,
+    /// Capabilities to take out of the bounding set before that.
+    pub(crate) shed: Vec<libc::c_ulong>,
     /// Standard input, output and error.
     pub(crate) stdio: [OwnedFd; 3],
 }
@@ -147,6 +149,12 @@ fn run(shared: &Shared<'_>) -> Failure {
             }
         }
         if let Some((uid, gid, groups)) = &plan.identity {
+            // First, while there is the right to. A change from root to another user clears the other sets.
+            for capability in &plan.shed {
+                if libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) != 0 {
+                    return failed(Step::Identity);
+                }
+            }
             // The user last: without it there is no right to change the groups.
             if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) != 0
                 || libc::syscall(libc::SYS_setgid, *gid) != 0
@@ -155,7 +163,7 @@ fn run(shared: &Shared<'_>) -> Failure {
                 return failed(Step::Identity);
             }
         }
-        // As the user: root in a sandbox may not enter everything that a user may.
+        // As the user, who may not enter everything that root may, nor root without capabilities all that a user may.
         if !plan
             .workdirs
             .iter()

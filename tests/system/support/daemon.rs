@@ -312,6 +312,13 @@ impl Daemon {
 
     /// Link directories.
     pub fn links(&self) -> Vec<String> {
+        let mut links = self.link_entries();
+        links.retain(|name| !name.ends_with(".token"));
+        links
+    }
+
+    /// Link directories, and the tokens beside them.
+    pub fn link_entries(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.run.join("link")) else {
             return Vec::new();
         };
@@ -381,8 +388,8 @@ impl Daemon {
                 }
             }
         }
-        for link in self.links() {
-            problems.push(format!("a link directory is left: {link}"));
+        for link in self.link_entries() {
+            problems.push(format!("of a link is left: {link}"));
         }
         let marks = [
             self.home.to_str().unwrap().to_owned(),
