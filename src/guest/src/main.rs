@@ -4,20 +4,28 @@
 //! never exits because of the link. It runs on the enemy's side: nothing outside relies on what it says, and user
 //! processes, which run under another uid, can neither reach its socket nor signal it.
 //!
-//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing.
+//! One thread, bounded memory however much a process writes, no privileges but changing to a user and killing.
 
 mod body;
 mod boot;
 mod child;
+mod ends;
+mod input;
 mod kernel;
+mod life;
 mod options;
 mod ports;
+mod process;
 mod processes;
+mod pump;
 mod reaper;
+mod ring;
 mod serve;
 mod stop;
+mod store;
 mod stream;
 mod sys;
+mod terminal;
 mod transfer;
 mod usage;
 mod users;
