@@ -5,21 +5,29 @@
 //! processes, which run under another uid, can neither reach its socket nor signal it. Where they may be root, they can
 //! end it, but neither read its memory nor dial in its place: the link's token is nowhere else in the sandbox.
 //!
-//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing,
-//! and where processes may be root, theirs.
+//! One thread, bounded memory however much a process writes, no privileges but changing to a user and killing, and where
+//! processes may be root, theirs.
 
 mod body;
 mod boot;
 mod child;
+mod ends;
+mod input;
 mod kernel;
+mod life;
 mod options;
 mod ports;
+mod process;
 mod processes;
+mod pump;
 mod reaper;
+mod ring;
 mod serve;
 mod stop;
+mod store;
 mod stream;
 mod sys;
+mod terminal;
 mod transfer;
 mod usage;
 mod users;

@@ -1,8 +1,12 @@
 //! The system calls that no safe wrapper covers. Everything unsafe of the guest is here and in [`crate::vfork`].
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Reads the kernel's log (`syslog(2)`, `SYSLOG_ACTION_READ_ALL`) into `buffer`, and returns how much there was.
 #[expect(unsafe_code, reason = "klogctl has no safe wrapper")]
@@ -72,6 +76,28 @@ fn gone_is_fine(result: libc::c_int) -> io::Result<()> {
         Ok(())
     } else {
         Err(error)
+    }
+}
+
+/// Watches a descriptor that does not block.
+#[expect(
+    unsafe_code,
+    reason = "watching trusts the descriptor to stay the same"
+)]
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor for as long as it lives, and the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Tells a terminal its size. Where that is news, its foreground group gets a SIGWINCH.
+#[expect(unsafe_code, reason = "TIOCSWINSZ has no safe wrapper")]
+pub(crate) fn set_terminal_size(terminal: BorrowedFd<'_>, size: &libc::winsize) -> io::Result<()> {
+    // SAFETY: the kernel reads one `winsize`, which `size` is; the descriptor is open for as long as it is borrowed.
+    let result = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const *size) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

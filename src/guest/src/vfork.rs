@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) shed: Vec<libc::c_ulong>,
     /// Standard input, output and error.
     pub(crate) stdio: [OwnedFd; 3],
+    /// Whether its output is a terminal, which becomes its session's own.
+    pub(crate) has_terminal: bool,
 }
 
 /// What the child was doing when it failed.
@@ -63,10 +65,13 @@ struct Shared<'a> {
     plan: &'a Plan,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    /// Which of the directories it entered.
+    entered: usize,
     failure: Option<Failure>,
 }
 
-/// Makes the process, and returns its pid once it runs the program. A child that failed is reaped already.
+/// Makes the process, and returns its pid, and which of its directories it entered, once it runs the program. A child
+/// that failed is reaped already.
 ///
 /// # Errors
 /// The [`Failure`] of whichever step.
@@ -74,11 +79,12 @@ struct Shared<'a> {
     unsafe_code,
     reason = "no safe interface starts a process as another user without copying page tables"
 )]
-pub(crate) fn spawn(plan: &Plan) -> Result<i32, Failure> {
+pub(crate) fn spawn(plan: &Plan) -> Result<(i32, usize), Failure> {
     let mut shared = Shared {
         plan,
         argv: pointers(&plan.argv),
         env: pointers(&plan.env),
+        entered: 0,
         failure: None,
     };
     let shared = &raw mut shared;
@@ -104,8 +110,9 @@ pub(crate) fn spawn(plan: &Plan) -> Result<i32, Failure> {
         }
     })?;
     // SAFETY: the child has exec'd or exited, so this thread alone has `shared`.
-    match unsafe { (*shared).failure } {
-        None => Ok(pid),
+    let (entered, failure) = unsafe { ((*shared).entered, (*shared).failure) };
+    match failure {
+        None => Ok((pid, entered)),
         Some(failure) => {
             // SAFETY: waitpid may be given no place for the status. The child has exited, so it does not wait.
             unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
@@ -132,7 +139,7 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
     unsafe_code,
     reason = "the child of a vfork makes plain system calls only"
 )]
-fn run(shared: &Shared<'_>) -> Failure {
+fn run(shared: &mut Shared<'_>) -> Failure {
     let failed = |step| (step, Errno::last());
     let plan = shared.plan;
     // SAFETY: every pointer is to memory that `Plan` and `Shared` own, ended by NUL or a null pointer as the call wants,
@@ -147,6 +154,10 @@ fn run(shared: &Shared<'_>) -> Failure {
             if libc::dup2(fd.as_raw_fd(), wanted) < 0 {
                 return failed(Step::Session);
             }
+        }
+        // As long as it is root, and the leader of a session without one. Input may be elsewhere, output is not.
+        if plan.has_terminal && libc::ioctl(libc::STDOUT_FILENO, libc::TIOCSCTTY, 0) < 0 {
+            return failed(Step::Session);
         }
         if let Some((uid, gid, groups)) = &plan.identity {
             // First, while there is the right to. A change from root to another user clears the other sets.
@@ -164,12 +175,10 @@ fn run(shared: &Shared<'_>) -> Failure {
             }
         }
         // As the user, who may not enter everything that root may, nor root without capabilities all that a user may.
-        if !plan
-            .workdirs
-            .iter()
-            .any(|dir| libc::chdir(dir.as_ptr()) == 0)
-        {
-            return failed(Step::Workdir);
+        let mut dirs = plan.workdirs.iter();
+        match dirs.position(|dir| libc::chdir(dir.as_ptr()) == 0) {
+            Some(entered) => shared.entered = entered,
+            None => return failed(Step::Workdir),
         }
         for signum in OURS {
             libc::signal(signum, libc::SIG_DFL);

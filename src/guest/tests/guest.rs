@@ -12,9 +12,9 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use casemate_link::ProcessSpec;
 use casemate_link::daemon::{LinkError, LinkListener, ProcessEvent};
 use casemate_link::refusal::code;
-use casemate_link::{OnDetach, ProcessSpec};
 use support::{
     Bench, TOKEN, children_of, finish, first_line, lives, pattern, run, shell, soon, spec, until,
     write_token, zombies_of,
@@ -399,10 +399,6 @@ async fn each_reason_not_to_start_has_its_code() {
     assert_eq!(
         refusal(&link, changed(|s| s.user = Some("no-such-user".into()))).await,
         code::UNKNOWN_USER
-    );
-    assert_eq!(
-        refusal(&link, changed(|s| s.on_detach = OnDetach::Keep)).await,
-        code::UNSUPPORTED
     );
     assert_eq!(
         refusal(&link, changed(|s| s.argv.clear())).await,
