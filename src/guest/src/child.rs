@@ -8,8 +8,8 @@ use std::os::fd::OwnedFd;
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Uid, seteuid};
 
+use crate::sys;
 use crate::users::Identity;
 use crate::vfork::{self, Failure, Plan, Step};
 
@@ -136,10 +136,11 @@ fn open_pipes() -> io::Result<(Pipes, [OwnedFd; 3])> {
 /// signalled or traced goes by its real and saved user, too, and those stay root.
 fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(user) = user else { return work() };
-    let me = nix::unistd::geteuid();
-    seteuid(Uid::from_raw(user))?;
+    let me = nix::unistd::geteuid().as_raw();
+    // Of this thread only: others may be at work as other users.
+    sys::set_thread_uid(user)?;
     let result = work();
-    if seteuid(me).is_err() {
+    if sys::set_thread_uid(me).is_err() {
         // The saved user allows it, so this cannot be; a guest that is stuck as a user must not go on.
         std::process::abort();
     }

@@ -4,11 +4,13 @@
 //! never exits because of the link. It runs on the enemy's side: nothing outside relies on what it says, and user
 //! processes, which run under another uid, can neither reach its socket nor signal it.
 //!
-//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing.
+//! One thread for everything but files, which a few others work on as the user who asked ([`files`]); no allocation that
+//! grows with what a process writes, no privileges but changing to a user and killing.
 
 mod body;
 mod boot;
 mod child;
+mod files;
 mod kernel;
 mod options;
 mod ports;
@@ -71,8 +73,11 @@ fn run(options: Options) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .max_blocking_threads(files::THREADS)
+        .thread_keep_alive(files::THREAD_KEEP_ALIVE)
+        .thread_stack_size(files::THREAD_STACK_BYTES)
         .build()?;
-    LocalSet::new().block_on(&runtime, async {
+    let ended = LocalSet::new().block_on(&runtime, async {
         let mut orders = stop::Orders::listen()?;
         let mut deaths = reaper::Deaths::listen()?;
         let introduction = Introduction {
@@ -89,7 +94,10 @@ fn run(options: Options) -> std::io::Result<()> {
             never = processes.tidy() => match never {},
             never = serve::run(dialer, Rc::clone(&processes)) => match never {},
         }
-    })
+    });
+    // A long copy does not hold the sandbox's end up.
+    runtime.shutdown_background();
+    ended
 }
 
 /// One line for whoever reads the container's log. A log that cannot be written is no reason to die.
