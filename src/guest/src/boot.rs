@@ -17,7 +17,8 @@ static KEPT: OnceLock<Vec<libc::c_ulong>> = OnceLock::new();
 
 /// Leaves no privilege, descriptor or disposition for a child to inherit that it should not have: no new privileges,
 /// memory that no user can trace, an empty bounding set (where the sandbox grants `CAP_SETPCAP`; without it the set is
-/// what the sandbox granted), no core dumps, umask 022, default signals, everything above standard error closed on exec.
+/// what the sandbox granted), no core dumps, umask 022, default signals (those that the guest itself ignores are for
+/// `vfork` to reset), everything above standard error closed on exec.
 ///
 /// Where programs may be root, the bounding set stays: it is what such a program gets. Every other program loses it on
 /// its way to its user.
@@ -27,6 +28,8 @@ static KEPT: OnceLock<Vec<libc::c_ulong>> = OnceLock::new();
 pub(crate) fn confine(allow_root: bool) -> io::Result<()> {
     sys::close_all_on_exec();
     sys::unignore_signals();
+    sys::ignore_file_size_signal();
+    sys::share_one_heap();
     prctl::set_no_new_privs()?;
     // Between becoming a user and running its program, a child still has the guest's memory (`vfork`). Memory that is not
     // dumpable cannot be traced by that user's other processes (ptrace(2), access mode checking); exec makes new memory.

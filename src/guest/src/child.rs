@@ -9,12 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use casemate_link::process::{LoginShell, ProcessSpec, PtySize};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
-use nix::unistd::{Uid, seteuid};
 
-use crate::boot;
 use crate::ends::{self, Ends, Opened};
 use crate::users::Identity;
 use crate::vfork::{self, Failure, Plan, Step};
+use crate::{boot, sys};
 
 /// The `PATH` of a process that is given none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -185,10 +184,11 @@ fn c_strings<T: Into<Vec<u8>>>(
 /// signalled or traced goes by its real and saved user, too, and those stay root.
 fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(user) = user else { return work() };
-    let me = nix::unistd::geteuid();
-    seteuid(Uid::from_raw(user))?;
+    let me = nix::unistd::geteuid().as_raw();
+    // Of this thread only: others may be at work as other users.
+    sys::set_thread_uid(user)?;
     let result = work();
-    if seteuid(me).is_err() {
+    if sys::set_thread_uid(me).is_err() {
         // The saved user allows it, so this cannot be; a guest that is stuck as a user must not go on.
         std::process::abort();
     }

@@ -5,13 +5,14 @@
 //! processes, which run under another uid, can neither reach its socket nor signal it. Where they may be root, they can
 //! end it, but neither read its memory nor dial in its place: the link's token is nowhere else in the sandbox.
 //!
-//! One thread, bounded memory however much a process writes, no privileges but changing to a user and killing, and where
-//! processes may be root, theirs.
+//! One thread for everything but files, which a few others work on as the user who asked ([`files`]); bounded memory
+//! however much a process writes, no privileges but changing to a user and killing, and where processes may be root, theirs.
 
 mod body;
 mod boot;
 mod child;
 mod ends;
+mod files;
 mod input;
 mod kernel;
 mod life;
@@ -84,8 +85,11 @@ fn run(options: Options) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .max_blocking_threads(files::THREADS)
+        .thread_keep_alive(files::THREAD_KEEP_ALIVE)
+        .thread_stack_size(files::THREAD_STACK_BYTES)
         .build()?;
-    LocalSet::new().block_on(&runtime, async {
+    let ended = LocalSet::new().block_on(&runtime, async {
         let mut orders = stop::Orders::listen()?;
         let mut deaths = reaper::Deaths::listen()?;
         let introduction = Introduction {
@@ -102,7 +106,10 @@ fn run(options: Options) -> std::io::Result<()> {
             never = processes.tidy() => match never {},
             never = serve::run(dialer, Rc::clone(&processes)) => match never {},
         }
-    })
+    });
+    // A long copy does not hold the sandbox's end up.
+    runtime.shutdown_background();
+    ended
 }
 
 /// One line for whoever reads the container's log. A log that cannot be written is no reason to die.

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use casemate_link::limits::{MAX_KEPT_PROCESSES, MAX_LISTED_PROCESSES, MAX_PROCESSES};
@@ -22,7 +23,7 @@ use crate::options::Options;
 use crate::process::{About, Process, State};
 use crate::reaper::Reaper;
 use crate::store::{Memory, Store, Which};
-use crate::users::{Accounts, Identity};
+use crate::users::{Accounts, Identity, Names};
 use crate::{sys, usage};
 
 /// How long no process is forgotten before memory is given back: longer than the pause between two commands of a busy
@@ -268,7 +269,7 @@ impl Processes {
 
     /// Finds the user, and says whether the child must change to it. Nobody who could open the link's directory is
     /// admitted: not root, and not whoever the daemon's own user and group appear as inside.
-    fn admit(&self, user: Option<&str>) -> Result<(Identity, bool), Refusal> {
+    pub(crate) fn admit(&self, user: Option<&str>) -> Result<(Identity, bool), Refusal> {
         let found = {
             let mut accounts = self.accounts.borrow_mut();
             accounts.refresh();
@@ -300,6 +301,16 @@ impl Processes {
             identity.groups.retain(|gid| !may_dial(*gid));
         }
         Ok((identity, true))
+    }
+
+    /// The names of the sandbox's users and groups, as they were when a user was last admitted.
+    pub(crate) fn names(&self) -> Arc<Names> {
+        self.accounts.borrow_mut().names()
+    }
+
+    /// Says that work is done whose memory may be given back, if nothing runs.
+    pub(crate) fn rest(&self) {
+        self.forgotten.notify_one();
     }
 
     /// Who owns the link's directory, as seen from here. While it cannot be looked at, nobody can open it either.

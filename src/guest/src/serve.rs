@@ -24,7 +24,7 @@ use crate::child::refusal;
 use crate::processes::Processes;
 use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
-use crate::{VERSION, ports, say, usage};
+use crate::{VERSION, files, ports, say, usage};
 
 /// Serves one link after another for as long as the guest lives.
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
@@ -91,6 +91,18 @@ async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Respon
         (&Method::POST, route::PROCESS_DETACH) => done(detach(body, processes).await),
         (&Method::POST, route::PORT_CONNECT) => transfer(body, ports::connect),
         (&Method::POST, route::PORT_LIST) => transfer(body, ports::list),
+        (&Method::POST, route::FILE_STAT) => transfer_of(processes, body, files::stat),
+        (&Method::POST, route::FILE_LIST) => transfer_of(processes, body, files::list),
+        (&Method::POST, route::FILE_READ) => transfer_of(processes, body, files::read),
+        (&Method::POST, route::FILE_WRITE) => transfer_of(processes, body, files::write),
+        (&Method::POST, route::FILE_MKDIR) => transfer_of(processes, body, files::mkdir),
+        (&Method::POST, route::FILE_MOVE) => transfer_of(processes, body, files::relocate),
+        (&Method::POST, route::FILE_REMOVE) => transfer_of(processes, body, files::remove),
+        (&Method::POST, route::FILE_LINK) => transfer_of(processes, body, files::link),
+        (&Method::POST, route::FILE_SET) => transfer_of(processes, body, files::set),
+        (&Method::POST, route::FILE_WATCH) => transfer_of(processes, body, files::watch),
+        (&Method::POST, route::ARCHIVE_READ) => transfer_of(processes, body, files::pack),
+        (&Method::POST, route::ARCHIVE_WRITE) => transfer_of(processes, body, files::unpack),
         _ => refused(
             StatusCode::NOT_FOUND,
             &refusal(code::UNSUPPORTED, "this guest does not know that request"),
@@ -106,6 +118,20 @@ where
 {
     let frames = transfer::attend(body, work);
     respond(StatusCode::OK, route::FRAMES, Answer::Stream(frames))
+}
+
+/// The same for work that asks who may do what.
+fn transfer_of<H, W>(
+    processes: &Rc<Processes>,
+    body: Incoming,
+    work: impl FnOnce(Rc<Processes>, H, Transfer) -> W + 'static,
+) -> Response<Answer>
+where
+    H: serde::de::DeserializeOwned + 'static,
+    W: Future<Output = Result<(), Refusal>> + 'static,
+{
+    let processes = Rc::clone(processes);
+    transfer(body, move |head, streams| work(processes, head, streams))
 }
 
 fn health(processes: &Processes) -> Health {

@@ -1,8 +1,8 @@
 //! Fork and exec as `posix_spawn` does them, with the steps between that it lacks: changing user and entering a directory
 //! as that user.
 //!
-//! The child shares the guest's memory, and the guest stands still until it has run the program or given up
-//! (`CLONE_VM | CLONE_VFORK`, clone(2)). A plain fork copies the guest's page tables, which in gVisor costs more than all
+//! The child shares the guest's memory, and the thread that makes it stands still until it has run the program or given up
+//! (`CLONE_VM | CLONE_VFORK`, clone(2)). Threads that work on files go on meanwhile. A plain fork copies the guest's page tables, which in gVisor costs more than all
 //! the rest of a start together; and here the child can simply write down why it failed.
 
 use std::cell::RefCell;
@@ -21,7 +21,13 @@ thread_local! {
 }
 
 /// Signals that the guest handles or ignores; a child begins with their defaults.
-const OURS: [c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPIPE];
+const OURS: [c_int; 5] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGPIPE,
+    libc::SIGXFSZ,
+];
 
 /// Everything that the child needs, made before it is born: it must not allocate.
 #[derive(Debug)]
@@ -91,9 +97,11 @@ pub(crate) fn spawn(plan: &Plan) -> Result<(i32, usize), Failure> {
     let pid = CHILD_STACK.with_borrow_mut(|stack| {
         let top = stack.as_mut_ptr_range().end.cast::<c_void>();
         // SAFETY: signals are blocked around the clone, so no handler runs in the child on the shared memory. `top` is the
-        // aligned end of memory that nobody else uses while it is borrowed. CLONE_VFORK stops this thread, the only
-        // one, until the child has exec'd or exited, so `shared` and all that it points to outlive the child's use,
-        // and are not touched by both at once. Without CLONE_FILES, CLONE_FS and CLONE_SIGHAND nothing else is shared.
+        // aligned end of memory that nobody else uses while it is borrowed. CLONE_VFORK stops this thread until the child
+        // has exec'd or exited, so `shared` and all that it points to outlive the child's use, and are not touched by
+        // both at once; no other thread is told of them. Other threads run on in the same memory, so the child takes no
+        // lock and allocates nothing, and uses nothing but them, its stack, and this thread's errno. Without CLONE_FILES,
+        // CLONE_FS and CLONE_SIGHAND nothing else is shared; credentials belong to each thread.
         unsafe {
             let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigfillset(&raw mut all);
@@ -144,7 +152,7 @@ fn run(shared: &mut Shared<'_>) -> Failure {
     let plan = shared.plan;
     // SAFETY: every pointer is to memory that `Plan` and `Shared` own, ended by NUL or a null pointer as the call wants,
     // and every call is a plain system call. Users are changed by `syscall`, because the C library's own functions would
-    // also tell its other threads, of which there are none.
+    // also change the guest's other threads.
     unsafe {
         if libc::setsid() < 0 {
             return failed(Step::Session);
