@@ -12,9 +12,9 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use casemate_link::ProcessSpec;
 use casemate_link::daemon::{LinkError, LinkListener, ProcessEvent};
 use casemate_link::refusal::code;
-use casemate_link::ProcessSpec;
 use support::{
     Bench, TOKEN, children_of, finish, first_line, lives, pattern, run, shell, soon, spec, until,
     write_token, zombies_of,
