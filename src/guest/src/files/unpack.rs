@@ -208,7 +208,7 @@ impl Unpacking {
         if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(State::Over);
         }
-        let damaged = |_| {
+        let damaged = |()| {
             bad(&format!(
                 "the header after entry {} is damaged",
                 self.summary.entries
