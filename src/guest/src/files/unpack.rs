@@ -530,6 +530,8 @@ impl Unpacking {
 }
 
 impl Sink for Unpacking {
+    const OPENS: bool = true;
+
     fn take(&mut self, data: &[Bytes]) -> Result<(), Refusal> {
         for mut some in data.iter().map(|data| &data[..]) {
             while !some.is_empty() {
