@@ -11,7 +11,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, run, session};
+use crate::commands::{admin, audit, cp, run, session};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
@@ -21,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     (
         "In a session (likewise)",
-        &["exec", "shell", "start", "ps", "logs", "signal"],
+        &["exec", "shell", "start", "ps", "logs", "signal", "cp"],
     ),
     ("This machine", &["ready", "admin"]),
     ("This program", &["completions", "man", "version"]),
@@ -109,6 +109,8 @@ pub enum Command {
     Logs(logs::Logs),
     /// Send a signal to a process and its group
     Signal(signal::SignalCommand),
+    /// Copy files and directories into a session and out of it
+    Cp(Box<cp::Cp>),
     /// Read what was recorded of a session
     #[command(subcommand)]
     Audit(audit::Command),

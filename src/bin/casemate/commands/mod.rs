@@ -3,6 +3,7 @@
 pub mod about;
 pub mod admin;
 pub mod audit;
+pub mod cp;
 mod ending;
 pub mod pair;
 pub mod process;
@@ -68,6 +69,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Ps(ps) => ps.execute(&context).await?,
         Command::Logs(logs) => logs.execute(&context).await?,
         Command::Signal(signal) => signal.execute(&context).await?,
+        Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
         Command::Audit(command) => command.execute(&context).await?,
