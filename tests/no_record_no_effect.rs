@@ -50,6 +50,7 @@ impl Bench {
             image: IMAGE,
             limits: Limits::default(),
             max_limits: Limits::default(),
+            allow_root: false,
             env: BTreeMap::new(),
             workdir: None,
             timeout_s: 60,

@@ -158,6 +158,7 @@ fn spec() -> SandboxSpec {
         image: ImageDigest::from_bytes([7; 32]),
         limits: Limits::default(),
         hostname: "box".into(),
+        allow_root: false,
         link_dir: "/nowhere".into(),
     }
 }

@@ -138,17 +138,34 @@ impl Bench {
         session
     }
 
-    fn doors(&self) -> Vec<PathBuf> {
+    fn link_entries(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.directory.path().join("link")).unwrap();
         entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn doors(&self) -> Vec<PathBuf> {
+        let mut doors = self.link_entries();
+        doors.retain(|path| path.is_dir());
+        doors
+    }
+
+    /// The directory that a session's sandbox sees, and the daemon's own copy of its token.
+    fn door_of(&self, session: &Session) -> (PathBuf, PathBuf) {
+        let directory = self
+            .directory
+            .path()
+            .join("link")
+            .join(session.id.to_string());
+        let token = directory.with_added_extension("token");
+        (directory, token)
     }
 
     fn nothing_is_left(&self) {
         assert_eq!(self.runtime.count(), 0, "a sandbox is left");
         assert_eq!(
-            self.doors(),
+            self.link_entries(),
             Vec::<PathBuf>::new(),
-            "a link directory is left"
+            "a link directory or a token is left"
         );
     }
 
@@ -192,6 +209,7 @@ fn template() -> Template {
             memory_bytes: 2 * GIB,
             ..Limits::default()
         },
+        allow_root: false,
         env: BTreeMap::new(),
         workdir: None,
         timeout_s: 60,
@@ -530,6 +548,7 @@ async fn the_next_daemon_fails_what_is_gone_and_removes_what_nobody_owns() {
         session: stranger,
         image: IMAGE,
         limits: Limits::default(),
+        allow_root: false,
         hostname: "orphan".into(),
         link_dir: bench
             .directory
@@ -538,12 +557,17 @@ async fn the_next_daemon_fails_what_is_gone_and_removes_what_nobody_owns() {
             .join(stranger.to_string()),
     };
     std::fs::create_dir(&orphan.link_dir).unwrap();
+    std::fs::write(orphan.link_dir.with_added_extension("token"), "stale").unwrap();
+    // Of another there is only the token.
+    let other = casemate::base::id::SessionId::from_bytes([8; 16]);
+    let other = bench.directory.path().join("link").join(other.to_string());
+    std::fs::write(other.with_added_extension("token"), "").unwrap();
     bench.runtime.create(&orphan).await.unwrap();
     bench.next_daemon();
     let found = bench.sessions.reconcile().await.unwrap();
     assert_eq!(
         (found.taken_up, found.orphans_removed, found.doors_removed),
-        (2, 1, 1)
+        (2, 1, 2)
     );
     let gone = bench.ended(&gone).await;
     assert_eq!(gone.status.reason, Some(Reason::SandboxMissing));
@@ -584,6 +608,170 @@ async fn a_launch_that_a_crash_interrupted_is_begun_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_the_first_link_the_token_leaves_the_sandbox_and_stays_with_the_daemon() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let mut bench = Bench::new();
+    let session = bench.ready().await;
+    let (directory, token) = bench.door_of(&session);
+    let names: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["link.sock"]);
+    let mode = |path: &PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&token)), (0o750, 0o600));
+    let (inode, kept) = (
+        std::fs::metadata(&directory).unwrap().ino(),
+        std::fs::read(&token).unwrap(),
+    );
+
+    // Adopted, it is the same directory and the same token: the guest knows no other.
+    bench.sessions.leave_all(PATIENCE).await;
+    bench.next_daemon();
+    bench.sessions.reconcile().await.unwrap();
+    let handle = bench.sessions.handle(session.id).unwrap();
+    handle.link(PATIENCE).await.unwrap();
+    assert_eq!(std::fs::metadata(&directory).unwrap().ino(), inode);
+    assert_eq!(std::fs::read(&token).unwrap(), kept);
+    assert!(!directory.join("token").exists());
+    bench.sessions.end_all(PATIENCE).await;
+    bench.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_a_crash_left_in_the_sandbox_is_taken_out_before_anything_can_run() {
+    // The daemon was killed after the guest had linked and before it removed the file, or wrote
+    // down that the session is ready.
+    for phase in [Phase::Starting, Phase::Ready] {
+        let mut bench = Bench::new();
+        let session = bench.ready().await;
+        bench.sessions.leave_all(PATIENCE).await;
+        let (directory, token) = bench.door_of(&session);
+        std::fs::copy(&token, directory.join("token")).unwrap();
+        let mut interrupted = Session::clone(&session);
+        interrupted.status.phase = phase;
+        bench.store.update_session(interrupted, None).await.unwrap();
+        bench.next_daemon();
+        bench.sessions.reconcile().await.unwrap();
+        let settled = bench.until(&session, is_settled).await;
+        assert_eq!(settled.status.phase, Phase::Ready, "{settled:?}");
+        let handle = bench.sessions.handle(session.id).unwrap();
+        handle.link(PATIENCE).await.unwrap();
+        assert!(!directory.join("token").exists(), "{phase}");
+        assert_eq!(bench.runtime.made(), 1, "it was adopted");
+        bench.sessions.end_all(PATIENCE).await;
+        bench.nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_door_that_a_crash_left_half_built_is_built_again() {
+    // As far as a killed daemon may have come, nothing of it in a sandbox yet.
+    let steps: [fn(&PathBuf, &PathBuf); 4] = [
+        |_, token| std::fs::write(token, "").unwrap(),
+        |_, token| std::fs::write(token, "t".repeat(64)).unwrap(),
+        |directory, token| {
+            std::fs::write(token, "t".repeat(64)).unwrap();
+            std::fs::create_dir(directory).unwrap();
+        },
+        |directory, token| {
+            std::fs::write(token, "t".repeat(64)).unwrap();
+            std::fs::create_dir(directory).unwrap();
+            std::fs::write(directory.join("token"), "").unwrap();
+        },
+    ];
+    for (n, build) in steps.into_iter().enumerate() {
+        let mut bench = Bench::new();
+        bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
+        let session = bench.create().await;
+        while bench.runtime.calls(FakeCall::Create) == 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.sessions.leave_all(PATIENCE).await;
+        let (directory, token) = bench.door_of(&session);
+        std::fs::remove_dir_all(&directory).unwrap();
+        std::fs::remove_file(&token).unwrap();
+        build(&directory, &token);
+        bench.next_daemon();
+        bench.sessions.reconcile().await.unwrap();
+        let settled = bench.until(&session, is_settled).await;
+        assert_eq!(settled.status.phase, Phase::Ready, "{n}: {settled:?}");
+        bench.sessions.end_all(PATIENCE).await;
+        bench.nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dialling_without_the_token_neither_opens_a_link_nor_ends_one() {
+    let bench = Bench::new();
+    let session = bench.ready().await;
+    let handle = bench.sessions.handle(session.id).unwrap();
+    let link = handle.link(PATIENCE).await.unwrap();
+    let (directory, _) = bench.door_of(&session);
+    // More than the socket's queue holds, so that they are heard and not merely kept waiting.
+    for n in 0..40 {
+        let mut stream = tokio::net::UnixStream::connect(directory.join("link.sock"))
+            .await
+            .unwrap();
+        let hello = casemate_link::handshake::Hello {
+            protocol: casemate_link::handshake::PROTOCOL,
+            token: casemate_link::LinkToken::parse(&format!("{n:064x}")).unwrap(),
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+            capabilities: Vec::new(),
+        };
+        let offered = casemate_link::handshake::offer(&mut stream, &hello);
+        let refused = tokio::time::timeout(PATIENCE, offered).await.unwrap();
+        assert!(refused.is_err(), "{refused:?}");
+        assert!(!link.is_closed());
+    }
+    assert_eq!(handle.snapshot().status, session.status);
+    bench.sessions.end_all(PATIENCE).await;
+    bench.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_keeps_the_word_on_root_that_its_template_had_when_it_began() {
+    for allow_root in [false, true] {
+        let (asked, seen) = std::sync::mpsc::channel();
+        let asked = std::sync::Mutex::new(asked);
+        let hook = move |spec: &SandboxSpec| {
+            asked.lock().unwrap().send(spec.allow_root).unwrap();
+            guest(spec)
+        };
+        let mut bench = Bench::with(FakeRuntime::new([IMAGE]).with_start_hook(Box::new(hook)));
+        let settings = |allow_root| Settings {
+            sessions: bench.config.clone(),
+            templates: BTreeMap::from([(
+                "base".parse().unwrap(),
+                Template {
+                    allow_root,
+                    ..template()
+                },
+            )]),
+        };
+        let (then, now) = (settings(allow_root), settings(!allow_root));
+        bench.sessions.reload(then);
+        bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
+        let session = bench.create().await;
+        while bench.runtime.calls(FakeCall::Create) == 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.sessions.leave_all(PATIENCE).await;
+        // The next daemon has to build the sandbox, and its template says otherwise.
+        bench.next_daemon();
+        bench.sessions.reload(now);
+        bench.sessions.reconcile().await.unwrap();
+        let settled = bench.until(&session, is_settled).await;
+        assert_eq!(settled.status.phase, Phase::Ready, "{settled:?}");
+        assert_eq!(settled.spec.allow_root, allow_root);
+        assert_eq!(seen.try_iter().collect::<Vec<_>>(), [allow_root]);
+        bench.sessions.end_all(PATIENCE).await;
+        bench.nothing_is_left();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_a_crash_interrupted_is_finished_with_its_own_reason() {
     let mut bench = Bench::new();
     let session = bench.ready().await;
@@ -608,6 +796,7 @@ async fn another_installation_s_sandbox_is_not_touched() {
         session: casemate::base::id::SessionId::from_bytes([5; 16]),
         image: IMAGE,
         limits: Limits::default(),
+        allow_root: false,
         hostname: "theirs".into(),
         link_dir: bench.directory.path().to_owned(),
     };

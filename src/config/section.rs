@@ -242,6 +242,15 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// Yes or no.
+    pub(super) fn flag(&self, key: &'static str, default: bool) -> bool {
+        let read = |value: &Value| match value {
+            Value::Bool(value) => Ok(*value),
+            other => Err(format!("expected true or false, found {}", describe(other))),
+        };
+        self.value(key, default, read, ToString::to_string)
+    }
+
     /// Whole seconds within bounds, both included. The key ends in `_s`.
     pub(super) fn seconds(
         &self,

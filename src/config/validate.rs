@@ -229,6 +229,7 @@ fn template(name: Option<Name>, keys: &Section<'_>) -> Option<Template> {
             format!("{allowed} is less than limits.cpus, {asked}"),
         );
     }
+    let allow_root = keys.flag("allow_root", false);
     let env = keys.texts("env", env_entry);
     if env.len() > MAX_ENV_ENTRIES {
         keys.problem("env", format!("has more than {MAX_ENV_ENTRIES} entries"));
@@ -248,6 +249,7 @@ fn template(name: Option<Name>, keys: &Section<'_>) -> Option<Template> {
         image: image?,
         limits,
         max_limits,
+        allow_root,
         env,
         workdir,
         timeout_s,

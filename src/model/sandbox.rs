@@ -115,6 +115,8 @@ pub struct SandboxSpec {
     pub image: ImageDigest,
     /// What it may use.
     pub limits: Limits,
+    /// Whether programs in it may be root.
+    pub allow_root: bool,
     /// Its host name.
     pub hostname: String,
     /// The directory on the host that holds the link socket; mounted read-only.

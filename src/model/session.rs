@@ -186,6 +186,8 @@ pub struct SessionSpec {
     pub workdir: Option<String>,
     /// What the sandbox may use.
     pub limits: Limits,
+    /// Whether programs may run as root in it, as the template said when the session was admitted.
+    pub allow_root: bool,
     /// Lifetime from its admission, in seconds.
     pub timeout_s: u64,
 }

@@ -17,6 +17,9 @@ pub struct Template {
     pub limits: Limits,
     /// The most that a session may ask for.
     pub max_limits: Limits,
+    /// Whether programs may run as root in a session, with the capabilities that make root useful
+    /// inside and none on the host.
+    pub allow_root: bool,
     /// Environment of every process; a session's own wins.
     pub env: BTreeMap<String, String>,
     /// Where processes start when neither they nor their session say.

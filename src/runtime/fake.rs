@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
+use super::spec::{GUEST_PATH, capabilities, guest_arguments};
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeError, RuntimeFacts,
     SandboxRuntime,
@@ -294,6 +295,27 @@ fn refused(message: &str) -> RuntimeError {
     }
 }
 
+/// A sandbox's capabilities as the kernel shows them (capabilities(7) numbers them).
+fn capability_bits(spec: &SandboxSpec) -> u64 {
+    capabilities(spec)
+        .iter()
+        .map(|name| match *name {
+            "CAP_CHOWN" => 1,
+            "CAP_DAC_OVERRIDE" => 1 << 1,
+            "CAP_FOWNER" => 1 << 3,
+            "CAP_FSETID" => 1 << 4,
+            "CAP_KILL" => 1 << 5,
+            "CAP_SETGID" => 1 << 6,
+            "CAP_SETUID" => 1 << 7,
+            "CAP_SETPCAP" => 1 << 8,
+            "CAP_NET_BIND_SERVICE" => 1 << 10,
+            "CAP_SYS_CHROOT" => 1 << 18,
+            // One that the fake does not know must not pass for none.
+            _ => 1 << 63,
+        })
+        .fold(0, |held, bit: u64| held | bit)
+}
+
 #[async_trait]
 impl SandboxRuntime for FakeRuntime {
     async fn probe(&self) -> Result<RuntimeFacts, RuntimeError> {
@@ -397,19 +419,28 @@ impl SandboxRuntime for FakeRuntime {
         verdict.answer(states)
     }
 
-    /// Knows `true`, `false`, `echo`, and a script that ends in `kill -TERM 1`, which ends the sandbox with 42.
+    /// Knows `true`, `false`, `echo`, a script that ends in `kill -TERM 1`, which ends the sandbox with 42, and the two
+    /// files of `/proc` that show what a sandbox was made with.
     async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError> {
         let verdict = self.enter(FakeCall::Exec).await?;
-        if self
-            .look(id)
-            .is_none_or(|state| state.phase != SandboxPhase::Running)
-        {
+        let running = self.state().sandboxes.get(id).and_then(|sandbox| {
+            (sandbox.phase == SandboxPhase::Running).then(|| sandbox.spec.clone())
+        });
+        let Some(spec) = running else {
             return Err(refused("the container is not running"));
-        }
+        };
         let (exit_code, mut output) = match argv {
             ["true"] => (0, Vec::new()),
             ["false"] => (1, Vec::new()),
             ["echo", words @ ..] => (0, format!("{}\n", words.join(" ")).into_bytes()),
+            ["cat", "/proc/1/cmdline"] => {
+                let words = [&[GUEST_PATH], guest_arguments(&spec)].concat();
+                (0, format!("{}\0", words.join("\0")).into_bytes())
+            }
+            ["grep", "^CapEff:", "/proc/self/status"] => {
+                let held = capability_bits(&spec);
+                (0, format!("CapEff:\t{held:016x}\n").into_bytes())
+            }
             ["sh", "-c", script] if script.ends_with("kill -TERM 1") => {
                 self.die(id, 42);
                 (0, Vec::new())

@@ -25,7 +25,24 @@ pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
 
 /// All that the guest holds: it starts programs as other users and ends them
 /// (`docs/decisions/0002-capabilities.md`).
-pub(super) const CAPABILITIES: [&str; 4] = ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"];
+const CAPABILITIES: [&str; 4] = ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"];
+/// What the guest holds where programs may be root, and such programs with it: to install packages, to
+/// give files away, to become another user. Nothing by which a program could trace the guest, mount
+/// over it or open raw sockets (`docs/decisions/0013-root-inside.md`).
+const ROOT_CAPABILITIES: [&str; 10] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+/// The guest's word for it that programs may be root.
+const ALLOW_ROOT: &str = "--allow-root";
 /// Open files of one process inside.
 const OPEN_FILES: u64 = 65_536;
 /// podman's log of what the guest says: rewritten from its start when it is full.
@@ -84,7 +101,7 @@ pub struct CreateRequest {
     name: String,
     image: String,
     entrypoint: [&'static str; 1],
-    command: [&'static str; 0],
+    command: &'static [&'static str],
     work_dir: &'static str,
     user: &'static str,
     umask: &'static str,
@@ -92,7 +109,7 @@ pub struct CreateRequest {
     labels: BTreeMap<&'static str, String>,
     annotations: BTreeMap<&'static str, String>,
     cap_drop: [&'static str; 1],
-    cap_add: [&'static str; 4],
+    cap_add: &'static [&'static str],
     no_new_privileges: bool,
     privileged: bool,
     netns: Namespace,
@@ -227,7 +244,7 @@ impl CreateRequest {
             name: container_name(spec),
             image: format!("sha256:{}", spec.image.hex()),
             entrypoint: [GUEST_PATH],
-            command: [],
+            command: guest_arguments(spec),
             work_dir: "/",
             user: "0:0",
             umask: "0022",
@@ -235,7 +252,7 @@ impl CreateRequest {
             labels: labels(spec).into(),
             annotations: [(FILE_LIMIT_ANNOTATION, file_limit(spec))].into(),
             cap_drop: ["all"],
-            cap_add: CAPABILITIES,
+            cap_add: capabilities(spec),
             no_new_privileges: true,
             privileged: false,
             netns: none(),
@@ -269,6 +286,20 @@ impl CreateRequest {
             volatile: true,
         })
     }
+}
+
+/// The capabilities of a sandbox, all of them of gVisor's own kernel.
+pub(super) const fn capabilities(spec: &SandboxSpec) -> &'static [&'static str] {
+    if spec.allow_root {
+        &ROOT_CAPABILITIES
+    } else {
+        &CAPABILITIES
+    }
+}
+
+/// What the guest is told beyond its name.
+pub(super) const fn guest_arguments(spec: &SandboxSpec) -> &'static [&'static str] {
+    if spec.allow_root { &[ALLOW_ROOT] } else { &[] }
 }
 
 /// Something of the host's that is visible inside, always read-only.
@@ -406,8 +437,16 @@ pub(super) mod tests {
                 pids: 100,
                 disk_bytes: 2 * GIB,
             },
+            allow_root: false,
             hostname: "box".into(),
             link_dir: "/run/casemate/link/ses_0".into(),
+        }
+    }
+
+    pub(in super::super) fn root_spec() -> SandboxSpec {
+        SandboxSpec {
+            allow_root: true,
+            ..spec()
         }
     }
 
@@ -422,6 +461,33 @@ pub(super) mod tests {
             "{}",
             serde_json::to_string_pretty(&request).unwrap()
         );
+    }
+
+    #[test]
+    fn a_sandbox_with_root_differs_in_its_capabilities_and_its_guests_word_alone() {
+        let request = CreateRequest::new(&root_spec(), &ground(ALL)).unwrap();
+        let mut request = serde_json::to_value(request).unwrap();
+        assert_eq!(request["command"], json!(["--allow-root"]));
+        assert_eq!(
+            request["cap_add"],
+            json!([
+                "CAP_CHOWN",
+                "CAP_DAC_OVERRIDE",
+                "CAP_FOWNER",
+                "CAP_FSETID",
+                "CAP_KILL",
+                "CAP_NET_BIND_SERVICE",
+                "CAP_SETGID",
+                "CAP_SETPCAP",
+                "CAP_SETUID",
+                "CAP_SYS_CHROOT"
+            ])
+        );
+        let golden: Value = serde_json::from_str(GOLDEN).unwrap();
+        for field in ["command", "cap_add"] {
+            request[field] = golden[field].clone();
+        }
+        assert_eq!(request, golden);
     }
 
     #[test]

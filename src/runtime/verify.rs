@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::RuntimeError;
 use super::libpod::bounded;
 use super::spec::{
-    Bind, CAPABILITIES, FILE_LIMIT_ANNOTATION, GUEST_PATH, Ground, LOG_SIZE, binds, container_name,
-    file_limit, labels, resources, rlimits, tmpfs,
+    Bind, FILE_LIMIT_ANNOTATION, GUEST_PATH, Ground, LOG_SIZE, binds, capabilities, container_name,
+    file_limit, guest_arguments, labels, resources, rlimits, tmpfs,
 };
 use crate::model::sandbox::SandboxSpec;
 
@@ -74,7 +74,6 @@ pub fn verify(
     for field in [
         "Pod",
         "Dependencies",
-        "Config.Cmd",
         "Config.Volumes",
         "HostConfig.Devices",
         "HostConfig.GroupAdd",
@@ -90,8 +89,9 @@ pub fn verify(
     }
     for field in ["EffectiveCaps", "BoundingCaps"] {
         let found: BTreeSet<&str> = strings(field, at(inspect, field)?)?.into_iter().collect();
-        same(field, &found, &BTreeSet::from(CAPABILITIES))?;
+        same(field, &found, &capabilities(spec).iter().copied().collect())?;
     }
+    verify_arguments(inspect, spec)?;
     verify_ipc(inspect)?;
     verify_health_check(inspect)?;
     verify_labels(inspect, spec)?;
@@ -99,6 +99,24 @@ pub fn verify(
     verify_binds(inspect, &binds(spec, ground)?)?;
     verify_tmpfs(inspect, &tmpfs(spec))?;
     verify_rlimits(inspect, &rlimits(spec))
+}
+
+/// What the guest is told: as it was asked for, and as the runtime gets it. Where podman passes no
+/// argument, it repeats the program's path in their place.
+fn verify_arguments(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
+    for field in ["Config.Cmd", "Args"] {
+        let found = at(inspect, field)?;
+        let mut words = if is_empty(found) {
+            Vec::new()
+        } else {
+            strings(field, found)?
+        };
+        if field == "Args" && words == [GUEST_PATH] {
+            words.clear();
+        }
+        same(field, &words[..], guest_arguments(spec))?;
+    }
+    Ok(())
 }
 
 /// podman 4.3 reports every IPC namespace of its own as shareable, also one that was asked to be
@@ -279,7 +297,7 @@ fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::spec::Enforced;
-    use super::super::spec::tests::{ALL, ground, spec};
+    use super::super::spec::tests::{ALL, ground, root_spec, spec};
     use super::*;
     use crate::model::sandbox::GIB;
 
@@ -477,8 +495,54 @@ mod tests {
         }
     }
 
+    /// What podman makes of the request for a sandbox in which programs may be root.
+    fn root_inspect() -> Value {
+        let mut inspect = inspect();
+        let request = super::super::spec::CreateRequest::new(&root_spec(), &ground(ALL)).unwrap();
+        let request = serde_json::to_value(request).unwrap();
+        for caps in ["EffectiveCaps", "BoundingCaps"] {
+            inspect[caps] = request["cap_add"].clone();
+        }
+        inspect["Config"]["Cmd"] = request["command"].clone();
+        inspect["Args"] = request["command"].clone();
+        inspect
+    }
+
+    #[test]
+    fn neither_kind_of_sandbox_is_taken_for_the_other() {
+        verify(&root_inspect(), &root_spec(), &ground(ALL)).unwrap();
+        for (inspect, spec) in [(root_inspect(), spec()), (inspect(), root_spec())] {
+            assert_differs_from(&inspect, &spec, "EffectiveCaps");
+        }
+        // One word or one capability alone is enough, in either direction.
+        for field in ["EffectiveCaps", "BoundingCaps", "Config.Cmd", "Args"] {
+            let of = |inspect: &Value| {
+                let pointer = format!("/{}", field.replace('.', "/"));
+                inspect.pointer(&pointer).unwrap().clone()
+            };
+            let put = |inspect: &mut Value, value: Value| {
+                let place = field.split('.').fold(inspect, |at, key| &mut at[key]);
+                *place = value;
+            };
+            let (mut plain, mut root) = (inspect(), root_inspect());
+            let (of_plain, of_root) = (of(&plain), of(&root));
+            put(&mut plain, of_root);
+            assert_differs(&plain, field);
+            put(&mut root, of_plain);
+            assert_differs_from(&root, &root_spec(), field);
+        }
+        let mut more = root_inspect();
+        let caps = more["EffectiveCaps"].as_array_mut().unwrap();
+        caps.push(json!("CAP_SYS_PTRACE"));
+        assert_differs_from(&more, &root_spec(), "EffectiveCaps");
+    }
+
     fn assert_differs(inspect: &Value, wanted: &str) {
-        match verify(inspect, &spec(), &ground(ALL)) {
+        assert_differs_from(inspect, &spec(), wanted);
+    }
+
+    fn assert_differs_from(inspect: &Value, spec: &SandboxSpec, wanted: &str) {
+        match verify(inspect, spec, &ground(ALL)) {
             Err(RuntimeError::NotAsAsked { field, .. }) => assert_eq!(field, wanted),
             other => panic!("{wanted}: {other:?}"),
         }

@@ -5,7 +5,7 @@
 //! *before* each step; whichever fails or is interrupted, they can be cleared, as often as it takes.
 
 use std::fs::{DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +29,9 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Random bytes in a link's token.
 const TOKEN_BYTES: usize = 32;
+
+/// What the daemon's own copy of a token is called: the session's name and this.
+const TOKEN_SUFFIX: &str = ".token";
 
 /// Pause before the runtime is asked again whether a sandbox still runs.
 const WAIT_AGAIN: Duration = Duration::from_millis(200);
@@ -135,28 +138,31 @@ impl Remains {
     }
 }
 
-/// The host's side of a sandbox's only way out: a directory with a token and a listening socket.
+/// The host's side of a sandbox's only way out: a directory with a listening socket and, until the guest has
+/// come in, the token by which it is known. What the daemon itself knows the guest by again lies beside the
+/// directory, where no sandbox sees it.
 pub(super) struct Door {
     pub(super) directory: PathBuf,
     token: LinkToken,
     listener: LinkListener,
+    /// How many were turned away.
+    strangers: u64,
 }
 
 impl Door {
     /// Makes the directory of a new session. The link root has the sandbox group and the
     /// set-group-id bit, so that everything below is readable for that group and no other.
+    ///
+    /// The daemon's copy of the token is whole before there is a directory that a sandbox could be
+    /// given: whichever guest runs after a crash, its token is known.
     pub(super) async fn build(root: &Path, id: SessionId) -> io::Result<Self> {
         let directory = root.join(id.to_string());
-        DirBuilder::new().mode(0o700).create(&directory)?;
         let token = new_token()?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(directory.join("token"))?;
-        file.write_all(token.expose().as_bytes())?;
+        write_token(&token_path(root, id), &token)?;
+        DirBuilder::new().mode(0o700).create(&directory)?;
         // The process's umask keeps the group out of new files; here it is let in on purpose.
-        file.set_permissions(Permissions::from_mode(0o640))?;
+        write_token(&directory.join("token"), &token)?
+            .set_permissions(Permissions::from_mode(0o640))?;
         std::fs::set_permissions(&directory, Permissions::from_mode(0o2750))?;
         Self::open(directory, token).await
     }
@@ -164,15 +170,8 @@ impl Door {
     /// Opens the door of a session that a former daemon left running. The directory stays the one
     /// that the sandbox has mounted; only the socket in it is new.
     pub(super) async fn reopen(root: &Path, id: SessionId) -> io::Result<Self> {
-        let directory = root.join(id.to_string());
-        let mut text = String::new();
-        OpenOptions::new()
-            .read(true)
-            .open(directory.join("token"))?
-            .take(1024)
-            .read_to_string(&mut text)?;
-        let token = LinkToken::parse(&text).map_err(io::Error::other)?;
-        Self::open(directory, token).await
+        let token = LinkToken::read(&token_path(root, id))?;
+        Self::open(root.join(id.to_string()), token).await
     }
 
     async fn open(directory: PathBuf, token: LinkToken) -> io::Result<Self> {
@@ -183,15 +182,19 @@ impl Door {
             directory,
             token,
             listener,
+            strangers: 0,
         })
     }
 
-    /// Removes the directory of a session; none is success.
+    /// Removes the directory of a session and the token beside it; none is success.
     pub(super) fn remove(root: &Path, id: SessionId) -> io::Result<()> {
-        match std::fs::remove_dir_all(root.join(id.to_string())) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        gone(std::fs::remove_dir_all(root.join(id.to_string())))?;
+        gone(std::fs::remove_file(token_path(root, id)))
+    }
+
+    /// Which session's door something in the link root is of.
+    pub(super) fn owner_of(name: &str) -> Option<SessionId> {
+        name.strip_suffix(TOKEN_SUFFIX).unwrap_or(name).parse().ok()
     }
 
     /// Waits until the sandbox's own guest has dialled, or the sandbox is dead, or time is over.
@@ -215,6 +218,24 @@ impl Door {
         }
     }
 
+    /// Waits, while a link lives, for the guest to come with another: it has lost the one that we
+    /// still believe in. Everybody else is turned away, so that dials of whoever may dial do not pile up at the
+    /// socket and keep the guest waiting when it needs it.
+    pub(super) async fn guest_again(&mut self, house: &House, sandbox: &SandboxId) -> Link {
+        loop {
+            match self.accept(house, sandbox).await {
+                Ok(link) => return link,
+                // Nothing that a dialler does is the end of a session that has its link.
+                Err(end) => {
+                    warn!(sandbox = %sandbox, error = end.message, "cannot listen for a guest");
+                    tokio::time::sleep(WAIT_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Lets the sandbox's own guest in. When this returns, the token is no longer in the sandbox: it
+    /// is in the guest's memory, and every program starts after that.
     async fn accept(&mut self, house: &House, sandbox: &SandboxId) -> Result<Link, End> {
         loop {
             match self.listener.accept_one(&self.token).await {
@@ -227,13 +248,25 @@ impl Door {
                         link.close();
                         return Err(End::new(Reason::LaunchFailed, Chain(&error).to_string()));
                     }
+                    if let Err(error) = gone(std::fs::remove_file(self.directory.join("token"))) {
+                        link.close();
+                        return Err(End::new(
+                            Reason::LaunchFailed,
+                            format!("take the token out of the sandbox: {error}"),
+                        ));
+                    }
                     info!(sandbox = %sandbox, guest = %hello.guest_version.escape_debug(), "guest linked");
                     return Ok(link);
                 }
                 // Somebody who is not the guest, or a guest that talks nonsense: the next one may
                 // be right. The listener paces itself.
                 Err(error @ LinkError::Rejected { .. }) => {
-                    warn!(sandbox = %sandbox, error = %Chain(&error), "turned a dialler away");
+                    self.strangers += 1;
+                    // A program that dials without end must not fill the log.
+                    if self.strangers.is_power_of_two() {
+                        let so_far = self.strangers;
+                        warn!(sandbox = %sandbox, so_far, error = %Chain(&error), "turned a dialler away");
+                    }
                 }
                 Err(error) => {
                     return Err(End::new(Reason::LaunchFailed, Chain(&error).to_string()));
@@ -255,6 +288,7 @@ pub(super) async fn create(
         session: session.id,
         image: session.spec.image,
         limits: session.spec.limits,
+        allow_root: session.spec.allow_root,
         hostname: hostname(session),
         link_dir,
     };
@@ -340,6 +374,30 @@ fn hostname(session: &Session) -> String {
             .trim_end_matches('-')
             .to_owned(),
         None => format!("ses-{}", session.id.suffix()),
+    }
+}
+
+/// Where the daemon keeps the token of a session for itself.
+fn token_path(root: &Path, id: SessionId) -> PathBuf {
+    root.join(format!("{id}{TOKEN_SUFFIX}"))
+}
+
+/// Writes a token to a new file that is the daemon's alone.
+fn write_token(path: &Path, token: &LinkToken) -> io::Result<std::fs::File> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(token.expose().as_bytes())?;
+    Ok(file)
+}
+
+/// What is gone already has been removed.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 

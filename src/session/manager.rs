@@ -472,6 +472,7 @@ fn admit(
         env,
         workdir: new.workdir.or_else(|| template.workdir.clone()),
         limits,
+        allow_root: template.allow_root,
         timeout_s,
     })
 }

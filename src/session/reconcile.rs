@@ -1,6 +1,6 @@
 //! Store against runtime against link directories, when the daemon starts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use tracing::{info, warn};
@@ -94,20 +94,27 @@ impl Sessions {
             doing: "clear the link directory",
             source,
         };
-        let mut removed = 0;
+        // A session's directory and token are one door.
+        let mut stale = BTreeSet::new();
         for entry in std::fs::read_dir(root).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            match name.to_str().map(str::parse::<SessionId>) {
-                Some(Ok(id)) if owned(id) => {}
-                Some(Ok(id)) => match Door::remove(root, id) {
-                    Ok(()) => removed += 1,
-                    Err(error) => {
-                        warn!(session = %id, error = %Chain(&error), "cannot remove a link directory");
-                    }
-                },
+            match name.to_str().and_then(Door::owner_of) {
+                Some(id) if owned(id) => {}
+                Some(id) => {
+                    stale.insert(id);
+                }
                 // Not ours to judge.
-                _ => warn!(name = ?name, "something strange lies in the link directory"),
+                None => warn!(name = ?name, "something strange lies in the link directory"),
+            }
+        }
+        let mut removed = 0;
+        for id in stale {
+            match Door::remove(root, id) {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    warn!(session = %id, error = %Chain(&error), "cannot remove a link directory");
+                }
             }
         }
         Ok(removed)

@@ -140,20 +140,26 @@ impl Life {
             Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
         loop {
-            self.link.send_replace(Some(link.clone()));
-            tokio::select! {
-                biased;
-                end = self.deadline() => return Err(end),
-                () = link.closed() => {}
-                never = look(&link, &self.looks) => match never {},
-            }
-            self.link.send_replace(None);
             let Traces::Known(sandbox) = &self.remains.sandbox else {
                 return Err(End::new(
                     Reason::Internal,
                     "a linked session without a sandbox",
                 ));
             };
+            self.link.send_replace(Some(link.clone()));
+            let again = tokio::select! {
+                biased;
+                end = self.deadline() => return Err(end),
+                () = link.closed() => None,
+                never = look(&link, &self.looks) => match never {},
+                again = door.guest_again(&self.house, sandbox) => Some(again),
+            };
+            self.link.send_replace(None);
+            link.close();
+            if let Some(again) = again {
+                link = again;
+                continue;
+            }
             // A guest that lost the link dials again at once; one whose sandbox died does not.
             let patience = self.house.settings().reattach_timeout;
             link = tokio::select! {

@@ -38,7 +38,7 @@ pub enum Admission {
 }
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
-    memory_bytes, cpus, pids, disk_bytes, timeout_s, phase, reason, message, generation, sandbox, \
+    memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
     created_at, ready_at, ends_at, ended_at";
 
 impl Store {
@@ -251,7 +251,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -268,6 +268,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             spec.limits.cpus,
             spec.limits.pids,
             spec.limits.disk_bytes,
+            spec.allow_root,
             spec.timeout_s,
             session.status.phase.as_str(),
             session.status.reason.map(Reason::as_str),
@@ -346,6 +347,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
                 pids: field(row, "pids")?,
                 disk_bytes: field(row, "disk_bytes")?,
             },
+            allow_root: field(row, "allow_root")?,
             timeout_s: field(row, "timeout_s")?,
         },
         status: Status {
@@ -388,6 +390,7 @@ mod tests {
                 env: BTreeMap::from([("TOKEN".into(), "hush".into())]),
                 workdir: Some("/w".into()),
                 limits: Limits::default(),
+                allow_root: true,
                 timeout_s: 60,
             },
             status: Status {

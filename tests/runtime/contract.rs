@@ -68,8 +68,17 @@ impl<'a> Bench<'a> {
                 disk_bytes: GIB,
                 ..Limits::default()
             },
+            allow_root: false,
             hostname: "box".into(),
             link_dir,
+        }
+    }
+
+    /// The same for one in which programs may be root.
+    pub fn root_spec(&self) -> SandboxSpec {
+        SandboxSpec {
+            allow_root: true,
+            ..self.spec()
         }
     }
 
@@ -109,6 +118,7 @@ pub async fn contract(bench: &Bench<'_>) {
         an_unknown_image_is_missing(bench).await;
         a_session_has_one_sandbox(bench).await;
         exec_tells_exit_code_and_output(bench).await;
+        a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench).await;
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
     };
@@ -251,6 +261,33 @@ async fn exec_tells_exit_code_and_output(bench: &Bench<'_>) {
     assert_eq!((outcome.exit_code, &outcome.output[..]), (0, &b"a b\n"[..]));
     assert_eq!(runtime.exec(&id, &["false"]).await.unwrap().exit_code, 1);
     runtime.remove(&id).await.unwrap();
+}
+
+// CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_SETPCAP are bits 5 to 8 (capabilities(7)); with root also CAP_CHOWN,
+// CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID (0, 1, 3, 4), CAP_NET_BIND_SERVICE (10) and CAP_SYS_CHROOT (18).
+async fn a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    for (spec, held, is_told) in [
+        (bench.spec(), "00000000000001e0", false),
+        (bench.root_spec(), "00000000000405fb", true),
+    ] {
+        let id = runtime.create(&spec).await.unwrap();
+        runtime.start(&id).await.unwrap();
+        let read = async |argv: &[&str]| {
+            let outcome = runtime.exec(&id, argv).await.unwrap();
+            String::from_utf8(outcome.output).unwrap()
+        };
+        let found = read(&["grep", "^CapEff:", "/proc/self/status"]).await;
+        assert_eq!(found, format!("CapEff:\t{held}\n"));
+        let words = read(&["cat", "/proc/1/cmdline"]).await;
+        let told = if is_told {
+            "/run/casemate/guest\0--allow-root\0"
+        } else {
+            "/run/casemate/guest\0"
+        };
+        assert!(words.ends_with(told), "{words:?}");
+        runtime.remove(&id).await.unwrap();
+    }
 }
 
 async fn garbage_is_a_bad_archive(bench: &Bench<'_>) {

@@ -232,6 +232,40 @@ async fn a_sandbox_is_gvisor_and_has_no_network_and_nothing_of_the_hosts() {
     podman.remove(&id).await.unwrap();
 }
 
+/// Both kinds of sandbox, as the shipped guest has them: it holds exactly what was granted, and keeps the bounding set
+/// only where programs may be root.
+#[tokio::test]
+async fn either_kind_of_sandbox_has_exactly_its_capabilities() {
+    let dir = work_dir();
+    let podman = podman_as_shipped();
+    let bench = Bench::new(&podman, image(), dir.path());
+    for (spec, held, bounding) in [
+        (bench.spec(), 0x1e0, 0),
+        (bench.root_spec(), 0x405fb, 0x405fb),
+    ] {
+        let id = podman.create(&spec).await.unwrap();
+        podman.start(&id).await.unwrap();
+        let sets = until(async || {
+            let (_, status) = sh(&podman, &id, "grep '^Cap' /proc/1/status").await;
+            let sets: BTreeMap<String, u64> = status
+                .lines()
+                .filter_map(|line| line.split_once(":\t"))
+                .map(|(set, bits)| (set.to_owned(), u64::from_str_radix(bits, 16).unwrap()))
+                .collect();
+            // Emptied by the guest itself, soon after its start.
+            (sets["CapBnd"] == bounding).then_some(sets)
+        })
+        .await;
+        for (set, wanted) in [("CapInh", 0), ("CapPrm", held), ("CapEff", held)] {
+            assert_eq!(sets[set], wanted, "{set} {sets:x?}");
+        }
+        // What is run around the guest has the same.
+        let (_, status) = sh(&podman, &id, "grep '^CapBnd' /proc/self/status").await;
+        assert_eq!(status, format!("CapBnd:\t{held:016x}\n"));
+        podman.remove(&id).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn limits_of_gvisors_own_hold() {
     let dir = work_dir();

@@ -153,6 +153,11 @@ async fn kill_9_in_the_middle_of_creates_loses_no_acknowledged_session_and_leave
         let mut links = daemon.links();
         links.sort();
         assert_eq!(links, owned, "round {round}");
+        assert_eq!(
+            daemon.link_entries().len(),
+            2 * owned.len(),
+            "round {round}"
+        );
         for id in &owned {
             client.end(id).await;
         }
@@ -305,6 +310,9 @@ async fn at_the_start_containers_without_a_session_go_and_those_of_others_stay()
     let stale = daemon.run.join("link/ses_00000000000000000000000000");
     std::fs::create_dir(&stale).unwrap();
     crate::support::daemon::give_to_daemon(&stale);
+    // A crash may have left the one without the other.
+    let token = daemon.run.join("link/ses_00000000000000000000000001.token");
+    std::fs::write(&token, "stale").unwrap();
 
     daemon.start().await;
     let left = daemon.containers().await;
@@ -312,7 +320,9 @@ async fn at_the_start_containers_without_a_session_go_and_those_of_others_stay()
     assert_eq!(left[0].labels["io.casemate.session"], kept.as_str());
     assert_eq!(podman::containers(other).await.len(), 1, "it is not ours");
     podman::remove(&theirs).await;
-    assert_eq!(daemon.links(), [kept.as_str()]);
+    let mut entries = daemon.link_entries();
+    entries.sort();
+    assert_eq!(entries, [kept.clone(), format!("{kept}.token")]);
     let removed = daemon.sql::<String>("SELECT event FROM audit WHERE kind = 'sandbox.orphan'");
     assert_eq!(removed.len(), ours.len(), "{removed:?}");
     assert!(

@@ -12,6 +12,8 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use crate::stream::Reader;
+
 /// What a response carries.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -19,6 +21,8 @@ pub(crate) enum Answer {
     Whole(Option<Chunk>),
     /// What comes as it comes. Dropped when nobody listens any more, which the sender sees.
     Stream(mpsc::Receiver<Chunk>),
+    /// What a process says. Dropped when nobody listens any more, which the process sees.
+    Reader(Reader),
 }
 
 impl Body for Answer {
@@ -32,6 +36,7 @@ impl Body for Answer {
         let chunk = match self.get_mut() {
             Self::Whole(chunk) => Poll::Ready(chunk.take()),
             Self::Stream(chunks) => chunks.poll_recv(cx),
+            Self::Reader(reader) => reader.poll_chunk(cx),
         };
         chunk.map(|chunk| chunk.map(|chunk| Ok(Frame::data(chunk))))
     }
@@ -41,6 +46,7 @@ impl Body for Answer {
             Self::Whole(chunk) => chunk.is_none(),
             // Known with the last frame, so that it carries the stream's end itself.
             Self::Stream(chunks) => chunks.is_closed() && chunks.is_empty(),
+            Self::Reader(reader) => reader.is_done(),
         }
     }
 }

@@ -1,60 +1,98 @@
-//! Making one process: its words, environment and pipes, and the names of what can go wrong.
+//! Making one process: its words, environment and streams, and the names of what can go wrong.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, NulError};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 
+use casemate_link::process::{LoginShell, ProcessSpec, PtySize};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::{Uid, seteuid};
 
+use crate::ends::{self, Ends, Opened};
 use crate::users::Identity;
 use crate::vfork::{self, Failure, Plan, Step};
+use crate::{boot, sys};
 
 /// The `PATH` of a process that is given none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The `TERM` of a process on a terminal that is given none: what today's terminals understand.
+const TERM: &str = "xterm-256color";
+
+/// The shell of an account whose own cannot be run.
+const SHELL: &str = "/bin/sh";
 
 /// A process about to be made.
 #[derive(Debug)]
 pub(crate) struct Launch {
     pub(crate) argv: Vec<String>,
     /// Over the defaults.
-    pub(crate) env: BTreeMap<String, String>,
+    env: BTreeMap<String, String>,
     /// Absent: the user's home, or `/` when that cannot be entered.
-    pub(crate) cwd: Option<String>,
-    pub(crate) identity: Identity,
+    cwd: Option<String>,
+    identity: Identity,
     /// Whether to become the identity, or to stay who the guest is.
-    pub(crate) switch: bool,
+    switch: bool,
+    pty: Option<PtySize>,
+    has_input: bool,
 }
 
-/// The guest's ends of a process's pipes.
+/// What the guest has of a process that runs.
 #[derive(Debug)]
-pub(crate) struct Pipes {
-    pub(crate) stdin: OwnedFd,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
+pub(crate) struct Launched {
+    pub(crate) ends: Ends,
+    /// Where it started.
+    pub(crate) cwd: String,
 }
 
 impl Launch {
+    /// What a valid specification asks for.
+    pub(crate) fn new(spec: ProcessSpec, mut identity: Identity, switch: bool) -> Self {
+        let argv = match spec.shell {
+            None => spec.argv,
+            Some(LoginShell { command }) => {
+                if !is_program(&identity.shell) {
+                    SHELL.clone_into(&mut identity.shell);
+                }
+                let mut words = vec![identity.shell.clone(), "-l".to_owned()];
+                if let Some(command) = command {
+                    words.extend(["-c".to_owned(), command]);
+                }
+                words
+            }
+        };
+        Self {
+            argv,
+            env: spec.env,
+            cwd: spec.cwd,
+            identity,
+            switch,
+            pty: spec.pty,
+            has_input: spec.stdin,
+        }
+    }
+
     /// Makes the process, in a session and process group of its own. Takes milliseconds, in which the guest stands still.
     ///
     /// # Errors
     /// A [`Refusal`] that says which step failed.
-    pub(crate) fn spawn(self) -> Result<(i32, Pipes), Refusal> {
+    pub(crate) fn spawn(self) -> Result<(i32, Launched), Refusal> {
         let owner = self.switch.then_some(self.identity.uid);
-        let (pipes, stdio) = as_user(owner, open_pipes).map_err(|error| {
-            refusal(
-                code::TOO_MANY_PROCESSES,
-                &format!("opening its pipes: {error}"),
-            )
-        })?;
-        let plan = self
+        let opened = as_user(owner, || match self.pty {
+            Some(size) => ends::terminal(size, self.has_input),
+            None => ends::pipes(self.has_input),
+        });
+        let opened = opened.and_then(Opened::watch);
+        let (ends, stdio) = opened.map_err(|error| no_streams(&error))?;
+        let mut plan = self
             .plan(stdio)
             .map_err(|_| refusal(code::BAD_SPEC, "a text holds a NUL byte"))?;
-        let pid = vfork::spawn(&plan).map_err(explain)?;
-        Ok((pid, pipes))
+        let (pid, entered) = vfork::spawn(&plan).map_err(explain)?;
+        let cwd = plan.workdirs.drain(entered..).next().unwrap_or_default();
+        let cwd = cwd.to_string_lossy().into_owned();
+        Ok((pid, Launched { ends, cwd }))
     }
 
     fn plan(self, stdio: [OwnedFd; 3]) -> Result<Plan, NulError> {
@@ -78,8 +116,10 @@ impl Launch {
             ("SHELL", shell),
             ("LANG", "C.UTF-8".to_owned()),
         ];
+        let terminal = self.pty.map(|_| ("TERM", TERM.to_owned()));
         let mut env: BTreeMap<String, String> = defaults
             .into_iter()
+            .chain(terminal)
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
         env.extend(self.env);
@@ -90,10 +130,34 @@ impl Launch {
             argv: c_strings(self.argv)?,
             env: c_strings(env.iter().map(|(name, value)| format!("{name}={value}")))?,
             workdirs: c_strings(workdirs)?,
+            shed: if uid == 0 {
+                Vec::new()
+            } else {
+                boot::kept().to_vec()
+            },
             identity: self.switch.then_some((uid, gid, groups)),
             stdio,
+            has_terminal: self.pty.is_some(),
         })
     }
+}
+
+/// Whether a path is a file that somebody may run. Whether this user may, running it tells.
+fn is_program(path: &str) -> bool {
+    const ANYBODY: u32 = 0o111;
+    std::fs::metadata(path)
+        .is_ok_and(|file| path.starts_with('/') && file.is_file() && file.mode() & ANYBODY != 0)
+}
+
+/// Says why a process has no streams: there are too many, or a sandbox lacks what they are made of.
+fn no_streams(error: &io::Error) -> Refusal {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    let code = match errno {
+        Errno::ENOMEM => code::OUT_OF_MEMORY,
+        Errno::EMFILE | Errno::ENFILE | Errno::ENOSPC | Errno::EAGAIN => code::TOO_MANY_PROCESSES,
+        _ => code::SPAWN_FAILED,
+    };
+    refusal(code, &format!("opening its streams: {}", errno.desc()))
 }
 
 /// Where a program may be: where its slash says, else in each directory of `path`, of which an empty one is the working
@@ -115,31 +179,16 @@ fn c_strings<T: Into<Vec<u8>>>(
     texts.into_iter().map(CString::new).collect()
 }
 
-/// Both ends of three pipes: the guest's, which never block, then the child's.
-fn open_pipes() -> io::Result<(Pipes, [OwnedFd; 3])> {
-    let (child_in, stdin) = io::pipe()?;
-    let (stdout, child_out) = io::pipe()?;
-    let (stderr, child_err) = io::pipe()?;
-    let pipes = Pipes {
-        stdin: stdin.into(),
-        stdout: stdout.into(),
-        stderr: stderr.into(),
-    };
-    for end in [&pipes.stdin, &pipes.stdout, &pipes.stderr] {
-        fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    }
-    Ok((pipes, [child_in.into(), child_out.into(), child_err.into()]))
-}
-
-/// Makes something with a user as its owner: a pipe of root's could not be opened again by a user's program that writes to
+/// Makes something with a user as its owner: a pipe or terminal of root's could not be opened again by a user's program that writes to
 /// `/dev/stdout`, and the guest may not give it away. Nobody can touch the guest meanwhile: whether a process may be
 /// signalled or traced goes by its real and saved user, too, and those stay root.
 fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(user) = user else { return work() };
-    let me = nix::unistd::geteuid();
-    seteuid(Uid::from_raw(user))?;
+    let me = nix::unistd::geteuid().as_raw();
+    // Of this thread only: others may be at work as other users.
+    sys::set_thread_uid(user)?;
     let result = work();
-    if seteuid(me).is_err() {
+    if sys::set_thread_uid(me).is_err() {
         // The saved user allows it, so this cannot be; a guest that is stuck as a user must not go on.
         std::process::abort();
     }
@@ -151,7 +200,7 @@ fn explain((step, errno): Failure) -> Refusal {
     let (code, what) = match (step, errno) {
         (Step::Workdir, _) => (code::BAD_WORKDIR, "entering the working directory"),
         (Step::Identity, _) => (code::USER_NOT_ALLOWED, "becoming the user"),
-        (Step::Session, _) => (code::SPAWN_FAILED, "opening a session"),
+        (Step::Session, _) => (code::SPAWN_FAILED, "opening its session"),
         (_, Errno::ENOMEM) => (code::OUT_OF_MEMORY, "making the process"),
         (Step::Fork, _) | (_, Errno::EAGAIN) => (code::TOO_MANY_PROCESSES, "making the process"),
         (_, Errno::ENOENT | Errno::ENOTDIR) => (code::NOT_FOUND, "running the program"),

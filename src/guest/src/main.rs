@@ -2,22 +2,33 @@
 //!
 //! It dials the daemon, serves the link's requests, reaps every orphan, and ends the sandbox in order when told to. It
 //! never exits because of the link. It runs on the enemy's side: nothing outside relies on what it says, and user
-//! processes, which run under another uid, can neither reach its socket nor signal it.
+//! processes, which run under another uid, can neither reach its socket nor signal it. Where they may be root, they can
+//! end it, but neither read its memory nor dial in its place: the link's token is nowhere else in the sandbox.
 //!
-//! One thread, no allocation that grows with what a process writes, no privileges but changing to a user and killing.
+//! One thread for everything but files, which a few others work on as the user who asked ([`files`]); bounded memory
+//! however much a process writes, no privileges but changing to a user and killing, and where processes may be root, theirs.
 
 mod body;
 mod boot;
 mod child;
+mod ends;
+mod files;
+mod input;
 mod kernel;
+mod life;
 mod options;
 mod ports;
+mod process;
 mod processes;
+mod pump;
 mod reaper;
+mod ring;
 mod serve;
 mod stop;
+mod store;
 mod stream;
 mod sys;
+mod terminal;
 mod transfer;
 mod usage;
 mod users;
@@ -25,6 +36,7 @@ mod vfork;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -67,19 +79,24 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> std::io::Result<()> {
-    boot::confine()?;
+    boot::confine(options.allow_root)?;
+    // The directory itself, not its path: where programs may be root, they can put another in its place.
+    std::env::set_current_dir(&options.link_dir)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .max_blocking_threads(files::THREADS)
+        .thread_keep_alive(files::THREAD_KEEP_ALIVE)
+        .thread_stack_size(files::THREAD_STACK_BYTES)
         .build()?;
-    LocalSet::new().block_on(&runtime, async {
+    let ended = LocalSet::new().block_on(&runtime, async {
         let mut orders = stop::Orders::listen()?;
         let mut deaths = reaper::Deaths::listen()?;
         let introduction = Introduction {
             guest_version: VERSION.to_owned(),
             kernel: kernel::report(),
         };
-        let dialer = Dialer::new(&options.link_dir, introduction);
+        let dialer = Dialer::new(Path::new("."), introduction);
         let reaper = Rc::new(Reaper::default());
         let processes = Processes::new(Rc::clone(&reaper), options);
         tokio::select! {
@@ -89,7 +106,10 @@ fn run(options: Options) -> std::io::Result<()> {
             never = processes.tidy() => match never {},
             never = serve::run(dialer, Rc::clone(&processes)) => match never {},
         }
-    })
+    });
+    // A long copy does not hold the sandbox's end up.
+    runtime.shutdown_background();
+    ended
 }
 
 /// One line for whoever reads the container's log. A log that cannot be written is no reason to die.

@@ -22,7 +22,8 @@ pub(crate) enum Command {
 pub(crate) struct Options {
     /// The directory with `link.sock` and `token`.
     pub(crate) link_dir: PathBuf,
-    /// Whether processes may run as root, and as whoever may open the link.
+    /// Whether processes may run as root, with all that the sandbox grants, and as whoever may open the link. Without the
+    /// token, which is gone from there when the first process runs, that opens nothing.
     pub(crate) allow_root: bool,
 }
 

@@ -1,60 +1,53 @@
-//! The processes that the daemon asked for, while they run.
+//! The processes that the daemon asked for: those that run, and those that ended and are kept for late readers.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use casemate_link::limits::MAX_PROCESSES;
+use casemate_link::limits::{MAX_KEPT_PROCESSES, MAX_LISTED_PROCESSES, MAX_PROCESSES};
 use casemate_link::process::{OnDetach, ProcessSpec, Selector};
 use casemate_link::refusal::{Refusal, code};
-use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
 
-use crate::child::{Launch, Pipes, refusal};
+use crate::child::{Launch, Launched, refusal};
+use crate::input::Input;
+use crate::life::{Life, Terms};
 use crate::options::Options;
-use crate::reaper::{Ending, Reaper};
-use crate::sys;
-use crate::users::{Accounts, Identity};
+use crate::process::{About, Process, State};
+use crate::reaper::Reaper;
+use crate::store::{Memory, Store, Which};
+use crate::users::{Accounts, Identity, Names};
+use crate::{sys, usage};
 
-/// How long nothing runs before memory is given back: longer than the pause between two commands of a busy session.
+/// How long no process is forgotten before memory is given back: longer than the pause between two commands of a busy
+/// session.
 const TIDY_AFTER: Duration = Duration::from_secs(1);
 
-/// The table of running processes. Its numbers are never used twice; a pid may be.
+/// The table of processes. Its numbers are never used twice; a pid may be.
 #[derive(Debug)]
 pub(crate) struct Processes {
     pub(crate) reaper: Rc<Reaper>,
     pub(crate) options: Options,
     pub(crate) started: Instant,
-    running: RefCell<BTreeMap<u64, Entry>>,
+    table: RefCell<BTreeMap<u64, Rc<Process>>>,
+    /// Numbers of the kept ones that ended, the first to end first.
+    ended: RefCell<VecDeque<u64>>,
+    /// How many main processes live.
+    running: Cell<usize>,
+    memory: Rc<Memory>,
     next_number: Cell<u64>,
     stopping: Cell<bool>,
-    idle: Notify,
+    forgotten: Notify,
     accounts: RefCell<Accounts>,
     /// Owner and group of the link's directory, which is mounted once.
     dialers: OnceCell<(u32, u32)>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    group: i32,
-    detach: Rc<Notify>,
-}
-
-/// A process just born.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) number: u64,
-    /// Its pid, and its group's.
-    pub(crate) pid: i32,
-    pub(crate) pipes: Pipes,
-    pub(crate) ending: Ending,
-    pub(crate) born: Instant,
-    /// Says that nobody listens any more.
-    pub(crate) detach: Rc<Notify>,
 }
 
 impl Processes {
@@ -63,30 +56,28 @@ impl Processes {
             reaper,
             options,
             started: Instant::now(),
-            running: RefCell::default(),
+            table: RefCell::default(),
+            ended: RefCell::default(),
+            running: Cell::new(0),
+            memory: Rc::default(),
             next_number: Cell::new(1),
             stopping: Cell::new(false),
-            idle: Notify::new(),
+            forgotten: Notify::new(),
             accounts: RefCell::default(),
             dialers: OnceCell::new(),
         })
     }
 
-    /// Starts a process and enters it.
+    /// Starts a process, enters it, and starts the task that attends it. There is nothing to wait for in between, so no
+    /// process can be born and not be in the table.
     ///
     /// # Errors
     /// A [`Refusal`] for the daemon.
-    pub(crate) fn start(&self, spec: &ProcessSpec) -> Result<Running, Refusal> {
+    pub(crate) fn start(self: &Rc<Self>, spec: ProcessSpec) -> Result<Rc<Process>, Refusal> {
         spec.validate()
             .map_err(|bad| refusal(code::BAD_SPEC, &bad.to_string()))?;
         if self.stopping.get() {
             return Err(refusal(code::STOPPING, "the sandbox is ending"));
-        }
-        if spec.on_detach == OnDetach::Keep {
-            return Err(refusal(
-                code::UNSUPPORTED,
-                "this guest keeps no process that nobody listens to",
-            ));
         }
         if self.count() >= MAX_PROCESSES {
             return Err(refusal(
@@ -95,86 +86,178 @@ impl Processes {
             ));
         }
         let (identity, switch) = self.admit(spec.user.as_deref())?;
-        let launch = Launch {
-            argv: spec.argv.clone(),
-            env: spec.env.clone(),
-            cwd: spec.cwd.clone(),
-            identity,
-            switch,
+        let terms = Terms::of(&spec);
+        let store = Store::new(spec.keep_bytes, spec.slow_reader, Rc::clone(&self.memory));
+        let mut about = About {
+            argv: Vec::new(),
+            tag: spec.tag.clone(),
+            cwd: None,
+            user: identity.name.clone(),
+            pty: spec.pty.is_some(),
+            kept: spec.on_detach == OnDetach::Keep,
+            started_at_ms: usage::wall_clock_ms(),
         };
-        let (pid, pipes, ending) = self.reaper.adopt(|| launch.spawn())?;
-        let born = Instant::now();
+        let launch = Launch::new(spec, identity, switch);
+        about.argv.clone_from(&launch.argv);
+        let (pid, Launched { ends, cwd }, ending) = self.reaper.adopt(|| launch.spawn())?;
+        let born = tokio::time::Instant::now();
+        about.cwd = Some(cwd);
+
         let number = self.next_number.get();
         self.next_number.set(number + 1);
-        let detach = Rc::new(Notify::new());
-        let entry = Entry {
-            group: pid,
-            detach: Rc::clone(&detach),
-        };
-        self.running.borrow_mut().insert(number, entry);
-        Ok(Running {
+        self.running.set(self.running.get() + 1);
+        let (over, is_over) = watch::channel(false);
+        let process = Rc::new(Process {
             number,
             pid,
-            pipes,
+            store: RefCell::new(store),
+            input: Input::new(ends.stdin, about.pty, is_over),
+            about: about.cut(),
+            state: State {
+                terminal: RefCell::new(ends.terminal),
+                ..State::default()
+            },
+        });
+        self.table.borrow_mut().insert(number, Rc::clone(&process));
+        let life = Life {
+            process: Rc::clone(&process),
+            table: Rc::clone(self),
+            terms,
             ending,
             born,
-            detach,
-        })
+            stdout: ends.stdout,
+            stderr: ends.stderr,
+            over,
+        };
+        spawn_local(life.live());
+        Ok(process)
     }
 
-    /// Forgets a process that has ended: from now on its pid may be another's.
-    pub(crate) fn forget(&self, number: u64) {
-        self.running.borrow_mut().remove(&number);
-        if self.count() == 0 {
-            self.idle.notify_one();
+    /// Counts a main process that has ended: from now on its pid may be another's.
+    pub(crate) fn died(&self) {
+        self.running.set(self.running.get().saturating_sub(1));
+    }
+
+    /// Forgets a process that has said all, or keeps it for late readers.
+    pub(crate) fn ended(&self, process: &Process) {
+        if process.about.kept {
+            process.store.borrow_mut().settle();
+            self.ended.borrow_mut().push_back(process.number);
+            while self.ended.borrow().len() > MAX_KEPT_PROCESSES {
+                let oldest = self.ended.borrow_mut().pop_front();
+                self.forget(oldest);
+            }
+        } else {
+            self.forget(Some(process.number));
         }
     }
 
-    /// Keeps the guest small for as long as it lives: gives memory back when nothing has run for a while.
+    fn forget(&self, number: Option<u64>) {
+        // Its last holder may be this one, and what goes with it asks nothing of the table.
+        drop(number.and_then(|number| self.table.borrow_mut().remove(&number)));
+        self.forgotten.notify_one();
+    }
+
+    /// Gives an output more memory if it could use some and there is some; kept processes that ended give way.
+    pub(crate) fn make_room(&self, process: &Process, which: Which) {
+        let growth = process.store.borrow().growth(which);
+        if let Some(growth) = growth {
+            let mut granted = self.memory.take(growth.bytes, growth.is_first);
+            if !granted && self.free(growth.bytes) {
+                granted = self.memory.take(growth.bytes, false);
+            }
+            if granted {
+                process.store.borrow_mut().grow(which, growth);
+            }
+        }
+    }
+
+    /// Forgets kept processes that ended and that nobody reads, oldest first, until so many bytes are free; none when that
+    /// would not do.
+    fn free(&self, bytes: usize) -> bool {
+        let unread: Vec<(u64, usize)> = {
+            let (table, ended) = (self.table.borrow(), self.ended.borrow());
+            let kept = ended.iter().filter_map(|number| table.get(number));
+            let unread = kept.filter(|process| process.is_unread());
+            unread
+                .map(|process| (process.number, process.store.borrow().capacity()))
+                .collect()
+        };
+        let could_be: usize = unread.iter().map(|(_, bytes)| bytes).sum();
+        if self.memory.free().saturating_add(could_be) < bytes {
+            return false;
+        }
+        for (number, held) in unread {
+            if self.memory.free() >= bytes {
+                break;
+            }
+            if held > 0 {
+                self.ended.borrow_mut().retain(|ended| *ended != number);
+                self.forget(Some(number));
+            }
+        }
+        true
+    }
+
+    /// Keeps the guest small for as long as it lives: gives memory back when processes were forgotten and none was for a
+    /// while.
     pub(crate) async fn tidy(&self) -> Infallible {
         loop {
-            self.idle.notified().await;
-            sleep(TIDY_AFTER).await;
-            if self.count() == 0 {
-                sys::give_memory_back();
-            }
+            self.forgotten.notified().await;
+            while timeout(TIDY_AFTER, self.forgotten.notified()).await.is_ok() {}
+            sys::give_memory_back();
         }
     }
 
     /// How many run.
     pub(crate) fn count(&self) -> usize {
-        self.running.borrow().len()
+        self.running.get()
+    }
+
+    /// The process that is meant, whether it runs or is kept.
+    pub(crate) fn find(&self, process: &Selector) -> Option<Rc<Process>> {
+        let table = self.table.borrow();
+        let found = match process {
+            Selector::Process(number) => table.get(number),
+            Selector::Pid(pid) => {
+                let pid = i32::try_from(*pid).ok();
+                table.values().rfind(|process| Some(process.pid) == pid)
+            }
+            Selector::Tag(tag) => {
+                let tag = Some(tag.as_str());
+                table
+                    .values()
+                    .rfind(|process| process.about.tag.as_deref() == tag)
+            }
+        };
+        found.map(Rc::clone)
+    }
+
+    /// The numbers of all, oldest first.
+    pub(crate) fn numbers(&self) -> Vec<u64> {
+        let table = self.table.borrow();
+        table.keys().copied().take(MAX_LISTED_PROCESSES).collect()
     }
 
     /// Signals a process's group; `None` when there is no such process.
     pub(crate) fn signal(&self, process: &Selector, signum: i32) -> Option<io::Result<()>> {
-        let running = self.running.borrow();
-        let found = match process {
-            Selector::Process(number) => running.get(number),
-            Selector::Pid(pid) => {
-                let group = i32::try_from(*pid).ok();
-                running.values().rfind(|entry| Some(entry.group) == group)
-            }
-            Selector::Tag(_) => None,
-        };
-        found.map(|entry| sys::signal_group(entry.group, signum))
+        let found = self.find(process).filter(|process| process.lives());
+        found.map(|process| process.signal(signum))
     }
 
-    /// Says that nobody listens to a process any more; whether there is such a process.
+    /// Says that a process's starter listens no more; whether there is such a process.
     pub(crate) fn detach(&self, number: u64) -> bool {
-        let running = self.running.borrow();
-        running
-            .get(&number)
-            .map(|entry| entry.detach.notify_one())
-            .is_some()
+        let found = self.find(&Selector::Process(number));
+        found.map(|process| process.abandon()).is_some()
     }
 
     /// Signals everything that runs in the sandbox. Outside one (not as PID 1), only the groups in the table.
     pub(crate) fn signal_all(&self, signum: i32) {
         if sys::signal_everybody(signum).is_err() {
-            for entry in self.running.borrow().values() {
+            let table = self.table.borrow();
+            for process in table.values().filter(|process| process.lives()) {
                 // A group that cannot be signalled now is killed with the sandbox.
-                let _ = sys::signal_group(entry.group, signum);
+                let _ = process.signal(signum);
             }
         }
     }
@@ -186,7 +269,7 @@ impl Processes {
 
     /// Finds the user, and says whether the child must change to it. Nobody who could open the link's directory is
     /// admitted: not root, and not whoever the daemon's own user and group appear as inside.
-    fn admit(&self, user: Option<&str>) -> Result<(Identity, bool), Refusal> {
+    pub(crate) fn admit(&self, user: Option<&str>) -> Result<(Identity, bool), Refusal> {
         let found = {
             let mut accounts = self.accounts.borrow_mut();
             accounts.refresh();
@@ -218,6 +301,16 @@ impl Processes {
             identity.groups.retain(|gid| !may_dial(*gid));
         }
         Ok((identity, true))
+    }
+
+    /// The names of the sandbox's users and groups, as they were when a user was last admitted.
+    pub(crate) fn names(&self) -> Arc<Names> {
+        self.accounts.borrow_mut().names()
+    }
+
+    /// Says that work is done whose memory may be given back, if nothing runs.
+    pub(crate) fn rest(&self) {
+        self.forgotten.notify_one();
     }
 
     /// Who owns the link's directory, as seen from here. While it cannot be looked at, nobody can open it either.

@@ -1,7 +1,7 @@
 //! The one owner of `waitpid`: every child's end is seen here, and told to whoever waits for it.
 //!
-//! A process that we start is spawned and entered in the table in one synchronous step ([`Reaper::adopt`]), and the guest
-//! has one thread, so no child can end between its birth and its entry. Orphans that PID 1 inherits are reaped and forgotten.
+//! A process that we start is spawned and entered in the table in one synchronous step ([`Reaper::adopt`]), and
+//! one thread makes and reaps all children, so none can end between its birth and its entry. Orphans that PID 1 inherits are reaped and forgotten.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -5,9 +5,9 @@ use std::future::Future;
 use std::rc::Rc;
 
 use casemate_link::guest::Dialer;
-use casemate_link::process::{DetachRequest, ProcessSpec, SignalRequest};
+use casemate_link::process::{DetachRequest, ResizeRequest, Selector, SignalRequest};
 use casemate_link::refusal::{Refusal, code};
-use casemate_link::wire::{Chunk, FrameReader, RequestFrame, ResponseFrame};
+use casemate_link::wire::Chunk;
 use casemate_link::{Health, limits, route};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -15,14 +15,16 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::body::{Answer, read_document};
 use crate::child::refusal;
 use crate::processes::Processes;
+use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
-use crate::{VERSION, ports, say, stream, usage};
+use crate::{VERSION, files, ports, say, usage};
 
 /// Serves one link after another for as long as the guest lives.
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
@@ -80,11 +82,27 @@ async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Respon
     match (&head.method, head.uri.path()) {
         (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
         (&Method::GET, route::USAGE) => document(StatusCode::OK, &usage::read(processes.started)),
-        (&Method::POST, route::PROCESS_START) => start(body, processes).await,
+        (&Method::POST, route::PROCESS_START) => framed(stream::start(body, processes).await),
+        (&Method::POST, route::PROCESS_ATTACH) => framed(stream::attach(body, processes).await),
+        (&Method::POST, route::PROCESS_INPUT) => done(stream::input(body, processes).await),
+        (&Method::POST, route::PROCESS_LIST) => list(body, processes),
         (&Method::POST, route::PROCESS_SIGNAL) => done(signal(body, processes).await),
+        (&Method::POST, route::PROCESS_RESIZE) => done(resize(body, processes).await),
         (&Method::POST, route::PROCESS_DETACH) => done(detach(body, processes).await),
         (&Method::POST, route::PORT_CONNECT) => transfer(body, ports::connect),
         (&Method::POST, route::PORT_LIST) => transfer(body, ports::list),
+        (&Method::POST, route::FILE_STAT) => transfer_of(processes, body, files::stat),
+        (&Method::POST, route::FILE_LIST) => transfer_of(processes, body, files::list),
+        (&Method::POST, route::FILE_READ) => transfer_of(processes, body, files::read),
+        (&Method::POST, route::FILE_WRITE) => transfer_of(processes, body, files::write),
+        (&Method::POST, route::FILE_MKDIR) => transfer_of(processes, body, files::mkdir),
+        (&Method::POST, route::FILE_MOVE) => transfer_of(processes, body, files::relocate),
+        (&Method::POST, route::FILE_REMOVE) => transfer_of(processes, body, files::remove),
+        (&Method::POST, route::FILE_LINK) => transfer_of(processes, body, files::link),
+        (&Method::POST, route::FILE_SET) => transfer_of(processes, body, files::set),
+        (&Method::POST, route::FILE_WATCH) => transfer_of(processes, body, files::watch),
+        (&Method::POST, route::ARCHIVE_READ) => transfer_of(processes, body, files::pack),
+        (&Method::POST, route::ARCHIVE_WRITE) => transfer_of(processes, body, files::unpack),
         _ => refused(
             StatusCode::NOT_FOUND,
             &refusal(code::UNSUPPORTED, "this guest does not know that request"),
@@ -102,6 +120,20 @@ where
     respond(StatusCode::OK, route::FRAMES, Answer::Stream(frames))
 }
 
+/// The same for work that asks who may do what.
+fn transfer_of<H, W>(
+    processes: &Rc<Processes>,
+    body: Incoming,
+    work: impl FnOnce(Rc<Processes>, H, Transfer) -> W + 'static,
+) -> Response<Answer>
+where
+    H: serde::de::DeserializeOwned + 'static,
+    W: Future<Output = Result<(), Refusal>> + 'static,
+{
+    let processes = Rc::clone(processes);
+    transfer(body, move |head, streams| work(processes, head, streams))
+}
+
 fn health(processes: &Processes) -> Health {
     Health {
         guest_version: VERSION.to_owned(),
@@ -110,28 +142,30 @@ fn health(processes: &Processes) -> Health {
     }
 }
 
-/// Starts a process. Its stream says how that went, also when it failed.
-async fn start(body: Incoming, processes: &Rc<Processes>) -> Response<Answer> {
-    let mut input = FrameReader::new(body);
-    let Ok(Some(spec)) = timeout(limits::START_DEADLINE, first(&mut input)).await else {
-        let bad = refusal(
-            code::BAD_REQUEST,
-            "a process stream that does not start one",
-        );
-        return refused(StatusCode::BAD_REQUEST, &bad);
-    };
-    let answer = match stream::open(processes, &spec, input) {
-        Ok(frames) => Answer::Stream(frames),
-        Err(refusal) => Answer::Whole(ResponseFrame::Failed(refusal).encode().ok()),
-    };
-    respond(StatusCode::OK, route::FRAMES, answer)
+/// A process's stream, or why it is none.
+fn framed(result: Result<Answer, Refusal>) -> Response<Answer> {
+    match result {
+        Ok(answer) => respond(StatusCode::OK, route::FRAMES, answer),
+        Err(refusal) => refused(StatusCode::BAD_REQUEST, &refusal),
+    }
 }
 
-async fn first(input: &mut FrameReader<RequestFrame>) -> Option<Box<ProcessSpec>> {
-    match input.next().await {
-        Ok(Some(RequestFrame::Start(spec))) => Some(spec),
-        _ => None,
-    }
+/// Says one process after the other. Those that are forgotten meanwhile are left out.
+fn list(body: Incoming, processes: &Rc<Processes>) -> Response<Answer> {
+    let processes = Rc::clone(processes);
+    transfer(body, async move |_: IgnoredAny, transfer: Transfer| {
+        for number in processes.numbers() {
+            let found = processes.find(&Selector::Process(number));
+            let info = found.map(|process| process.info());
+            if let Some(info) = info
+                && !transfer.output.item(&info).await
+            {
+                return Ok(());
+            }
+        }
+        transfer.output.end().await;
+        Ok(())
+    })
 }
 
 async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
@@ -140,6 +174,19 @@ async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
         Some(Ok(())) => Ok(()),
         Some(Err(error)) => Err(refusal(code::BAD_REQUEST, &error.to_string())),
         None => Err(gone()),
+    }
+}
+
+async fn resize(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
+    let ResizeRequest { process, size } = asked(body).await?;
+    if size.rows == 0 || size.cols == 0 {
+        return Err(refusal(code::BAD_REQUEST, "a size without rows or columns"));
+    }
+    let process = processes.find(&process).filter(|process| process.lives());
+    match process.ok_or_else(gone)?.resize(size) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) => Err(refusal(code::BAD_REQUEST, &error.to_string())),
+        None => Err(refusal(code::NO_PTY, "the process has no terminal")),
     }
 }
 
@@ -155,13 +202,9 @@ async fn asked<T: serde::de::DeserializeOwned>(body: Incoming) -> Result<T, Refu
         .ok_or_else(|| refusal(code::BAD_REQUEST, "not the expected document"))
 }
 
-fn gone() -> Refusal {
-    refusal(code::NO_SUCH_PROCESS, "the process is not there any more")
-}
-
-fn done(result: Result<(), Refusal>) -> Response<Answer> {
+fn done(result: Result<impl Serialize, Refusal>) -> Response<Answer> {
     match result {
-        Ok(()) => document(StatusCode::OK, &()),
+        Ok(answer) => document(StatusCode::OK, &answer),
         Err(refusal) if refusal.code == code::NO_SUCH_PROCESS => {
             refused(StatusCode::NOT_FOUND, &refusal)
         }

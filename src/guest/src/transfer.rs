@@ -95,6 +95,13 @@ impl Output {
         self.pass(TransferFrame::item(document)).await
     }
 
+    /// Says one document, and that it was all.
+    pub(crate) async fn only(&self, document: &impl Serialize) {
+        if self.item(document).await {
+            self.end().await;
+        }
+    }
+
     /// Says bytes, at most [`casemate_link::limits::MAX_FRAME_PAYLOAD_BYTES`].
     pub(crate) async fn data(&self, data: Bytes) -> bool {
         self.send(TransferFrame::Data(data)).await

@@ -10,17 +10,25 @@ use nix::sys::statvfs::statvfs;
 use nix::sys::time::TimeValLike;
 use nix::unistd::{SysconfVar, gethostname, sysconf};
 
-/// Reads everything. What cannot be read is zero or empty.
+/// The wall clock of the sandbox, in milliseconds since 1970.
 #[expect(
     clippy::disallowed_methods,
     reason = "the sandbox's own clock is what is asked for"
 )]
+pub(crate) fn wall_clock_ms() -> u64 {
+    millis(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
+}
+
+/// Reads everything. What cannot be read is zero or empty.
 pub(crate) fn read(started: Instant) -> Usage {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let (memory_total_bytes, memory_bytes) = memory().unwrap_or_default();
     let living = processes();
     Usage {
-        at_ms: millis(now.unwrap_or_default()),
+        at_ms: wall_clock_ms(),
         uptime_ms: millis(started.elapsed()),
         hostname: hostname(),
         cpus: std::thread::available_parallelism()

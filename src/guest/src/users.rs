@@ -3,10 +3,14 @@
 //! The files belong to an image that we did not make: they are read without blocking, up to a bound, and a line that is not
 //! as it should be counts as absent. Parsed here because a static glibc has no name service.
 
+use std::collections::HashMap;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+
+use casemate_link::limits::MAX_USER_BYTES;
 
 /// Bytes of either file that are looked at.
 const MAX_FILE_BYTES: u64 = 256 * 1024;
@@ -37,6 +41,22 @@ pub(crate) struct Identity {
 pub(crate) struct Accounts {
     passwd: Text,
     group: Text,
+    /// Made of both when asked for.
+    names: Option<Arc<Names>>,
+}
+
+/// Names and numbers of users and groups, for any thread.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    users: Table,
+    groups: Table,
+}
+
+/// Numbers and names in the order of their file; of several lines with one number, or one name, the first counts.
+#[derive(Debug, Default)]
+struct Table {
+    lines: Vec<(u32, String)>,
+    by_number: HashMap<u32, usize>,
 }
 
 /// A file's text, and how the file looked when it was read.
@@ -52,8 +72,28 @@ type Stamp = (u64, u64, u64, i64, i64);
 impl Accounts {
     /// Looks at the sandbox's files; one that cannot be read is empty.
     pub(crate) fn refresh(&mut self) {
-        self.passwd.refresh(Path::new("/etc/passwd"));
-        self.group.refresh(Path::new("/etc/group"));
+        let changed = self.passwd.refresh(Path::new("/etc/passwd"));
+        if self.group.refresh(Path::new("/etc/group")) || changed {
+            self.names = None;
+        }
+    }
+
+    /// All names, as of the last [`Accounts::refresh`].
+    pub(crate) fn names(&mut self) -> Arc<Names> {
+        let Self {
+            passwd,
+            group,
+            names,
+        } = self;
+        let made = names.get_or_insert_with(|| {
+            let users = passwd.text.lines().filter_map(Line::parse);
+            let groups = group.text.lines().filter_map(parse_group);
+            Arc::new(Names {
+                users: Table::new(users.map(|line| (line.uid, line.name))),
+                groups: Table::new(groups.map(|(name, gid, _)| (gid, name))),
+            })
+        });
+        Arc::clone(made)
     }
 
     /// Finds a user by name, else by number; no name is the default user, who exists in every sandbox. A number that no
@@ -92,7 +132,7 @@ impl Accounts {
 
     fn identity(&self, line: &Line<'_>) -> Identity {
         let mut groups = Vec::new();
-        for (gid, members) in self.group.text.lines().filter_map(parse_group) {
+        for (_, gid, members) in self.group.text.lines().filter_map(parse_group) {
             let member = members.split(',').any(|member| member == line.name);
             if member && gid != line.gid && !groups.contains(&gid) && groups.len() < MAX_GROUPS {
                 groups.push(gid);
@@ -111,14 +151,17 @@ impl Accounts {
 }
 
 impl Text {
-    fn refresh(&mut self, path: &Path) {
+    /// Says whether it may have changed.
+    fn refresh(&mut self, path: &Path) -> bool {
         let stamp = std::fs::metadata(path).ok().as_ref().map(stamp);
-        if stamp.is_none() || stamp != self.seen {
+        let changed = stamp.is_none() || stamp != self.seen;
+        if changed {
             let read = read_bounded(path).ok();
             // As it looked when it was opened: a change in between is seen the next time.
             self.seen = stamp.filter(|_| read.is_some());
             self.text = read.unwrap_or_default();
         }
+        changed
     }
 }
 
@@ -163,16 +206,63 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Number and members of a line of `/etc/group` (group(5)).
-fn parse_group(line: &str) -> Option<(u32, &str)> {
+/// Name, number and members of a line of `/etc/group` (group(5)).
+fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
     let mut fields = line.split(':');
-    let (_, _, gid, members) = (
+    let (name, _, gid, members) = (
         fields.next()?,
         fields.next()?,
         fields.next()?,
         fields.next()?,
     );
-    fields.next().is_none().then_some((parse_id(gid)?, members))
+    fields
+        .next()
+        .is_none()
+        .then_some((name, parse_id(gid)?, members))
+}
+
+impl Names {
+    /// A user's name.
+    pub(crate) fn user(&self, uid: u32) -> Option<&str> {
+        self.users.name(uid)
+    }
+
+    /// A group's name.
+    pub(crate) fn group(&self, gid: u32) -> Option<&str> {
+        self.groups.name(gid)
+    }
+
+    /// A user's number, by name, else by number.
+    pub(crate) fn find_user(&self, user: &str) -> Option<u32> {
+        self.users.number(user)
+    }
+
+    /// A group's number, by name, else by number.
+    pub(crate) fn find_group(&self, group: &str) -> Option<u32> {
+        self.groups.number(group)
+    }
+}
+
+impl Table {
+    /// Names that the protocol does not carry are left out.
+    fn new<'a>(lines: impl Iterator<Item = (u32, &'a str)>) -> Self {
+        let mut table = Self::default();
+        for (id, name) in lines.filter(|(_, name)| (1..=MAX_USER_BYTES).contains(&name.len())) {
+            table.by_number.entry(id).or_insert(table.lines.len());
+            table.lines.push((id, name.to_owned()));
+        }
+        table
+    }
+
+    fn name(&self, id: u32) -> Option<&str> {
+        let (_, name) = self.lines.get(*self.by_number.get(&id)?)?;
+        Some(name)
+    }
+
+    fn number(&self, wanted: &str) -> Option<u32> {
+        let named = self.lines.iter().find(|(_, name)| name == wanted);
+        named.map(|(id, _)| *id).or_else(|| parse_id(wanted))
+    }
 }
 
 /// A user's or group's number; the highest means "none" to the kernel, and signs are not digits.
@@ -211,6 +301,7 @@ mod tests {
         Accounts {
             passwd: text(passwd),
             group: text(group),
+            names: None,
         }
     }
 
@@ -264,6 +355,25 @@ mod tests {
         ] {
             assert_eq!(accounts.resolve(Some(absent)), None, "{absent}");
         }
+    }
+
+    #[test]
+    fn names_and_numbers_are_found_both_ways() {
+        let names = accounts(PASSWD, GROUP).names();
+        assert_eq!(
+            (names.user(0), names.user(1000)),
+            (Some("root"), Some("user"))
+        );
+        assert_eq!((names.group(27), names.group(28)), (Some("sudo"), None));
+        assert_eq!(
+            (names.find_user("bare"), names.find_user("user")),
+            (Some(1001), Some(1000))
+        );
+        assert_eq!(names.find_user("4242"), Some(4242));
+        assert_eq!(
+            (names.find_group("docker"), names.find_group("nix")),
+            (Some(998), None)
+        );
     }
 
     #[test]

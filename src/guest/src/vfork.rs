@@ -1,8 +1,8 @@
 //! Fork and exec as `posix_spawn` does them, with the steps between that it lacks: changing user and entering a directory
 //! as that user.
 //!
-//! The child shares the guest's memory, and the guest stands still until it has run the program or given up
-//! (`CLONE_VM | CLONE_VFORK`, clone(2)). A plain fork copies the guest's page tables, which in gVisor costs more than all
+//! The child shares the guest's memory, and the thread that makes it stands still until it has run the program or given up
+//! (`CLONE_VM | CLONE_VFORK`, clone(2)). Threads that work on files go on meanwhile. A plain fork copies the guest's page tables, which in gVisor costs more than all
 //! the rest of a start together; and here the child can simply write down why it failed.
 
 use std::cell::RefCell;
@@ -21,7 +21,13 @@ thread_local! {
 }
 
 /// Signals that the guest handles or ignores; a child begins with their defaults.
-const OURS: [c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPIPE];
+const OURS: [c_int; 5] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGPIPE,
+    libc::SIGXFSZ,
+];
 
 /// Everything that the child needs, made before it is born: it must not allocate.
 #[derive(Debug)]
@@ -34,8 +40,12 @@ pub(crate) struct Plan {
     pub(crate) workdirs: Vec<CString>,
     /// User, group and supplementary groups to become.
     pub(crate) identity: Option<(libc::uid_t, libc::gid_t, Vec<libc::gid_t>)>,
+    /// Capabilities to take out of the bounding set before that.
+    pub(crate) shed: Vec<libc::c_ulong>,
     /// Standard input, output and error.
     pub(crate) stdio: [OwnedFd; 3],
+    /// Whether its output is a terminal, which becomes its session's own.
+    pub(crate) has_terminal: bool,
 }
 
 /// What the child was doing when it failed.
@@ -61,10 +71,13 @@ struct Shared<'a> {
     plan: &'a Plan,
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
+    /// Which of the directories it entered.
+    entered: usize,
     failure: Option<Failure>,
 }
 
-/// Makes the process, and returns its pid once it runs the program. A child that failed is reaped already.
+/// Makes the process, and returns its pid, and which of its directories it entered, once it runs the program. A child
+/// that failed is reaped already.
 ///
 /// # Errors
 /// The [`Failure`] of whichever step.
@@ -72,20 +85,23 @@ struct Shared<'a> {
     unsafe_code,
     reason = "no safe interface starts a process as another user without copying page tables"
 )]
-pub(crate) fn spawn(plan: &Plan) -> Result<i32, Failure> {
+pub(crate) fn spawn(plan: &Plan) -> Result<(i32, usize), Failure> {
     let mut shared = Shared {
         plan,
         argv: pointers(&plan.argv),
         env: pointers(&plan.env),
+        entered: 0,
         failure: None,
     };
     let shared = &raw mut shared;
     let pid = CHILD_STACK.with_borrow_mut(|stack| {
         let top = stack.as_mut_ptr_range().end.cast::<c_void>();
         // SAFETY: signals are blocked around the clone, so no handler runs in the child on the shared memory. `top` is the
-        // aligned end of memory that nobody else uses while it is borrowed. CLONE_VFORK stops this thread, the only
-        // one, until the child has exec'd or exited, so `shared` and all that it points to outlive the child's use,
-        // and are not touched by both at once. Without CLONE_FILES, CLONE_FS and CLONE_SIGHAND nothing else is shared.
+        // aligned end of memory that nobody else uses while it is borrowed. CLONE_VFORK stops this thread until the child
+        // has exec'd or exited, so `shared` and all that it points to outlive the child's use, and are not touched by
+        // both at once; no other thread is told of them. Other threads run on in the same memory, so the child takes no
+        // lock and allocates nothing, and uses nothing but them, its stack, and this thread's errno. Without CLONE_FILES,
+        // CLONE_FS and CLONE_SIGHAND nothing else is shared; credentials belong to each thread.
         unsafe {
             let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigfillset(&raw mut all);
@@ -102,8 +118,9 @@ pub(crate) fn spawn(plan: &Plan) -> Result<i32, Failure> {
         }
     })?;
     // SAFETY: the child has exec'd or exited, so this thread alone has `shared`.
-    match unsafe { (*shared).failure } {
-        None => Ok(pid),
+    let (entered, failure) = unsafe { ((*shared).entered, (*shared).failure) };
+    match failure {
+        None => Ok((pid, entered)),
         Some(failure) => {
             // SAFETY: waitpid may be given no place for the status. The child has exited, so it does not wait.
             unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
@@ -130,12 +147,12 @@ extern "C" fn child(shared: *mut c_void) -> c_int {
     unsafe_code,
     reason = "the child of a vfork makes plain system calls only"
 )]
-fn run(shared: &Shared<'_>) -> Failure {
+fn run(shared: &mut Shared<'_>) -> Failure {
     let failed = |step| (step, Errno::last());
     let plan = shared.plan;
     // SAFETY: every pointer is to memory that `Plan` and `Shared` own, ended by NUL or a null pointer as the call wants,
     // and every call is a plain system call. Users are changed by `syscall`, because the C library's own functions would
-    // also tell its other threads, of which there are none.
+    // also change the guest's other threads.
     unsafe {
         if libc::setsid() < 0 {
             return failed(Step::Session);
@@ -146,7 +163,17 @@ fn run(shared: &Shared<'_>) -> Failure {
                 return failed(Step::Session);
             }
         }
+        // As long as it is root, and the leader of a session without one. Input may be elsewhere, output is not.
+        if plan.has_terminal && libc::ioctl(libc::STDOUT_FILENO, libc::TIOCSCTTY, 0) < 0 {
+            return failed(Step::Session);
+        }
         if let Some((uid, gid, groups)) = &plan.identity {
+            // First, while there is the right to. A change from root to another user clears the other sets.
+            for capability in &plan.shed {
+                if libc::prctl(libc::PR_CAPBSET_DROP, *capability, 0, 0, 0) != 0 {
+                    return failed(Step::Identity);
+                }
+            }
             // The user last: without it there is no right to change the groups.
             if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) != 0
                 || libc::syscall(libc::SYS_setgid, *gid) != 0
@@ -155,13 +182,11 @@ fn run(shared: &Shared<'_>) -> Failure {
                 return failed(Step::Identity);
             }
         }
-        // As the user: root in a sandbox may not enter everything that a user may.
-        if !plan
-            .workdirs
-            .iter()
-            .any(|dir| libc::chdir(dir.as_ptr()) == 0)
-        {
-            return failed(Step::Workdir);
+        // As the user, who may not enter everything that root may, nor root without capabilities all that a user may.
+        let mut dirs = plan.workdirs.iter();
+        match dirs.position(|dir| libc::chdir(dir.as_ptr()) == 0) {
+            Some(entered) => shared.entered = entered,
+            None => return failed(Step::Workdir),
         }
         for signum in OURS {
             libc::signal(signum, libc::SIG_DFL);

@@ -12,9 +12,9 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
+use casemate_link::ProcessSpec;
 use casemate_link::daemon::{LinkError, LinkListener, ProcessEvent};
 use casemate_link::refusal::code;
-use casemate_link::{OnDetach, ProcessSpec};
 use support::{
     Bench, TOKEN, children_of, finish, first_line, lives, pattern, run, shell, soon, spec, until,
     write_token, zombies_of,
@@ -270,6 +270,32 @@ async fn a_daemon_that_restarts_is_found_again() {
     assert_eq!(run(&link, spec(&["true"])).await.exit.exit_code, Some(0));
 }
 
+#[tokio::test]
+async fn the_token_is_read_once_and_the_directory_is_not_looked_up_again() {
+    let (mut bench, link) = Bench::start().await;
+    let (dir, moved) = (
+        bench.dir.path().to_owned(),
+        bench.dir.path().with_extension("moved"),
+    );
+    std::fs::remove_file(dir.join("token")).unwrap();
+    // Whoever may rename the directory puts a trap in its place.
+    std::fs::rename(&dir, &moved).unwrap();
+    std::fs::create_dir(&dir).unwrap();
+    write_token(&dir, TOKEN);
+    let trap = std::os::unix::net::UnixListener::bind(dir.join("link.sock")).unwrap();
+    trap.set_nonblocking(true).unwrap();
+    for _ in 0..2 {
+        link.close();
+        let again = bench.accept().await;
+        assert_eq!(run(&again, spec(&["true"])).await.exit.exit_code, Some(0));
+        again.close();
+    }
+    let nobody = trap.accept().unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
+    std::fs::remove_dir_all(&dir).unwrap();
+    std::fs::rename(&moved, &dir).unwrap();
+}
+
 async fn other_listener() -> LinkListener {
     LinkListener::bind(tempfile::tempdir().unwrap().path())
         .await
@@ -373,10 +399,6 @@ async fn each_reason_not_to_start_has_its_code() {
     assert_eq!(
         refusal(&link, changed(|s| s.user = Some("no-such-user".into()))).await,
         code::UNKNOWN_USER
-    );
-    assert_eq!(
-        refusal(&link, changed(|s| s.on_detach = OnDetach::Keep)).await,
-        code::UNSUPPORTED
     );
     assert_eq!(
         refusal(&link, changed(|s| s.argv.clear())).await,

@@ -5,20 +5,17 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
-use zeroize::Zeroizing;
 
-use crate::handshake::{self, CAPABILITIES, HandshakeError, Hello, KernelReport, PROTOCOL};
+use crate::handshake::{
+    self, CAPABILITIES, HandshakeError, Hello, KernelReport, PROTOCOL, refused,
+};
 use crate::limits::{HANDSHAKE_DEADLINE, REDIAL_MAX, REDIAL_MIN};
 use crate::token::LinkToken;
-
-/// Longest token file, in bytes.
-const MAX_TOKEN_FILE_BYTES: u64 = 512;
 
 /// What the guest says of itself at every dial.
 #[derive(Debug, Clone)]
@@ -36,7 +33,10 @@ const SETTLED: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Dialer {
     socket: PathBuf,
-    token: PathBuf,
+    token_file: PathBuf,
+    /// What the file said at the first dial: the daemon takes the file away once the link is up, so that nobody else in
+    /// the sandbox finds it.
+    token: Option<LinkToken>,
     introduction: Introduction,
     backoff: Backoff,
     linked_at: Option<Instant>,
@@ -47,7 +47,8 @@ impl Dialer {
     pub fn new(dir: &Path, introduction: Introduction) -> Self {
         Self {
             socket: dir.join("link.sock"),
-            token: dir.join("token"),
+            token_file: dir.join("token"),
+            token: None,
             introduction,
             backoff: Backoff::new(),
             linked_at: None,
@@ -73,35 +74,34 @@ impl Dialer {
         }
     }
 
-    /// One try, within [`HANDSHAKE_DEADLINE`] for each of its steps. The token is read anew and forgotten again.
+    /// One try, within [`HANDSHAKE_DEADLINE`] for each of its steps. The token is read at the first and remembered; after
+    /// it was refused, a file that is there again is believed more than memory.
     ///
     /// # Errors
     /// [`HandshakeError`].
-    pub async fn dial_once(&self) -> Result<(UnixStream, u32), HandshakeError> {
+    pub async fn dial_once(&mut self) -> Result<(UnixStream, u32), HandshakeError> {
         let connecting = timeout(HANDSHAKE_DEADLINE, UnixStream::connect(&self.socket));
         let mut stream = connecting.await.map_err(|_| HandshakeError::Deadline)??;
+        let token = match &self.token {
+            Some(token) => token,
+            None => self.token.insert(LinkToken::read(&self.token_file)?),
+        };
         let hello = Hello {
             protocol: PROTOCOL,
-            token: read_token(&self.token)?,
+            token: token.clone(),
             guest_version: self.introduction.guest_version.clone(),
             kernel: self.introduction.kernel.clone(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
         };
-        let protocol = handshake::offer(&mut stream, &hello).await?;
-        Ok((stream, protocol))
+        let offered = handshake::offer(&mut stream, &hello).await;
+        if let Err(HandshakeError::Refused { code, .. }) = &offered
+            && code == refused::BAD_TOKEN
+            && let Ok(token) = LinkToken::read(&self.token_file)
+        {
+            self.token = Some(token);
+        }
+        Ok((stream, offered?))
     }
-}
-
-/// Reads a link directory's token.
-///
-/// # Errors
-/// What reading the file says, or `InvalidData` when it holds no token.
-pub fn read_token(path: &Path) -> io::Result<LinkToken> {
-    let mut text = Zeroizing::new(String::with_capacity(512));
-    std::fs::File::open(path)?
-        .take(MAX_TOKEN_FILE_BYTES)
-        .read_to_string(&mut text)?;
-    LinkToken::parse(&text).map_err(|bad| io::Error::new(ErrorKind::InvalidData, bad))
 }
 
 /// Delays that double from [`REDIAL_MIN`] to [`REDIAL_MAX`], each between its half and its whole, so that the sandboxes
@@ -137,7 +137,53 @@ impl Default for Backoff {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::UnixListener;
+
     use super::*;
+
+    /// What one dialer says and hears with a daemon that expects `token`.
+    async fn heard(listener: &UnixListener, token: &LinkToken) -> Result<(), HandshakeError> {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        handshake::answer(&mut stream, token).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_token_is_remembered_without_its_file_and_read_again_where_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let listener = UnixListener::bind(dir.path().join("link.sock")).unwrap();
+        let introduction = Introduction {
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+        };
+        let mut dialer = Dialer::new(dir.path(), introduction);
+        let (one, other) = ("1".repeat(32), "2".repeat(32));
+        let token = |text: &str| LinkToken::parse(text).unwrap();
+
+        std::fs::write(&file, &one).unwrap();
+        let expected = token(&one);
+        let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+        answered.unwrap();
+        dialled.unwrap();
+
+        // Neither is a file that appears later listened to, nor is one missed, while the token is right.
+        std::fs::remove_file(&file).unwrap();
+        for text in [None, Some(&other)] {
+            if let Some(text) = text {
+                std::fs::write(&file, text).unwrap();
+            }
+            let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+            answered.unwrap();
+            dialled.unwrap();
+        }
+
+        let expected = token(&other);
+        let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+        assert!(answered.is_err() && dialled.is_err());
+        let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+        answered.unwrap();
+        dialled.unwrap();
+    }
 
     #[test]
     fn delays_double_within_their_bounds() {
@@ -152,20 +198,5 @@ mod tests {
             ceiling = (ceiling * 2).min(REDIAL_MAX);
         }
         assert_eq!(ceiling, REDIAL_MAX);
-    }
-
-    #[test]
-    fn a_token_file_may_end_with_a_newline_and_must_hold_a_token() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        std::fs::write(&path, format!("{}\n", "a".repeat(64))).unwrap();
-        assert_eq!(read_token(&path).unwrap().expose(), "a".repeat(64));
-        for bad in ["", "short\n", &"a".repeat(4000)] {
-            std::fs::write(&path, bad).unwrap();
-            assert_eq!(
-                read_token(&path).unwrap_err().kind(),
-                ErrorKind::InvalidData
-            );
-        }
     }
 }

@@ -10,6 +10,7 @@ use std::io;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
+use zeroize::Zeroizing;
 
 use crate::limits::{HANDSHAKE_DEADLINE, MAX_HELLO_BYTES};
 use crate::token::LinkToken;
@@ -206,12 +207,14 @@ where
     S: AsyncWrite + Unpin,
     T: Serialize,
 {
-    let json = serde_json::to_vec(document).map_err(io::Error::from)?;
+    // A hello holds a token: it is wiped, and as there is room for all of it, it never moves and leaves a copy behind.
+    let mut json = Zeroizing::new(Vec::with_capacity(MAX_HELLO_BYTES));
+    serde_json::to_writer(&mut *json, document).map_err(io::Error::from)?;
     let length = u32::try_from(json.len())
         .ok()
         .filter(|_| json.len() <= MAX_HELLO_BYTES);
     let length = length.ok_or(HandshakeError::TooLong(json.len()))?;
-    let mut frame = Vec::with_capacity(8 + json.len());
+    let mut frame = Zeroizing::new(Vec::with_capacity(8 + json.len()));
     frame.extend_from_slice(&MAGIC);
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(&json);
@@ -234,7 +237,7 @@ where
     if length > MAX_HELLO_BYTES {
         return Err(HandshakeError::TooLong(length));
     }
-    let mut json = vec![0; length];
+    let mut json = Zeroizing::new(vec![0; length]);
     stream.read_exact(&mut json).await?;
     serde_json::from_slice(&json).map_err(|_| HandshakeError::BadDocument)
 }

@@ -2,14 +2,20 @@
 //!
 //! It is compared in constant time, wiped on drop, and never printed. Making it (randomness) is the daemon's business.
 
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Fewest characters of a token: 128 bits in hexadecimal.
 const MIN_CHARS: usize = 32;
 /// Most characters of a token.
 const MAX_CHARS: usize = 256;
+
+/// Longest token file, in bytes.
+const MAX_FILE_BYTES: u64 = 512;
 
 /// A sandbox's link token: 32 to 256 visible ASCII characters.
 #[derive(Clone, Deserialize, Serialize)]
@@ -34,6 +40,19 @@ impl LinkToken {
         } else {
             Err(BadToken)
         }
+    }
+
+    /// Reads a token from its file.
+    ///
+    /// # Errors
+    /// What reading the file says, or `InvalidData` when it holds no token.
+    pub fn read(path: &Path) -> io::Result<Self> {
+        // With room for all of it, so that it never moves and leaves a copy behind.
+        let mut text = Zeroizing::new(String::with_capacity(1024));
+        std::fs::File::open(path)?
+            .take(MAX_FILE_BYTES)
+            .read_to_string(&mut text)?;
+        Self::parse(&text).map_err(|bad| io::Error::new(ErrorKind::InvalidData, bad))
     }
 
     /// Whether both are the same, in a time that does not depend on where they differ.
@@ -85,6 +104,21 @@ mod tests {
         assert!(token.matches(&LinkToken::parse(&format!(" {}\n", "a".repeat(64))).unwrap()));
         assert!(!token.matches(&LinkToken::parse(&"a".repeat(63)).unwrap()));
         assert!(!token.matches(&LinkToken::parse(&format!("{}b", "a".repeat(63))).unwrap()));
+    }
+
+    #[test]
+    fn a_token_file_may_end_with_a_newline_and_must_hold_a_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, format!("{}\n", "a".repeat(64))).unwrap();
+        assert_eq!(LinkToken::read(&path).unwrap().expose(), "a".repeat(64));
+        for bad in ["", "short\n", &"a".repeat(4000)] {
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(
+                LinkToken::read(&path).unwrap_err().kind(),
+                ErrorKind::InvalidData
+            );
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ CREATE TABLE sessions (
     cpus            REAL NOT NULL,
     pids            INTEGER NOT NULL,
     disk_bytes      INTEGER NOT NULL,
+    allow_root      INTEGER NOT NULL CHECK (allow_root IN (0, 1)),
     timeout_s       INTEGER NOT NULL,
     phase           TEXT NOT NULL,
     reason          TEXT,

@@ -106,6 +106,11 @@ impl Client {
             .await
     }
 
+    /// Sends bytes.
+    pub async fn post_bytes(&self, path: &str, body: &'static str) -> Answer {
+        self.send(Method::POST, path, &[], body.into()).await
+    }
+
     /// Sends a request and holds the answer against the document.
     pub async fn send(
         &self,

@@ -227,6 +227,16 @@ impl Daemon {
         self.child.as_ref().expect("it does not run").id()
     }
 
+    /// Resident memory of the daemon's process, in kB.
+    pub fn resident_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
     }
@@ -312,6 +322,13 @@ impl Daemon {
 
     /// Link directories.
     pub fn links(&self) -> Vec<String> {
+        let mut links = self.link_entries();
+        links.retain(|name| !name.ends_with(".token"));
+        links
+    }
+
+    /// Link directories, and the tokens beside them.
+    pub fn link_entries(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.run.join("link")) else {
             return Vec::new();
         };
@@ -381,8 +398,8 @@ impl Daemon {
                 }
             }
         }
-        for link in self.links() {
-            problems.push(format!("a link directory is left: {link}"));
+        for link in self.link_entries() {
+            problems.push(format!("of a link is left: {link}"));
         }
         let marks = [
             self.home.to_str().unwrap().to_owned(),

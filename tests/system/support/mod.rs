@@ -6,6 +6,7 @@ pub mod client;
 pub mod daemon;
 pub mod podman;
 pub mod schema;
+pub mod stream;
 pub mod wait;
 
 pub use self::bench::bench;

@@ -1,5 +1,6 @@
 //! The real guest binary as an ordinary process, over a real socket, with the real daemon end.
 
+#![allow(dead_code, reason = "each test program uses some of it")]
 use std::fs::{self, File};
 use std::future::Future;
 use std::path::Path;
@@ -7,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use casemate_link::daemon::{Link, LinkError, LinkListener, Process, ProcessEvent};
+use casemate_link::daemon::{FileReader, Link, LinkError, LinkListener, Process, ProcessEvent};
+use casemate_link::file::{FileEntry, Place, WriteRequest};
 use casemate_link::{LinkToken, ProcessExit, ProcessSpec};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
@@ -201,4 +203,80 @@ pub(crate) fn pattern(length: usize) -> Bytes {
         .map(|at| u8::try_from(at * 31 % 251).unwrap())
         .collect::<Vec<u8>>()
         .into()
+}
+
+/// A place, acted on by whoever runs the tests.
+pub(crate) fn at(path: impl AsRef<Path>) -> Place {
+    Place {
+        user: Some(nix::unistd::geteuid().to_string()),
+        ..Place::new(path.as_ref().to_str().unwrap())
+    }
+}
+
+/// The code of a refusal.
+pub(crate) fn refused<T: std::fmt::Debug>(result: Result<T, LinkError>) -> String {
+    match result {
+        Err(LinkError::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All of a file, or archive.
+pub(crate) async fn all(mut reader: FileReader) -> Result<Vec<u8>, LinkError> {
+    let reading = async {
+        let mut data = Vec::new();
+        while let Some(some) = reader.next().await {
+            data.extend_from_slice(&some?);
+        }
+        Ok(data)
+    };
+    timeout(PATIENCE, reading).await.expect("the file ends")
+}
+
+/// A request to write a whole file.
+pub(crate) fn writing(path: impl AsRef<Path>) -> WriteRequest {
+    WriteRequest {
+        place: at(path),
+        mode: None,
+        append: false,
+        create_parents: false,
+        sync: false,
+        only_if: None,
+        metadata: None,
+    }
+}
+
+/// Writes a file.
+pub(crate) async fn put(
+    link: &Link,
+    request: &WriteRequest,
+    data: Bytes,
+) -> Result<FileEntry, LinkError> {
+    let work = async {
+        let mut writer = link.write(request).await?;
+        writer.write(data).await?;
+        writer.commit().await
+    };
+    soon(work).await
+}
+
+/// The names in a directory, in order.
+pub(crate) fn names_in(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap()
 }

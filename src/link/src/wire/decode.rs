@@ -87,6 +87,11 @@ impl<F: FrameSet> Decoder<F> {
         }
     }
 
+    /// Whether more of the data frame follows whose piece was the last thing decoded.
+    pub fn is_within_data(&self) -> bool {
+        matches!(self.state, State::Stream { left, .. } if left > 0)
+    }
+
     /// Says whether the stream may end here.
     ///
     /// # Errors
@@ -265,6 +270,15 @@ mod tests {
         let mut chunk = start.copy_to_bytes(start.remaining());
         let frame = Decoder::<RequestFrame>::new().decode(&mut chunk).unwrap();
         assert_eq!(frame, Some(RequestFrame::Start(Box::new(spec))));
+    }
+
+    #[test]
+    fn the_last_piece_of_a_data_frame_is_known() {
+        let mut bytes = bytes_of(ResponseFrame::Stdout(vec![1; 300].into()));
+        let mut rest = bytes.split_off(200);
+        let mut decoder = Decoder::<ResponseFrame>::new();
+        assert!(decoder.decode(&mut bytes).unwrap().is_some() && decoder.is_within_data());
+        assert!(decoder.decode(&mut rest).unwrap().is_some() && !decoder.is_within_data());
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl<F: FrameSet> FrameReader<F> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Whether more of the data frame follows whose piece came last.
+    pub fn is_within_data(&self) -> bool {
+        self.decoder.is_within_data()
+    }
+
     /// [`Self::next`] for whoever polls.
     ///
     /// # Errors
