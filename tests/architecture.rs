@@ -20,7 +20,7 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 /// `""`. A new dependency needs a line here, and so a thought.
 const PLACES: &[(&str, &[&str])] = &[
     ("anyhow", &["daemon/", "bin/"]),
-    ("async_compression", &["api/v1/archive.rs"]),
+    ("async_compression", &["api/v1/archive.rs", "bin/"]),
     ("async_trait", &["runtime/"]),
     ("base64", &["api/", "bin/"]),
     ("bytes", &[""]),
@@ -36,6 +36,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "daemon/start.rs",
             "identity/",
             "session/launch.rs",
+            "bin/",
         ],
     ),
     ("http", &["api/", "runtime/", "bin/"]),
@@ -43,12 +44,14 @@ const PLACES: &[(&str, &[&str])] = &[
     ("http_body_util", &["api/", "runtime/", "bin/"]),
     ("hyper", &["api/", "runtime/libpod.rs", "bin/"]),
     ("hyper_util", &["api/", "runtime/libpod.rs", "bin/"]),
+    ("indicatif", &["bin/"]),
     ("jiff", &["base/clock.rs", "daemon/logging.rs", "bin/"]),
     ("matchit", &["api/"]),
     ("nix", &["host/"]),
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
     ("ring", &["identity/"]),
     ("rusqlite", &["store/"]),
+    ("rustix", &["bin/"]),
     ("schemars", &["base/", "model/", "api/"]),
     ("sd_notify", &["host/notify.rs"]),
     ("serde", &[""]),
@@ -56,6 +59,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("serde_yaml", &["config/"]),
     ("signal_hook", &["host/signals.rs"]),
     ("subtle", &["base/secret.rs", "identity/"]),
+    ("tar", &["bin/"]),
     ("thiserror", &[""]),
     ("tokio", &[""]),
     (
@@ -70,7 +74,10 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
-    ("tokio_tungstenite", &["api/socket.rs", "api/handshake.rs"]),
+    (
+        "tokio_tungstenite",
+        &["api/socket.rs", "api/handshake.rs", "bin/"],
+    ),
     ("tracing", &[""]),
     ("tracing_journald", &["daemon/logging.rs"]),
     (

@@ -10,13 +10,18 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::commands::{admin, audit, run, session};
+use crate::commands::process::{exec, logs, ps, shell, signal, start};
+use crate::commands::{admin, audit, cp, run, session};
 
 /// The commands as the help shows them: what belongs together stands together.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Sessions (over the HTTP API, with a key)",
         &["run", "session", "audit"],
+    ),
+    (
+        "In a session (likewise)",
+        &["exec", "shell", "start", "ps", "logs", "signal", "cp"],
     ),
     ("This machine", &["ready", "admin"]),
     ("This program", &["completions", "man", "version"]),
@@ -40,8 +45,8 @@ Exit codes:
    77  not allowed: no valid key, or not an operator
   130  ended by Ctrl-C
   143  ended by SIGTERM
-  casemate run ends as its program did: with its code, with 128 + N when signal N
-  ended it, with 124 when its time was over.";
+  casemate run, exec and shell end as their program did: with its code, with 128 + N
+  when signal N ended it, with 124 when its time was over.";
 
 /// Gives every session its own gVisor sandbox: the client of casemated
 #[derive(Parser)]
@@ -92,6 +97,20 @@ pub enum Command {
     /// Make, look at and end sessions
     #[command(subcommand)]
     Session(session::Command),
+    /// Run a program in a session with its input and outputs as they come
+    Exec(Box<exec::Exec>),
+    /// Open a login shell in a session at this terminal
+    Shell(Box<shell::Shell>),
+    /// Start a program in the background and print its pid
+    Start(Box<start::StartCommand>),
+    /// List the processes of a session that were started over the API
+    Ps(ps::Ps),
+    /// Show what a background process wrote
+    Logs(logs::Logs),
+    /// Send a signal to a process and its group
+    Signal(signal::SignalCommand),
+    /// Copy files and directories into a session and out of it
+    Cp(Box<cp::Cp>),
     /// Read what was recorded of a session
     #[command(subcommand)]
     Audit(audit::Command),

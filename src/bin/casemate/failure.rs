@@ -2,16 +2,32 @@
 //! programs. The sentence says what to do next; it is escaped where it is printed, not here.
 
 use std::fmt;
+use std::io;
 
 use casemate::base::exit::Exit;
 
 /// A command's bad end.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// What the parent process sees.
     pub exit: Exit,
     /// What a person reads.
     pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// So that it finds its way through readers and writers, which know only [`std::io::Error`].
+impl std::error::Error for Failure {}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        Self::other(failure)
+    }
 }
 
 impl Failure {
@@ -33,8 +49,16 @@ impl Failure {
     }
 
     /// A file or a stream of this machine failed.
-    pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
+    pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         Self::new(Exit::IoError, format!("cannot {doing}: {error}"))
+    }
+
+    /// What came out of a reader or writer: a failure of ours that it carries, or its own.
+    pub fn carried(doing: impl fmt::Display, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(failure) => failure,
+            Err(error) => Self::io(doing, &error),
+        }
     }
 
     /// The two programs do not understand each other.

@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 use casemate::base::exit::Exit;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 
@@ -71,6 +72,96 @@ async fn pour(stream: impl AsFd, bytes: &[u8]) -> io::Result<()> {
 pub fn unblocked(stream: impl AsFd) -> io::Result<tokio::fs::File> {
     let own = stream.as_fd().try_clone_to_owned()?;
     Ok(tokio::fs::File::from_std(own.into()))
+}
+
+/// A standard stream that takes what a program wrote, byte by byte, as long as somebody reads it.
+pub struct Pipe {
+    file: tokio::fs::File,
+    name: &'static str,
+    is_read: bool,
+}
+
+impl Pipe {
+    pub fn stdout() -> Result<Self, Failure> {
+        Self::new(io::stdout(), "standard output")
+    }
+
+    pub fn stderr() -> Result<Self, Failure> {
+        Self::new(io::stderr(), "standard error")
+    }
+
+    fn new(stream: impl AsFd, name: &'static str) -> Result<Self, Failure> {
+        let file = unblocked(stream);
+        let file = file.map_err(|error| Failure::io(format_args!("use {name}"), &error))?;
+        Ok(Self {
+            file,
+            name,
+            is_read: true,
+        })
+    }
+
+    /// Whether somebody still reads it.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
+        if !self.is_read || bytes.is_empty() {
+            return Ok(self.is_read);
+        }
+        let writing = async {
+            self.file.write_all(bytes).await?;
+            self.file.flush().await
+        };
+        match writing.await {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.is_read = false,
+            written => forgive(written, self.name)?,
+        }
+        Ok(self.is_read)
+    }
+}
+
+/// How far something is that takes its time: a bar on standard error when that is a terminal.
+#[derive(Clone)]
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// Begins at nothing; without a total only what is done is shown.
+    pub fn begin(what: &str, total_bytes: Option<u64>, is_wanted: bool) -> Self {
+        if !is_wanted || !io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let (bar, template) = match total_bytes {
+            Some(total) => (
+                ProgressBar::new(total),
+                "{msg}  {bytes} of {total_bytes}  {wide_bar}  {bytes_per_sec}  {eta}",
+            ),
+            None => (
+                ProgressBar::new_spinner(),
+                "{spinner} {msg}  {bytes}  {bytes_per_sec}",
+            ),
+        };
+        // A template that is ours is well formed; otherwise there is a plain one.
+        let style = ProgressStyle::with_template(template);
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(screen::visible(what));
+        Self(bar)
+    }
+
+    pub fn add(&self, bytes: usize) {
+        self.0.inc(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// How many bytes were added.
+    pub fn bytes(&self) -> u64 {
+        self.0.position()
+    }
+
+    /// Says a sentence without disturbing the bar.
+    pub fn tell(&self, sentence: &str) {
+        self.0.suspend(|| tell(sentence));
+    }
+
+    /// Leaves nothing of it on the screen.
+    pub fn end(&self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// A sentence for people, on standard error. When nobody can read it there is nobody to tell.

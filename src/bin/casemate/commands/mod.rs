@@ -3,12 +3,16 @@
 pub mod about;
 pub mod admin;
 pub mod audit;
+pub mod cp;
+mod ending;
 pub mod pair;
+pub mod process;
 pub mod program;
 pub mod ready;
 pub mod run;
 pub mod session;
 pub mod stop;
+mod which;
 
 use std::path::PathBuf;
 
@@ -59,6 +63,13 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
     };
     match cli.command {
         Command::Run(run) => return run.execute(&context).await,
+        Command::Exec(exec) => return exec.execute(&context).await,
+        Command::Shell(shell) => return shell.execute(&context).await,
+        Command::Start(start) => start.execute(&context).await?,
+        Command::Ps(ps) => ps.execute(&context).await?,
+        Command::Logs(logs) => logs.execute(&context).await?,
+        Command::Signal(signal) => signal.execute(&context).await?,
+        Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
         Command::Audit(command) => command.execute(&context).await?,

@@ -7,13 +7,12 @@
 use std::time::Duration;
 
 use ::http::Method;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use casemate::base::exit::Exit;
 use casemate::base::id::SessionId;
 use serde::Deserialize;
 
 use super::Context;
+use super::ending::{Ending, decode};
 use super::session::wire::{self, NewSession, SessionView};
 use super::stop::Stop;
 use crate::failure::Failure;
@@ -35,17 +34,16 @@ pub struct Program {
     pub max_answer_bytes: usize,
 }
 
-/// How a run ended.
+/// How a run ended, and what it wrote.
 #[derive(Deserialize)]
-struct Ending {
-    exit_code: Option<i32>,
-    signal: Option<i32>,
+struct Outcome {
+    #[serde(flatten)]
+    ending: Ending,
     stdout: String,
     stdout_encoding: String,
     stderr: String,
     stderr_encoding: String,
     truncated: bool,
-    timed_out: bool,
 }
 
 impl Program {
@@ -162,84 +160,21 @@ async fn end(client: &Client, id: SessionId, stop: &mut Stop) {
 }
 
 async fn show(context: &Context, client: &Client, answer: &Answer) -> Result<u8, Failure> {
-    let ending: Ending = client.read(answer)?;
-    let code = exit_code(&ending)?;
+    let outcome: Outcome = client.read(answer)?;
+    let code = outcome.ending.code()?;
     if context.json {
         let whole: serde_json::Value = client.read(answer)?;
         pass(&json_line(&whole)?, &[]).await?;
         return Ok(code);
     }
-    let stdout = decode(ending.stdout, &ending.stdout_encoding)?;
-    let stderr = decode(ending.stderr, &ending.stderr_encoding)?;
+    let stdout = decode(outcome.stdout, &outcome.stdout_encoding)?;
+    let stderr = decode(outcome.stderr, &outcome.stderr_encoding)?;
     pass(&stdout, &stderr).await?;
-    if ending.truncated {
+    if outcome.truncated {
         tell("the output was cut off; --max-output BYTES keeps more of it");
     }
-    if ending.timed_out {
+    if outcome.ending.timed_out {
         tell("the program's time was over; --timeout S gives it more");
     }
     Ok(code)
-}
-
-fn decode(text: String, encoding: &str) -> Result<Vec<u8>, Failure> {
-    match encoding {
-        "utf-8" => Ok(text.into_bytes()),
-        "base64" => STANDARD.decode(text).map_err(|_| Failure::mismatch()),
-        _ => Err(Failure::mismatch()),
-    }
-}
-
-/// As a shell would tell it: the code, or 128 and the signal, or 124 as `timeout(1)` does.
-fn exit_code(ending: &Ending) -> Result<u8, Failure> {
-    if ending.timed_out {
-        return Ok(Exit::TimedOut.code());
-    }
-    let code = match (ending.exit_code, ending.signal) {
-        (Some(code), _) => code,
-        (None, Some(signal)) => signal.saturating_add(128),
-        (None, None) => return Err(Failure::mismatch()),
-    };
-    u8::try_from(code).map_err(|_| Failure::mismatch())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ending(exit_code: Option<i32>, signal: Option<i32>, timed_out: bool) -> Ending {
-        Ending {
-            exit_code,
-            signal,
-            stdout: String::new(),
-            stdout_encoding: "utf-8".into(),
-            stderr: String::new(),
-            stderr_encoding: "utf-8".into(),
-            truncated: false,
-            timed_out,
-        }
-    }
-
-    #[test]
-    fn the_end_of_the_program_is_the_end_of_casemate() {
-        assert_eq!(exit_code(&ending(Some(7), None, false)), Ok(7));
-        assert_eq!(exit_code(&ending(None, Some(9), false)), Ok(137));
-        assert_eq!(exit_code(&ending(None, Some(15), true)), Ok(124));
-        assert_eq!(exit_code(&ending(Some(0), None, true)), Ok(124));
-        for nonsense in [
-            (None, None),
-            (Some(256), None),
-            (Some(-1), None),
-            (None, Some(i32::MAX)),
-        ] {
-            let (exit_code_, signal) = nonsense;
-            assert!(exit_code(&ending(exit_code_, signal, false)).is_err());
-        }
-    }
-
-    #[test]
-    fn an_encoding_that_nobody_knows_is_not_guessed() {
-        assert_eq!(decode("/w==".into(), "base64"), Ok(vec![0xff]));
-        assert!(decode("/w==".into(), "base58").is_err());
-        assert!(decode("!".into(), "base64").is_err());
-    }
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use ::http::Method;
+use ::http::header::{self, HeaderName};
+use ::http::{HeaderValue, Method};
 use bytes::Bytes;
 
 /// How long an answer may take that waits for nothing.
@@ -16,6 +17,7 @@ const MAX_ANSWER_BYTES: usize = 8 << 20;
 pub struct Call {
     pub(super) method: Method,
     pub(super) path: String,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     pub(super) body: Bytes,
     pub(super) deadline: Duration,
     pub(super) max_bytes: usize,
@@ -26,6 +28,7 @@ impl Call {
         Self {
             method,
             path: path.into(),
+            headers: Vec::new(),
             body: Bytes::new(),
             deadline: DEADLINE,
             max_bytes: MAX_ANSWER_BYTES,
@@ -34,17 +37,31 @@ impl Call {
 
     /// Asks for a page under `path`, filtered by these pairs.
     pub fn get(path: &str, query: &[(&str, String)]) -> Self {
+        Self::ask(Method::GET, path, query)
+    }
+
+    /// Asks for something under `path`, as these pairs say.
+    pub fn ask(method: Method, path: &str, query: &[(&str, String)]) -> Self {
         let pairs: Vec<_> = query
             .iter()
             .map(|(name, value)| format!("{name}={}", percent(value)))
             .collect();
         let mark = if pairs.is_empty() { "" } else { "?" };
-        Self::new(Method::GET, format!("{path}{mark}{}", pairs.join("&")))
+        Self::new(method, format!("{path}{mark}{}", pairs.join("&")))
     }
 
     /// With a JSON body.
     pub fn json(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
+        self.with(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        )
+    }
+
+    /// With a header.
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
         self
     }
 
@@ -62,7 +79,7 @@ impl Call {
 }
 
 /// Percent-encodes everything but the unreserved characters of RFC 3986 section 2.3.
-fn percent(text: &str) -> String {
+pub fn percent(text: &str) -> String {
     use std::fmt::Write;
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

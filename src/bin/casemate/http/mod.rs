@@ -1,26 +1,35 @@
-//! A client of the HTTP API: one request, one connection, one bounded answer before a deadline.
+//! A client of the HTTP API: one request, one connection; an answer that is bounded and comes before
+//! a deadline, or one that is read as it comes.
 //!
 //! Whoever answers is not trusted: bytes, headers and time are bounded, and an answer that is not
 //! casemated's is told apart from one that is.
 
 mod call;
+mod events;
+mod stream;
+mod websocket;
 
 use std::io;
 use std::time::Duration;
 
 use ::http::uri::{Authority, Scheme};
-use ::http::{HeaderValue, Request, StatusCode, Uri, header};
+use ::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use casemate::base::exit::Exit;
 use casemate::base::secret::Secret;
-use futures_util::future::{Either, select};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 
-pub use self::call::Call;
+pub use self::call::{Call, percent};
+pub use self::events::{Event, Events};
+pub use self::stream::{Body, Outgoing};
+pub use self::websocket::{Message, SocketReceiver, SocketSender};
 use crate::failure::Failure;
 
 /// How long a connection may take to come about.
@@ -44,6 +53,16 @@ pub struct Answer {
     is_problem: bool,
     retry_after_s: Option<u64>,
     pub body: Bytes,
+}
+
+/// What a request carries.
+type Payload = UnsyncBoxBody<Bytes, io::Error>;
+
+/// An answer of which the head has come.
+struct Begun {
+    head: ::http::response::Parts,
+    body: Incoming,
+    connection: AbortOnDropHandle<()>,
 }
 
 /// RFC 9457, as far as people are told.
@@ -106,6 +125,25 @@ impl Client {
         }
     }
 
+    /// The same for what may not be there: `None` when the answer is 404 with this code.
+    pub async fn find(&self, call: Call, absent: &str) -> Result<Option<Answer>, Failure> {
+        let answer = self.exchange(call).await?;
+        if answer.status.is_success() {
+            return Ok(Some(answer));
+        }
+        let problem = serde_json::from_slice::<Problem>(&answer.body);
+        match problem {
+            Ok(problem)
+                if answer.is_problem
+                    && answer.status == StatusCode::NOT_FOUND
+                    && problem.code == absent =>
+            {
+                Ok(None)
+            }
+            _ => Err(self.refusal(&answer)),
+        }
+    }
+
     /// The answer's body as `T`.
     pub fn read<T: DeserializeOwned>(&self, answer: &Answer) -> Result<T, Failure> {
         serde_json::from_slice(&answer.body).map_err(|_| self.stranger(answer.status))
@@ -113,26 +151,35 @@ impl Client {
 
     /// Asks, and gives back whatever came.
     pub async fn exchange(&self, call: Call) -> Result<Answer, Failure> {
-        let deadline = call.deadline;
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        let stream = match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(self.unreachable(&error)),
-            Err(_) => return Err(self.unreachable(&io::ErrorKind::TimedOut.into())),
+        let (deadline, max_bytes) = (call.deadline, call.max_bytes);
+        let stream = self.dial().await?;
+        let conversing = async {
+            let body = payload(call.body.clone());
+            let begun = self.begin(stream, call, body).await?;
+            self.collect(begun, max_bytes).await
         };
-        match tokio::time::timeout(deadline, self.converse(stream, call)).await {
+        match tokio::time::timeout(deadline, conversing).await {
             Ok(answer) => answer,
-            Err(_) => Err(Failure::unavailable(format!(
-                "casemated at {} did not answer within {} s; it may still do what it was asked to",
-                self.url,
-                deadline.as_secs()
-            ))),
+            Err(_) => Err(self.silent(deadline)),
         }
     }
 
-    async fn converse(&self, stream: TcpStream, call: Call) -> Result<Answer, Failure> {
-        let max_bytes = call.max_bytes;
-        let request = self.request(call)?;
+    async fn dial(&self) -> Result<TcpStream, Failure> {
+        let connecting = TcpStream::connect((self.host.as_str(), self.port));
+        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
+            Ok(Ok(stream)) => {
+                // What is typed is sent at once.
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
+            }
+            Ok(Err(error)) => Err(self.unreachable(&error)),
+            Err(_) => Err(self.unreachable(&io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// Sends a request, and waits until an answer begins.
+    async fn begin(&self, stream: TcpStream, call: Call, body: Payload) -> Result<Begun, Failure> {
+        let request = self.request(call, body)?;
         let broken = |_| {
             Failure::unavailable(format!(
                 "casemated at {} broke the connection off; it may or may not have done what it was asked to",
@@ -145,45 +192,47 @@ impl Client {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
-        let exchange = Box::pin(async {
-            let response = sender.send_request(request).await.map_err(broken)?;
-            let (head, body) = response.into_parts();
-            let body = match Limited::new(body, max_bytes).collect().await {
-                Ok(body) => body.to_bytes(),
-                Err(error) if error.is::<LengthLimitError>() => {
-                    return Err(Failure::unavailable(format!(
-                        "the answer of {} has more than {max_bytes} bytes",
-                        self.url
-                    )));
-                }
-                Err(_) => {
-                    return Err(Failure::unavailable(format!(
-                        "casemated at {} broke its answer off",
-                        self.url
-                    )));
-                }
-            };
-            let text = |name| {
-                head.headers
-                    .get(name)
-                    .and_then(|value: &HeaderValue| value.to_str().ok())
-            };
-            Ok(Answer {
-                status: head.status,
-                is_problem: text(header::CONTENT_TYPE)
-                    .is_some_and(|essence| essence.starts_with("application/problem+json")),
-                retry_after_s: text(header::RETRY_AFTER).and_then(|value| value.parse().ok()),
-                body,
-            })
-        });
-        // The connection moves the bytes; it is done with the answer or before it.
-        match select(exchange, Box::pin(connection)).await {
-            Either::Left((answer, _)) => answer,
-            Either::Right((_, exchange)) => exchange.await,
-        }
+        // Moves the bytes as long as somebody has the answer. What goes wrong is seen there.
+        let connection = AbortOnDropHandle::new(tokio::spawn(async {
+            let _ = connection.with_upgrades().await;
+        }));
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let (head, body) = response.into_parts();
+        Ok(Begun {
+            head,
+            body,
+            connection,
+        })
     }
 
-    fn request(&self, call: Call) -> Result<Request<Full<Bytes>>, Failure> {
+    /// Reads the rest of an answer.
+    async fn collect(&self, begun: Begun, max_bytes: usize) -> Result<Answer, Failure> {
+        let Begun {
+            head,
+            body,
+            connection: _connection,
+        } = begun;
+        let body = match Limited::new(body, max_bytes).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => {
+                return Err(Failure::unavailable(format!(
+                    "the answer of {} has more than {max_bytes} bytes",
+                    self.url
+                )));
+            }
+            Err(_) => return Err(self.cut_off()),
+        };
+        Ok(Answer {
+            status: head.status,
+            is_problem: text(&head.headers, &header::CONTENT_TYPE)
+                .is_some_and(|essence| essence.starts_with("application/problem+json")),
+            retry_after_s: text(&head.headers, &header::RETRY_AFTER)
+                .and_then(|value| value.parse().ok()),
+            body,
+        })
+    }
+
+    fn request(&self, call: Call, body: Payload) -> Result<Request<Payload>, Failure> {
         let mut builder = Request::builder()
             .method(call.method)
             .uri(call.path)
@@ -192,8 +241,8 @@ impl Client {
                 header::USER_AGENT,
                 concat!("casemate/", env!("CARGO_PKG_VERSION")),
             );
-        if !call.body.is_empty() {
-            builder = builder.header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in call.headers {
+            builder = builder.header(name, value);
         }
         if let Some(key) = &self.key {
             let bearer = Secret::new(format!("Bearer {}", key.expose()));
@@ -203,8 +252,20 @@ impl Client {
             builder = builder.header(header::AUTHORIZATION, value);
         }
         builder
-            .body(Full::new(call.body))
+            .body(body)
             .map_err(|error| Failure::new(Exit::Software, error.to_string()))
+    }
+
+    fn silent(&self, deadline: Duration) -> Failure {
+        Failure::unavailable(format!(
+            "casemated at {} did not answer within {} s; it may still do what it was asked to",
+            self.url,
+            deadline.as_secs()
+        ))
+    }
+
+    fn cut_off(&self) -> Failure {
+        Failure::unavailable(format!("casemated at {} broke its answer off", self.url))
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {
@@ -246,6 +307,17 @@ impl Client {
         let message = format!("{sentence}{again} ({}{request})", problem.code);
         Failure::new(exit_for(answer.status), message)
     }
+}
+
+/// A body that is there already.
+fn payload(bytes: Bytes) -> Payload {
+    Full::new(bytes)
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 const fn exit_for(status: StatusCode) -> Exit {
