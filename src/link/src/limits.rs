@@ -193,6 +193,12 @@ pub const MAX_METADATA_BYTES: usize = 8 * 1024;
 /// Bytes of the name of one metadata entry.
 pub const MAX_METADATA_NAME_BYTES: usize = 100;
 
+/// Bytes of the largest file (Linux' `loff_t` has a sign).
+pub const MAX_FILE_BYTES: u64 = i64::MAX.cast_unsigned();
+
+/// Bytes of a file's entity tag.
+pub const MAX_ETAG_BYTES: usize = 64;
+
 /// Directories that one watch follows.
 pub const MAX_WATCHED_DIRECTORIES: usize = 4096;
 

@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::LinkError;
-use super::body::{RequestBody, read_document, refused};
+use super::body::{RequestBody, read_document};
+use super::check;
 use super::process::{InputStream, Process};
 use super::transfer::{Transfer, in_time};
 use crate::handshake::Hello;
@@ -173,11 +174,7 @@ impl Link {
             limits::CONTROL_DEADLINE,
         );
         let processes: Vec<ProcessInfo> = listing.await?;
-        if processes.iter().all(super::process::is_sane) {
-            Ok(processes)
-        } else {
-            Err(LinkError::Protocol("a process over its bounds".into()))
-        }
+        processes.into_iter().map(check::process).collect()
     }
 
     /// Gives a process's terminal another size.
@@ -199,12 +196,7 @@ impl Link {
     /// `Refused`, `Gone`, `Protocol`, `Deadline`.
     pub async fn usage(&self) -> Result<Usage, LinkError> {
         self.needs("usage")?;
-        let usage: Usage = self.control(Method::GET, route::USAGE, &()).await?;
-        if usage.hostname.len() <= limits::MAX_HOSTNAME_BYTES {
-            Ok(usage)
-        } else {
-            Err(LinkError::Protocol("a host name over its bound".into()))
-        }
+        check::usage(self.control(Method::GET, route::USAGE, &()).await?)
     }
 
     /// Whether the guest said that it can do this ([`crate::handshake::CAPABILITIES`]).
@@ -424,7 +416,7 @@ async fn exchange(
     match response.status() {
         StatusCode::OK if is(answer_type) => Ok(response),
         status if status.is_client_error() && is(route::JSON) => {
-            Err(refused(read_document(response.into_body()).await?))
+            Err(check::refusal(read_document(response.into_body()).await?))
         }
         status => Err(LinkError::Protocol(format!(
             "an unexpected answer with status {status}"

@@ -9,7 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use super::LinkError;
-use super::body::{RequestBody, refused};
+use super::body::RequestBody;
+use super::check;
 use super::link::Link;
 use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, OPEN_DEADLINE, STALL_DEADLINE};
 use crate::route;
@@ -140,7 +141,7 @@ pub(super) fn checked(
     read: Result<Option<TransferFrame>, ReadError>,
 ) -> Result<TransferFrame, LinkError> {
     match read {
-        Ok(Some(TransferFrame::Failed(refusal))) => Err(refused(refusal)),
+        Ok(Some(TransferFrame::Failed(refusal))) => Err(check::refusal(refusal)),
         Ok(Some(frame)) => Ok(frame),
         Ok(None) => Err(LinkError::Protocol(
             "a transfer that ends without an end".into(),
