@@ -2,17 +2,18 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::LinkError;
-use crate::limits::MAX_DOCUMENT_BYTES;
+use crate::limits::{MAX_DOCUMENT_BYTES, MIN_REQUEST_BYTES};
 use crate::wire::Chunk;
 
 /// A request's body: a first chunk, then whatever comes through a queue, if there is one.
@@ -20,6 +21,8 @@ use crate::wire::Chunk;
 pub(super) struct RequestBody {
     first: Option<Chunk>,
     rest: Option<mpsc::Receiver<Chunk>>,
+    /// Room for `first`, for as long as it is here.
+    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl RequestBody {
@@ -28,6 +31,7 @@ impl RequestBody {
         Self {
             first: (!document.is_empty()).then(|| Chunk::bare(document)),
             rest: None,
+            room: None,
         }
     }
 
@@ -36,7 +40,18 @@ impl RequestBody {
         Self {
             first: Some(first),
             rest: Some(rest),
+            room: None,
         }
+    }
+
+    /// What it costs until the guest has it, in bytes.
+    pub(super) fn cost_bytes(&self) -> usize {
+        MIN_REQUEST_BYTES + self.first.as_ref().map_or(0, Chunk::remaining)
+    }
+
+    /// Keeps this until the first chunk is on its way, or given up.
+    pub(super) fn hold(&mut self, room: Arc<OwnedSemaphorePermit>) {
+        self.room = Some(room);
     }
 }
 
@@ -48,6 +63,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
+        self.room = None;
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }

@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use super::LinkError;
 use super::check;
 use super::link::{Link, no};
-use super::transfer::{Incoming, Transfer, Upload, parse, unexpected};
+use super::transfer::{Incoming, Listing, Transfer, Upload, parse, unexpected};
 use crate::file::{
     ArchiveRequest, ArchiveSummary, BadPlace, FileEntry, FileEvent, LinkRequest, ListRequest, Made,
     MkdirRequest, MoveRequest, Place, ReadRequest, RemoveRequest, SetRequest, StatRequest,
@@ -24,7 +24,7 @@ use crate::wire::TransferFrame;
 pub struct FileListing {
     /// Parents before what is in them.
     pub entries: Vec<FileEntry>,
-    /// Whether there are more than were asked for.
+    /// Whether there are more: than were asked for, or than fit in [`crate::limits::MAX_LIST_BYTES`].
     pub is_cut: bool,
 }
 
@@ -153,10 +153,19 @@ impl Link {
             return Err(bad(BadPlace::TooBig("limit")));
         }
         let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
-        let listing = Transfer::list(self, route::FILE_LIST, request, limit + 1, STALL_DEADLINE);
-        let entries: Result<Vec<_>, _> = listing.await?.into_iter().map(check::entry).collect();
-        let mut entries = entries?;
-        let is_cut = entries.len() > limit;
+        let listing = Transfer::list(
+            self,
+            route::FILE_LIST,
+            request,
+            check::entry,
+            limit + 1,
+            STALL_DEADLINE,
+        );
+        let (mut entries, is_cut) = match listing.await? {
+            Listing::Whole(entries) => (entries, false),
+            Listing::Cut(entries) => (entries, true),
+        };
+        let is_cut = is_cut || entries.len() > limit;
         entries.truncate(limit);
         Ok(FileListing { entries, is_cut })
     }
@@ -224,8 +233,9 @@ impl Link {
     /// `Refused` ([`code`]), `Gone`, `Protocol`, `Deadline`.
     pub async fn remove(&self, request: &RemoveRequest) -> Result<(), LinkError> {
         self.for_files(&request.place)?;
-        let gone = Transfer::list(self, route::FILE_REMOVE, request, 0, COMMIT_DEADLINE);
-        gone.await.map(|none: Vec<IgnoredAny>| drop(none))
+        let gone = Transfer::list(self, route::FILE_REMOVE, request, Ok, 0, COMMIT_DEADLINE);
+        let _: Listing<IgnoredAny> = gone.await?;
+        Ok(())
     }
 
     /// Makes a symbolic link.
