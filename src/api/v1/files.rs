@@ -74,7 +74,7 @@ pub(crate) enum FileKindView {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct FilePage {
     entries: Vec<FileView>,
-    /// Whether there are more than were asked for.
+    /// Whether there are more: than were asked for, or than one answer can hold.
     truncated: bool,
 }
 
