@@ -20,7 +20,7 @@ use crate::processes::Processes;
 use crate::pump::Pump;
 use crate::reaper::Ending;
 use crate::store::Which;
-use crate::sys;
+use crate::{sys, terminal};
 
 /// What its specification says of its life.
 #[derive(Debug)]
@@ -137,14 +137,25 @@ impl Life {
         ((&mut self.ending).await.ok(), timed_out)
     }
 
-    /// SIGTERM to the group now, SIGKILL after the grace to whatever of it is left, with or without its leader.
+    /// SIGTERM to the group now, SIGKILL after the grace to whatever of it is left, with or without its leader. On a
+    /// terminal that is every group of the session, and a SIGHUP beside: an interactive shell ignores the other.
     fn end_group(&self) {
-        let (group, grace) = (self.process.pid, self.terms.kill_grace);
-        // Errors mean that the group is gone or not ours any more, and neither can be mended.
-        let _ = sys::signal_group(group, libc::SIGTERM);
+        let (group, is_session) = (self.process.pid, self.process.about.pty);
+        let signal = move |signum| {
+            if is_session {
+                terminal::signal_session(group, signum);
+            }
+            // An error means that the group is gone or not ours any more, and neither can be mended.
+            let _ = sys::signal_group(group, signum);
+        };
+        signal(libc::SIGTERM);
+        if is_session {
+            terminal::signal_session(group, libc::SIGHUP);
+        }
+        let grace = self.terms.kill_grace;
         spawn_local(async move {
             sleep(grace).await;
-            let _ = sys::signal_group(group, libc::SIGKILL);
+            signal(libc::SIGKILL);
         });
     }
 }

@@ -117,7 +117,7 @@ impl Process {
         let terminal = self.state.terminal.borrow();
         terminal
             .as_ref()
-            .map(|terminal| terminal::resize(&**terminal, size))
+            .map(|terminal| terminal::resize(&**terminal, self.pid, size))
     }
 
     /// Enters the reader that started it, from its first byte.

@@ -89,7 +89,6 @@ impl Pump<'_> {
             if count == 0 {
                 if self.is_terminal && rest.is_none() {
                     // It was hung up, as it is when its process ends: what is there then is read.
-                    drop(ready);
                     // A sender that is gone is a process that is over.
                     let _ = over.wait_for(|over| *over).await;
                     rest = Some(self.capacity());

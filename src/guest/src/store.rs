@@ -426,17 +426,17 @@ mod tests {
     fn the_process_waits_for_the_slowest_reader_and_for_none() {
         let mut store = store(0, SlowReader::Wait);
         let (slow, fast) = (store.attach(START), store.attach(START));
-        assert_eq!(say(&mut store, Which::Stdout, &[1; 100_000]), TRANSIT);
+        assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), TRANSIT);
         assert!(
             matches!(next(&mut store, fast), Poll::Ready(Next::Data(Which::Stdout, data)) if data.len() == TRANSIT)
         );
-        assert_eq!(say(&mut store, Which::Stdout, &[1; 100_000]), 0);
+        assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), 0);
         // One that only waits for the end is not waited for.
         store.attach(None);
         store.detach(slow);
-        assert_eq!(say(&mut store, Which::Stdout, &[1; 100_000]), TRANSIT);
+        assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), TRANSIT);
         store.detach(fast);
-        assert_eq!(say(&mut store, Which::Stdout, &[1; 100_000]), 100_000);
+        assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), 100_000);
     }
 
     #[test]
@@ -514,7 +514,7 @@ mod tests {
             let mut store = store(keep, slow_reader);
             let bound = usize::try_from(keep).unwrap().max(TRANSIT);
             let mut readers: Vec<(u64, Pair<u64>, bool)> = Vec::new();
-            for step in steps.into_iter() {
+            for step in steps {
                 match step {
                     Step::Say(which, count) => {
                         let from = store.to(which);

@@ -43,6 +43,12 @@ async fn take(process: &mut casemate_link::daemon::Process, count: usize) -> Vec
     data
 }
 
+/// A number a line.
+fn numbers(range: std::ops::RangeInclusive<u32>) -> String {
+    let lines: Vec<String> = range.map(|number| number.to_string()).collect();
+    lines.join("\n") + "\n"
+}
+
 /// Waits until there was so much output.
 async fn reaches(link: &Link, process: u64, offset: u64) {
     let deadline = Instant::now() + PATIENCE;
@@ -176,12 +182,8 @@ async fn a_reader_that_is_not_waited_for_is_told_exactly_what_it_lost() {
     // It reads nothing until the program is done.
     assert_eq!(ended(&link, number).await.exit_code, Some(0));
     assert!(resident(bench.guest.id()) < 12_000_000);
-    let mut all = Vec::new();
-    let mut line = 0;
-    while all.len() < count {
-        line += 1;
-        all.extend_from_slice(format!("{line}\n").as_bytes());
-    }
+    let all = numbers(1..=3_000_000).into_bytes();
+    assert!(all.len() > count);
     let (mut at, mut lost, mut process) = (0, 0, slow);
     let exit = loop {
         match soon(process.next()).await.unwrap().unwrap() {
@@ -216,7 +218,7 @@ async fn a_reader_goes_on_at_its_offset_after_the_link_was_lost() {
     let (mut bench, mut link) = Bench::start().await;
     let mut spec = kept(shell("seq 1000000"));
     spec.max_stdout_bytes = u64::MAX;
-    let expected: String = (1..=1_000_000).map(|n| format!("{n}\n")).collect();
+    let expected = numbers(1..=1_000_000);
     let mut process = link.start(spec).await.unwrap();
     let (number, mut seen) = (process.number(), Vec::new());
     for round in 1..=5 {
@@ -273,8 +275,7 @@ async fn nothing_is_lost_or_doubled_over_a_lost_link_while_it_is_all_kept() {
         process = attach(&link, number, offsets).await.1;
     }
     seen.extend_from_slice(&finish(process).await.stdout);
-    let expected: String = (0..20_000).map(|n| format!("{n}\n")).collect();
-    assert!(seen == expected.as_bytes());
+    assert!(seen == numbers(0..=19_999).as_bytes());
 }
 
 #[tokio::test]

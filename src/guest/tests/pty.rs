@@ -163,6 +163,27 @@ async fn control_c_interrupts_the_program_in_the_foreground_only() {
 }
 
 #[tokio::test]
+async fn the_jobs_of_a_shell_end_with_its_terminal() {
+    let (_bench, link) = Bench::start().await;
+    let script = "set -m; (trap '' HUP; sh -c 'echo $$; trap \"\" HUP; sleep 1000') & sh -c 'echo $$; sleep 1000'";
+    let mut process = link.start(on_terminal(shell(script))).await.unwrap();
+    let mut pids: Vec<u32> = vec![process.pid];
+    let mut shown = String::new();
+    while pids.len() < 3 {
+        shown += &shows(&mut process, "\n").await;
+        pids.truncate(1);
+        pids.extend(
+            shown
+                .lines()
+                .filter_map(|line| line.trim().parse::<u32>().ok()),
+        );
+    }
+    assert!(pids.iter().all(|pid| lives(*pid)));
+    drop(process);
+    until("all are gone", || !pids.iter().any(|pid| lives(*pid))).await;
+}
+
+#[tokio::test]
 async fn the_end_of_input_is_one_whether_a_line_is_begun_or_not() {
     let (_bench, link) = Bench::start().await;
     for (typed, expected) in [("", ""), ("line\n", "line\n"), ("a\nbegun", "a\nbegun")] {
@@ -232,8 +253,9 @@ async fn much_goes_through_a_terminal_both_ways() {
     let (outcome, written) = tokio::join!(finish(process), writing);
     assert_eq!(written, u64::try_from(count).unwrap());
     let shown = text(outcome.stdout);
-    assert!(shown.starts_with(&expected), "{:.100}", shown);
-    let numbers: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+    assert!(shown.starts_with(&expected), "{shown:.100}");
+    let numbers: Vec<String> = (1..=200_000).map(|n| n.to_string()).collect();
+    let numbers = numbers.join("\n") + "\n";
     assert!(shown.ends_with(&numbers));
 }
 
