@@ -259,6 +259,8 @@ async fn huge_trees_take_no_memory() {
 
 #[tokio::test]
 async fn no_entry_leaves_the_directory() {
+    use EntryType::{Directory, Link, Regular, Symlink};
+
     let (_bench, link) = Bench::start().await;
     let dir = tempdir().unwrap();
     let outside = dir.path().join("outside");
@@ -266,7 +268,6 @@ async fn no_entry_leaves_the_directory() {
     fs::write(outside.join("file"), "mine").unwrap();
     let out = outside.to_str().unwrap();
     let secret = format!("{out}/file");
-    use EntryType::{Directory, Link, Regular, Symlink};
     let file = |name: &str| entry(Regular, name, "", b"theirs");
     let hostile = [
         archive(&[file("../outside/file")]),

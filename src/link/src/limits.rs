@@ -51,19 +51,19 @@ pub const MIN_REQUEST_BYTES: usize = 2048;
 /// HTTP/2 streams on one link: every process, transfer and short request has one. Announced by the guest, kept by both.
 pub const MAX_STREAMS: u32 = 512;
 
-/// Flow-control window of one stream, in bytes. This is what one stalled reader costs; a Unix socket's round trip of
-/// 30 µs needs no more for more than 1 GB/s.
-pub const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
+/// Flow-control window of one stream, in bytes. This is what one stalled reader costs: one full frame on its way and one
+/// behind it. A Unix socket's round trip of 30 µs needs no more for more than 1 GB/s.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// Flow-control window of the connection, in bytes: all streams together, so that stalled ones never stop another.
 /// h2 also derives from it how many tiny DATA frames it holds before it ends the connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = MAX_STREAMS * STREAM_WINDOW_BYTES;
 
 /// Largest HTTP/2 frame, in bytes: one full chunk of ours without a second frame header.
-pub const MAX_HTTP2_FRAME_BYTES: u32 = 66 * 1024;
+pub const MAX_HTTP2_FRAME_BYTES: u32 = 130 * 1024;
 
 /// Bytes that HTTP/2 may hold for sending on one stream.
-pub const MAX_SEND_BUFFER_BYTES: usize = 128 * 1024;
+pub const MAX_SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Largest list of headers, in bytes. Ours are under 200.
 pub const MAX_HEADER_LIST_BYTES: u32 = 4096;
@@ -87,8 +87,9 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes before each frame's payload: one of kind, four of length.
 pub const FRAME_HEADER_BYTES: usize = 5;
 
-/// Largest payload of a data frame, in bytes: what a pipe holds.
-pub const MAX_FRAME_PAYLOAD_BYTES: usize = 64 * 1024;
+/// Largest payload of a data frame, in bytes: twice what a pipe holds. In a sandbox system calls are what a file costs, and
+/// with half of this an upload takes twice as many.
+pub const MAX_FRAME_PAYLOAD_BYTES: usize = 128 * 1024;
 
 /// Largest JSON payload except the start's, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 16 * 1024;

@@ -152,12 +152,11 @@ struct Disguise {
 impl Disguise {
     fn put_on(ids: &ThreadIds) -> Result<Self, Refusal> {
         let failed = |_| refusal(code::USER_NOT_ALLOWED, "becoming the user");
-        let own = match GUEST.get() {
-            Some(own) => own,
-            None => {
-                let own = ThreadIds::current().map_err(failed)?;
-                GUEST.get_or_init(|| own)
-            }
+        let own = if let Some(own) = GUEST.get() {
+            own
+        } else {
+            let own = ThreadIds::current().map_err(failed)?;
+            GUEST.get_or_init(|| own)
         };
         let disguise = Self { own };
         // Dropped, and so undone, when only half of it could be taken.

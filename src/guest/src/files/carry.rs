@@ -9,7 +9,7 @@ use super::actor::{Actor, begin_open, finished, joined};
 use crate::transfer::Input;
 
 /// Bytes that are collected for one job, beside those of the job that runs: what one slow disk costs.
-const MAX_BATCH_BYTES: usize = 512 * 1024;
+const MAX_BATCH_BYTES: usize = 256 * 1024;
 
 /// Pieces of one batch: a small piece may hold a large buffer.
 const MAX_BATCH_PIECES: usize = 32;

@@ -24,7 +24,7 @@ use crate::transfer::{Output, Transfer};
 use crate::users::Names;
 
 /// Bytes that are read at once: long enough that waking a thread costs little beside it.
-pub(crate) const PART_BYTES: usize = 512 * 1024;
+pub(crate) const PART_BYTES: usize = 256 * 1024;
 
 /// Buffers of one transfer: one is filled, one is sent, one waits in HTTP/2. They are used again and again, because in a
 /// sandbox memory that was never touched is dear.

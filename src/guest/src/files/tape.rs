@@ -229,7 +229,7 @@ mod tests {
     #[test]
     fn extended_headers_say_what_they_say() {
         let mut said = Extensions::default();
-        said.read(b"14 path=a\xffb=c\n12 size=123\n22 mtime=1350244992.02\n9 x.y=zz\n")
+        said.read(b"14 path=a\xffb=c\n12 size=123\n23 mtime=1350244992.02\n9 x.y=zz\n")
             .unwrap();
         assert_eq!(said.path.unwrap(), b"a\xffb=c");
         assert_eq!((said.size, said.mtime), (Some(123), Some(1_350_244_992)));

@@ -24,9 +24,9 @@ use crate::wire::{Chunk, FrameReader, ReadError, RequestFrame, ResponseFrame};
 /// What a process says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessEvent {
-    /// Bytes of its standard output, at most 64 KiB, cut anywhere.
+    /// Bytes of its standard output, at most [`crate::limits::MAX_FRAME_PAYLOAD_BYTES`], cut anywhere.
     Stdout(Bytes),
-    /// Bytes of its standard error, at most 64 KiB, cut anywhere.
+    /// Bytes of its standard error, at most [`crate::limits::MAX_FRAME_PAYLOAD_BYTES`], cut anywhere.
     Stderr(Bytes),
     /// Bytes that would have come now, and are not there any more: this reader was too slow or too late for them.
     Lost(Lost),

@@ -249,8 +249,11 @@ mod tests {
     #[test]
     fn lengths_are_refused_before_a_byte_is_kept() {
         assert!(matches!(
-            one(&[0x12, 0, 1, 0, 1]),
-            Err(WireError::TooLong { length: 65_537, .. })
+            one(&[0x12, 0, 2, 0, 1]),
+            Err(WireError::TooLong {
+                length: 131_073,
+                ..
+            })
         ));
         assert!(matches!(
             one(&[0x14, 0, 0, 0x40, 1]),
