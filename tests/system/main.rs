@@ -27,6 +27,7 @@ mod other_runtimes;
 mod podman_trouble;
 mod processes;
 mod programs;
+mod rogue;
 mod root;
 mod sandbox;
 mod secrets;
