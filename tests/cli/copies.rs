@@ -330,7 +330,7 @@ fn a_directory_goes_in_and_comes_out_as_it_was() {
     }
     fs::set_permissions(tree.join("e"), fs::Permissions::from_mode(0o555)).unwrap();
     let door = session(&[("/d", "directory")], |_, _, stream| {
-        say_json(stream, 200, &json!({}))
+        say_json(stream, 200, &json!({}));
     });
     for (from, to, parent, root) in [
         ("tree", "/d", "/d", "tree/"),

@@ -1,4 +1,4 @@
-//! A daemon's door of which every answer is written by the test: plain answers, streams, WebSockets.
+//! A daemon's door of which every answer is written by the test: plain answers, streams, sockets.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -92,28 +92,28 @@ fn read(stream: &TcpStream) -> Option<Heard> {
         }
     }
     let line = head.lines().next()?.strip_suffix(" HTTP/1.1")?.to_owned();
-    let mut heard = Heard {
+    let mut request = Heard {
         line,
         head,
         body: Vec::new(),
     };
-    if let Some(length) = heard.header("content-length") {
-        heard.body = vec![0; length.parse().unwrap()];
-        reader.read_exact(&mut heard.body).ok()?;
-    } else if heard.header("transfer-encoding").is_some() {
+    if let Some(length) = request.header("content-length") {
+        request.body = vec![0; length.parse().unwrap()];
+        reader.read_exact(&mut request.body).ok()?;
+    } else if request.header("transfer-encoding").is_some() {
         loop {
             let mut size = String::new();
             reader.read_line(&mut size).ok()?;
             let size = usize::from_str_radix(size.trim(), 16).ok()?;
             let mut chunk = vec![0; size + 2];
             reader.read_exact(&mut chunk).ok()?;
-            heard.body.extend(&chunk[..size]);
+            request.body.extend(&chunk[..size]);
             if size == 0 {
                 break;
             }
         }
     }
-    Some(heard)
+    Some(request)
 }
 
 /// Answers whole.
@@ -167,10 +167,10 @@ impl Talk {
         );
         assert_eq!(heard.header("authorization"), Some("Bearer cmk_a_b"));
         let accept = derive_accept_key(heard.header("sec-websocket-key").unwrap().as_bytes());
-        let head = format!(
+        let accepted = format!(
             "HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: {accept}\r\nsec-websocket-protocol: casemate.process.v1\r\n\r\n"
         );
-        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(accepted.as_bytes()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(WebSocket::from_raw_socket(stream, Role::Server, None))
     }

@@ -170,7 +170,7 @@ fn a_signal_does_not_wait_behind_input_that_nobody_reads() {
     });
     let mut child = begun(&door, &["exec", "-i", ID, "--", "sleep", "9"]);
     let mut stdin = child.stdin.take().unwrap();
-    let feeding = std::thread::spawn(move || while stdin.write_all(&[b'x'; 65_536]).is_ok() {});
+    let feeding = std::thread::spawn(move || while stdin.write_all(&[b'x'; 4096]).is_ok() {});
     interrupt(&child, Signal::SIGINT);
     ended(&child.wait_with_output().unwrap(), 130);
     feeding.join().unwrap();
