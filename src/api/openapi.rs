@@ -162,7 +162,12 @@ fn content(answer: Answer, generator: &mut SchemaGenerator) -> Option<Value> {
     match answer {
         Answer::Empty | Answer::WebSocket(_) => None,
         Answer::Json(schema) => Some(json!({"application/json": {"schema": schema(generator)}})),
-        Answer::Bytes(content_type) => Some(json!({content_type: {}})),
+        Answer::Bytes(content_types) => {
+            let contents = content_types
+                .iter()
+                .map(|content_type| ((*content_type).to_owned(), json!({})));
+            Some(Value::Object(contents.collect()))
+        }
         // 3.1 describes the stream as one text; the schema of each event's data is an extension.
         Answer::Events(schema) => Some(json!({
             "text/event-stream": {

@@ -60,8 +60,8 @@ pub enum Answer {
     Empty,
     /// JSON.
     Json(SchemaOf),
-    /// Bytes of this content type.
-    Bytes(&'static str),
+    /// Bytes of one of these content types.
+    Bytes(&'static [&'static str]),
     /// Server-sent events, each with data of this schema.
     Events(SchemaOf),
     /// The connection becomes a WebSocket, with this sub-protocol where there is one. The handshake is

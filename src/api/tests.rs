@@ -95,7 +95,7 @@ fn app(directory: &tempfile::TempDir) -> App {
     })
 }
 
-const BYTES: Answer = Answer::Bytes("application/octet-stream");
+const BYTES: Answer = Answer::Bytes(&["application/octet-stream"]);
 const TAKES_BYTES: Taken = Taken::Bytes {
     content_type: "application/octet-stream",
     max_bytes: None,

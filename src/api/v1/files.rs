@@ -57,7 +57,6 @@ pub(crate) struct FileView {
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
     /// What a client gave it, as `X-Metadata-…`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
 }
 
@@ -75,7 +74,7 @@ pub(crate) enum FileKindView {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct FilePage {
     entries: Vec<FileView>,
-    /// Whether there are more than were asked for.
+    /// Whether there are more: than were asked for, or than one answer can hold.
     truncated: bool,
 }
 

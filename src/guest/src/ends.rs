@@ -27,6 +27,8 @@ pub(crate) struct Ends {
     pub(crate) stderr: Option<Watched>,
     /// The terminal that the others are, if they are one.
     pub(crate) terminal: Option<Watched>,
+    /// The program's end of it, held so that a program that closes it may open it again.
+    pub(crate) line: Option<OwnedFd>,
 }
 
 /// Both ends before they are watched: the guest's input and outputs, and the child's three.
@@ -45,6 +47,7 @@ enum Ours {
     },
     Terminal {
         master: OwnedFd,
+        line: OwnedFd,
         has_input: bool,
     },
 }
@@ -62,14 +65,20 @@ impl Opened {
                 stdout: watch(stdout, Interest::READABLE)?,
                 stderr: Some(watch(stderr, Interest::READABLE)?),
                 terminal: None,
+                line: None,
             },
-            Ours::Terminal { master, has_input } => {
+            Ours::Terminal {
+                master,
+                line,
+                has_input,
+            } => {
                 let master = watch(master, Interest::READABLE | Interest::WRITABLE)?;
                 Ends {
                     stdin: has_input.then(|| Rc::clone(&master)),
                     stdout: Rc::clone(&master),
                     stderr: None,
                     terminal: Some(master),
+                    line: Some(line),
                 }
             }
         };
@@ -115,9 +124,10 @@ pub(crate) fn terminal(size: PtySize, has_input: bool) -> io::Result<Opened> {
     } else {
         nothing()?
     };
-    let theirs = [child_in, pair.slave.try_clone()?, pair.slave];
+    let theirs = [child_in, pair.slave.try_clone()?, pair.slave.try_clone()?];
     let ours = Ours::Terminal {
         master: pair.master,
+        line: pair.slave,
         has_input,
     };
     Ok(Opened { ours, theirs })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate_link::wire::{FrameReader, RequestFrame};
-use tokio::io::Interest;
+use nix::errno::Errno;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::timeout;
 
@@ -157,7 +157,18 @@ async fn end(turn: &mut Turn<'_>, patience: Duration) -> Result<(), Halt> {
     put(turn, characters.into(), patience, &mut 0).await
 }
 
+/// Writes what there is place for.
 async fn write(fd: &Watched, data: &[u8]) -> io::Result<usize> {
-    fd.async_io(Interest::WRITABLE, |fd| Ok(nix::unistd::write(fd, data)?))
-        .await
+    loop {
+        let mut ready = fd.writable().await?;
+        match nix::unistd::write(&**fd, data) {
+            // A terminal that nobody has open any more is full for good, and always says that it is ready.
+            Err(Errno::EAGAIN) if ready.ready().is_write_closed() => {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            Err(Errno::EAGAIN) => ready.clear_ready(),
+            Err(Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! It is over when its main process is and its pipes held nothing more at that moment; what it left in the background may
 //! keep the pipes and lives on.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -51,6 +52,8 @@ pub(crate) struct Life {
     pub(crate) born: Instant,
     pub(crate) stdout: Watched,
     pub(crate) stderr: Option<Watched>,
+    /// Held for as long as it lives.
+    pub(crate) line: Option<OwnedFd>,
     /// What the pumps and the input hear the end from.
     pub(crate) over: watch::Sender<bool>,
 }
@@ -98,6 +101,7 @@ impl Life {
         let (status, timed_out) = self.main_process().await;
         let duration = self.born.elapsed();
         self.process.state.is_dead.set(true);
+        self.line = None;
         self.table.died();
         self.over.send_replace(true);
         self.process.input.close().await;

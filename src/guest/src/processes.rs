@@ -127,6 +127,7 @@ impl Processes {
             born,
             stdout: ends.stdout,
             stderr: ends.stderr,
+            line: ends.line,
             over,
         };
         spawn_local(life.live());

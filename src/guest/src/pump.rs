@@ -26,6 +26,9 @@ const WIDE_PIPE_BYTES: i32 = 256 * 1024;
 /// What is read before others have their turn: long enough that changing over costs little.
 const TURN_BYTES: usize = 256 * 1024;
 
+/// What reading anything costs, as so many bytes.
+const READ_COST_BYTES: usize = 2048;
+
 thread_local! {
     /// Where bytes go that nobody will see.
     static WASTE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -72,18 +75,20 @@ impl Pump<'_> {
             let count = match read {
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) if rest.is_none() => {
-                    if let Some(ready) = &mut ready {
+                Err(Errno::EAGAIN) => match &mut ready {
+                    Some(ready) if !ready.ready().is_read_closed() => {
                         ready.clear_ready();
+                        at_once = 0;
+                        continue;
                     }
-                    at_once = 0;
-                    continue;
-                }
+                    // There is nothing, and it would not tell any more when there is.
+                    _ => 0,
+                },
                 Err(_) => 0,
             };
             if count == 0 {
                 if self.is_terminal && rest.is_none() {
-                    // Nobody has it open. A program that opens it again later may still speak until the process is over.
+                    // It was hung up, as it is when its process ends: what is there then is read.
                     drop(ready);
                     // A sender that is gone is a process that is over.
                     let _ = over.wait_for(|over| *over).await;
@@ -118,7 +123,7 @@ impl Pump<'_> {
                 let _ = fcntl(self.fd.as_fd(), FcntlArg::F_SETPIPE_SZ(WIDE_PIPE_BYTES));
                 is_wide = true;
             }
-            in_turn += count;
+            in_turn += count.max(READ_COST_BYTES);
             if in_turn >= TURN_BYTES {
                 in_turn = 0;
                 yield_now().await;

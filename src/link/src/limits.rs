@@ -40,6 +40,14 @@ pub const MAX_CONTROL_REQUESTS: usize = 64;
 /// Other streams in flight on one link: readers of processes, files, archives, watches, ports.
 pub const MAX_TRANSFERS: usize = 192;
 
+/// Bytes of requests on one link that the guest has not answered, each counted as at least [`MIN_REQUEST_BYTES`]. HTTP/2
+/// keeps what the guest does not let it send, also after the caller has given up: without this bound, a guest that allows
+/// no streams would make the daemon gather every request that is ever made.
+pub const MAX_UNANSWERED_BYTES: usize = 16 * 1024 * 1024;
+
+/// What a request costs beside its first chunk, in bytes.
+pub const MIN_REQUEST_BYTES: usize = 2048;
+
 /// HTTP/2 streams on one link: every process, transfer and short request has one. Announced by the guest, kept by both.
 pub const MAX_STREAMS: u32 = 512;
 
@@ -94,6 +102,9 @@ pub const MAX_START_BYTES: usize = 1024 * 1024;
 /// Smallest body chunk, in bytes; shorter ones are filled up with a padding frame. h2 counts smaller DATA frames against
 /// the peer, and a program that prints single bytes to a stalled reader would cost the whole link.
 pub const MIN_CHUNK_BYTES: usize = 256;
+
+/// Chunks without a frame of ours that a reader takes before it lets others work: padding costs its sender nothing.
+pub const MAX_EMPTY_CHUNKS: usize = 32;
 
 /// Frames that wait between a program's pipes and HTTP/2, on either side: one on its way, one behind it.
 pub const FRAME_QUEUE: usize = 2;
@@ -184,6 +195,10 @@ pub const MAX_LIST_DEPTH: u32 = 64;
 /// Entries of one list of files.
 pub const MAX_LISTED_FILES: u32 = 10_000;
 
+/// Bytes of all items of one list as they come: ten thousand files with names of an ordinary length, twice. A list of files
+/// is cut there, every other one is refused.
+pub const MAX_LIST_BYTES: usize = 8 * 1024 * 1024;
+
 /// Entries of a file's metadata.
 pub const MAX_METADATA_COUNT: usize = 32;
 
@@ -192,6 +207,12 @@ pub const MAX_METADATA_BYTES: usize = 8 * 1024;
 
 /// Bytes of the name of one metadata entry.
 pub const MAX_METADATA_NAME_BYTES: usize = 100;
+
+/// Bytes of the largest file (Linux' `loff_t` has a sign).
+pub const MAX_FILE_BYTES: u64 = i64::MAX.cast_unsigned();
+
+/// Bytes of a file's entity tag.
+pub const MAX_ETAG_BYTES: usize = 64;
 
 /// Directories that one watch follows.
 pub const MAX_WATCHED_DIRECTORIES: usize = 4096;

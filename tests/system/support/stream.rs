@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use super::client::{Answer, Client};
 
 /// Nothing that is waited for here takes longer.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -131,25 +131,24 @@ impl Terminal {
 
     /// The next thing said; `None` when the socket closed.
     pub async fn next(&mut self) -> Option<Said> {
-        timeout(DEADLINE, async {
-            loop {
-                return match self.0.next().await? {
-                    Ok(Message::Binary(data)) => Some(match data.split_first().unwrap() {
-                        (1, rest) => Said::Stdout(rest.to_vec()),
-                        (2, rest) => Said::Stderr(rest.to_vec()),
-                        other => panic!("{other:?}"),
-                    }),
-                    Ok(Message::Text(text)) => {
-                        Some(Said::Json(serde_json::from_str(&text).unwrap()))
-                    }
-                    Ok(Message::Close(_)) => None,
-                    Ok(_) => continue,
-                    Err(error) => panic!("{error}"),
-                };
-            }
-        })
-        .await
-        .expect("something is said in time")
+        let said = timeout(DEADLINE, self.hear()).await;
+        said.expect("something is said in time")
+    }
+
+    async fn hear(&mut self) -> Option<Said> {
+        loop {
+            return match self.0.next().await? {
+                Ok(Message::Binary(data)) => Some(match data.split_first().unwrap() {
+                    (1, rest) => Said::Stdout(rest.to_vec()),
+                    (2, rest) => Said::Stderr(rest.to_vec()),
+                    other => panic!("{other:?}"),
+                }),
+                Ok(Message::Text(text)) => Some(Said::Json(serde_json::from_str(&text).unwrap())),
+                Ok(Message::Close(_)) => None,
+                Ok(_) => continue,
+                Err(error) => panic!("{error}"),
+            };
+        }
     }
 
     /// Both outputs until a JSON message of this type, and that message.
@@ -172,8 +171,8 @@ impl Terminal {
     pub async fn until_out(&mut self, wanted: &str) -> String {
         let mut out = String::new();
         while !out.contains(wanted) {
-            match self.next().await {
-                Some(Said::Stdout(data)) => out.push_str(&String::from_utf8_lossy(&data)),
+            match timeout(DEADLINE, self.hear()).await {
+                Ok(Some(Said::Stdout(data))) => out.push_str(&String::from_utf8_lossy(&data)),
                 other => panic!("{other:?} after {out:?}, before {wanted:?}"),
             }
         }

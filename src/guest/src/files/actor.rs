@@ -5,8 +5,8 @@
 //! is what makes its results right, too.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use casemate_link::file::Place;
@@ -107,20 +107,27 @@ impl Actor {
     }
 
     /// Starts a job as the user.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the runtime's threads for this are ours alone: bounded, short-lived, and nothing else runs on them"
-    )]
     pub(crate) fn begin<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
     ) -> JoinHandle<Result<T, Refusal>> {
         let inner = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || {
+        begin_open(move || {
             let _as_the_user = inner.ids.as_ref().map(Disguise::put_on).transpose()?;
             work()
         })
     }
+}
+
+/// Starts a job on files that are open already, for which nobody's rights are asked any more.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the runtime's threads for this are ours alone: bounded, short-lived, and nothing else runs on them"
+)]
+pub(crate) fn begin_open<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> JoinHandle<Result<T, Refusal>> {
+    tokio::task::spawn_blocking(work)
 }
 
 /// The result of a job that was begun.
@@ -134,17 +141,25 @@ pub(crate) fn joined<T>(
     result.unwrap_or_else(|_| Err(refusal(code::FILE_FAILED, "the guest broke off")))
 }
 
+/// Who the guest is, on every thread that is nobody else; asked for once, because it never changes.
+static GUEST: OnceLock<ThreadIds> = OnceLock::new();
+
 /// The user's identity on this thread, for as long as this lives.
 struct Disguise {
-    own: ThreadIds,
+    own: &'static ThreadIds,
 }
 
 impl Disguise {
     fn put_on(ids: &ThreadIds) -> Result<Self, Refusal> {
         let failed = |_| refusal(code::USER_NOT_ALLOWED, "becoming the user");
-        let disguise = Self {
-            own: ThreadIds::current().map_err(failed)?,
+        let own = match GUEST.get() {
+            Some(own) => own,
+            None => {
+                let own = ThreadIds::current().map_err(failed)?;
+                GUEST.get_or_init(|| own)
+            }
         };
+        let disguise = Self { own };
         // Dropped, and so undone, when only half of it could be taken.
         ids.assume().map_err(failed)?;
         Ok(disguise)

@@ -5,17 +5,20 @@ use std::future::pending;
 use bytes::Bytes;
 use casemate_link::Refusal;
 
-use super::actor::{Actor, finished, joined};
+use super::actor::{Actor, begin_open, finished, joined};
 use crate::transfer::Input;
 
 /// Bytes that are collected for one job, beside those of the job that runs: what one slow disk costs.
-const MAX_BATCH_BYTES: usize = 256 * 1024;
+const MAX_BATCH_BYTES: usize = 512 * 1024;
 
 /// Pieces of one batch: a small piece may hold a large buffer.
 const MAX_BATCH_PIECES: usize = 32;
 
-/// Takes bytes, on a thread that acts as the user. Dropped there, it undoes what is not complete.
+/// Takes bytes on a thread. Dropped on one that acts as the user, it undoes what is not complete.
 pub(crate) trait Sink: Send + 'static {
+    /// Whether it opens files while it takes bytes, and so must act as the user then.
+    const OPENS: bool;
+
     /// Takes the next bytes.
     fn take(&mut self, data: &[Bytes]) -> Result<(), Refusal>;
 }
@@ -33,10 +36,15 @@ pub(crate) async fn pour<S: Sink>(actor: &Actor, sink: S, input: &mut Input) -> 
             if !batch.is_empty() {
                 let data = std::mem::take(&mut batch);
                 bytes = 0;
-                job = Some(actor.begin(move || {
-                    idle.take(&data)?;
-                    Ok(idle)
-                }));
+                let work = move || {
+                    let taken = idle.take(&data);
+                    Ok((idle, taken))
+                };
+                job = Some(if S::OPENS {
+                    actor.begin(work)
+                } else {
+                    begin_open(work)
+                });
             } else if ended {
                 return Ok(idle);
             } else {
@@ -53,7 +61,11 @@ pub(crate) async fn pour<S: Sink>(actor: &Actor, sink: S, input: &mut Input) -> 
         tokio::select! {
             taken = running => {
                 job = None;
-                sink = Some(joined(taken)?);
+                let (idle, taken) = joined(taken)?;
+                if let Err(refused) = taken {
+                    return undo(actor, idle, refused).await;
+                }
+                sink = Some(idle);
             }
             data = input.data(), if !ended && has_room => match data {
                 Ok(Some(data)) => {
@@ -62,15 +74,27 @@ pub(crate) async fn pour<S: Sink>(actor: &Actor, sink: S, input: &mut Input) -> 
                 }
                 Ok(None) => ended = true,
                 Err(cut) => {
-                    let sink = match job {
-                        Some(job) => finished(job).await.ok(),
+                    let idle = match job {
+                        Some(job) => finished(job).await.ok().map(|(idle, _)| idle),
                         None => sink,
                     };
-                    // As the user, whose it is.
-                    actor.run(move || { drop(sink); Ok(()) }).await?;
-                    return Err(cut);
+                    return undo(actor, idle, cut).await;
                 }
             }
         }
     }
+}
+
+/// Drops a sink as the user, whose files it undoes.
+async fn undo<S: Send + 'static, T>(
+    actor: &Actor,
+    sink: S,
+    refused: Refusal,
+) -> Result<T, Refusal> {
+    let work = move || {
+        drop(sink);
+        Ok(())
+    };
+    actor.run(work).await?;
+    Err(refused)
 }

@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, Mode, fstatat};
 
 use super::error::{Doing, explain, wrong_kind};
 
-/// Symbolic links that are followed one after another: as many as the kernel follows (path_resolution(7)).
+/// Symbolic links that are followed one after another: as many as the kernel follows (`path_resolution(7)`).
 const MAX_LINKS: usize = 40;
 
 /// To look things up in a directory, without the right to read it.

@@ -13,7 +13,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, openat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use std::os::fd::AsFd;
 
-use super::actor::{Actor, finished};
+use super::actor::{Actor, begin_open, finished};
 use super::entry;
 use super::error::{Doing, wrong_kind};
 use super::place::READ_FILE;
@@ -24,7 +24,7 @@ use crate::transfer::{Output, Transfer};
 use crate::users::Names;
 
 /// Bytes that are read at once: long enough that waking a thread costs little beside it.
-pub(crate) const PART_BYTES: usize = 256 * 1024;
+pub(crate) const PART_BYTES: usize = 512 * 1024;
 
 /// Buffers of one transfer: one is filled, one is sent, one waits in HTTP/2. They are used again and again, because in a
 /// sandbox memory that was never touched is dear.
@@ -59,7 +59,7 @@ pub(crate) async fn read(
             break;
         }
         let spare = buffers.take();
-        let next = actor.begin(move || {
+        let next = begin_open(move || {
             let part = reading.next(spare)?;
             Ok((reading, part))
         });

@@ -208,7 +208,7 @@ impl Unpacking {
         if header.as_bytes().iter().all(|byte| *byte == 0) {
             return Ok(State::Over);
         }
-        let damaged = |_| {
+        let damaged = |()| {
             bad(&format!(
                 "the header after entry {} is damaged",
                 self.summary.entries
@@ -530,6 +530,8 @@ impl Unpacking {
 }
 
 impl Sink for Unpacking {
+    const OPENS: bool = true;
+
     fn take(&mut self, data: &[Bytes]) -> Result<(), Refusal> {
         for mut some in data.iter().map(|data| &data[..]) {
             while !some.is_empty() {

@@ -236,6 +236,8 @@ impl Writing {
 }
 
 impl Sink for Writing {
+    const OPENS: bool = false;
+
     fn take(&mut self, data: &[Bytes]) -> Result<(), Refusal> {
         for some in data.chunks(SLICES) {
             let mut slices = [IoSlice::new(&[]); SLICES];

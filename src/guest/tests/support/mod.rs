@@ -1,6 +1,6 @@
 //! The real guest binary as an ordinary process, over a real socket, with the real daemon end.
+#![allow(dead_code, reason = "each test program uses its part")]
 
-#![allow(dead_code, reason = "each test program uses some of it")]
 use std::fs::{self, File};
 use std::future::Future;
 use std::path::Path;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use casemate_link::daemon::{FileReader, Link, LinkError, LinkListener, Process, ProcessEvent};
 use casemate_link::file::{FileEntry, Place, WriteRequest};
-use casemate_link::{LinkToken, ProcessExit, ProcessSpec};
+use casemate_link::process::{AttachRequest, Lost, ProcessInfo, Selector};
+use casemate_link::{LinkToken, OnDetach, ProcessExit, ProcessSpec};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -102,6 +103,61 @@ pub(crate) fn shell(script: &str) -> ProcessSpec {
     spec(&["sh", "-c", script])
 }
 
+/// The same, kept when nobody listens.
+pub(crate) fn kept(mut spec: ProcessSpec) -> ProcessSpec {
+    spec.on_detach = OnDetach::Keep;
+    spec
+}
+
+/// The code of a refusal.
+pub(crate) fn code_of<T: std::fmt::Debug>(result: Result<T, LinkError>) -> String {
+    match result {
+        Err(LinkError::Refused { code, .. }) => code,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// All that is kept of a process, from these offsets on, and how much of it is lost.
+pub(crate) async fn read_from(link: &Link, process: u64, offsets: [u64; 2]) -> (Outcome, Lost) {
+    let (_, process) = attach(link, process, offsets).await;
+    finish_losing(process).await
+}
+
+/// Attaches to a process by its number.
+pub(crate) async fn attach(link: &Link, process: u64, offsets: [u64; 2]) -> (ProcessInfo, Process) {
+    let request = AttachRequest {
+        process: Selector::Process(process),
+        stdout_offset: offsets[0],
+        stderr_offset: offsets[1],
+        output: true,
+    };
+    soon(link.attach(request)).await.unwrap()
+}
+
+/// Waits until a kept process has ended and said all.
+pub(crate) async fn ended(link: &Link, process: u64) -> ProcessExit {
+    let request = AttachRequest {
+        process: Selector::Process(process),
+        stdout_offset: 0,
+        stderr_offset: 0,
+        output: false,
+    };
+    let (_, process) = soon(link.attach(request)).await.unwrap();
+    let (outcome, lost) = finish_losing(process).await;
+    assert!(outcome.stdout.is_empty() && outcome.stderr.is_empty() && lost == Lost::default());
+    outcome.exit
+}
+
+/// Resident memory of a process, in bytes.
+pub(crate) fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
 /// All that a process said.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
@@ -110,19 +166,29 @@ pub(crate) struct Outcome {
     pub(crate) exit: ProcessExit,
 }
 
-/// Reads a process to its end.
-pub(crate) async fn finish(mut process: Process) -> Outcome {
+/// Reads a process to its end; nothing may be lost.
+pub(crate) async fn finish(process: Process) -> Outcome {
+    let (outcome, lost) = finish_losing(process).await;
+    assert_eq!(lost, Lost::default());
+    outcome
+}
+
+/// Reads a process to its end, and adds up what is lost.
+pub(crate) async fn finish_losing(mut process: Process) -> (Outcome, Lost) {
     let reading = async {
-        let mut outcome = Outcome::default();
+        let (mut outcome, mut all) = (Outcome::default(), Lost::default());
         while let Some(event) = process.next().await {
             match event.unwrap() {
                 ProcessEvent::Stdout(data) => outcome.stdout.extend_from_slice(&data),
                 ProcessEvent::Stderr(data) => outcome.stderr.extend_from_slice(&data),
-                ProcessEvent::Lost(lost) => panic!("{lost:?}"),
+                ProcessEvent::Lost(lost) => {
+                    all.stdout_bytes += lost.stdout_bytes;
+                    all.stderr_bytes += lost.stderr_bytes;
+                }
                 ProcessEvent::Exited(exit) => outcome.exit = exit,
             }
         }
-        outcome
+        (outcome, all)
     };
     timeout(PATIENCE, reading).await.expect("the process ends")
 }

@@ -2,18 +2,18 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::LinkError;
-use crate::limits::{MAX_CODE_BYTES, MAX_DOCUMENT_BYTES, MAX_MESSAGE_BYTES};
-use crate::refusal::Refusal;
+use crate::limits::{MAX_DOCUMENT_BYTES, MIN_REQUEST_BYTES};
 use crate::wire::Chunk;
 
 /// A request's body: a first chunk, then whatever comes through a queue, if there is one.
@@ -21,6 +21,8 @@ use crate::wire::Chunk;
 pub(super) struct RequestBody {
     first: Option<Chunk>,
     rest: Option<mpsc::Receiver<Chunk>>,
+    /// Room for `first`, for as long as it is here.
+    room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl RequestBody {
@@ -29,6 +31,7 @@ impl RequestBody {
         Self {
             first: (!document.is_empty()).then(|| Chunk::bare(document)),
             rest: None,
+            room: None,
         }
     }
 
@@ -37,7 +40,18 @@ impl RequestBody {
         Self {
             first: Some(first),
             rest: Some(rest),
+            room: None,
         }
+    }
+
+    /// What it costs until the guest has it, in bytes.
+    pub(super) fn cost_bytes(&self) -> usize {
+        MIN_REQUEST_BYTES + self.first.as_ref().map_or(0, Chunk::remaining)
+    }
+
+    /// Keeps this until the first chunk is on its way, or given up.
+    pub(super) fn hold(&mut self, room: Arc<OwnedSemaphorePermit>) {
+        self.room = Some(room);
     }
 }
 
@@ -49,6 +63,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Chunk>, Infallible>>> {
+        self.room = None;
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
@@ -79,45 +94,4 @@ pub(super) async fn read_document<T: DeserializeOwned>(body: Incoming) -> Result
         })?;
     serde_json::from_slice(&collected.to_bytes())
         .map_err(|_| LinkError::Protocol("an answer is not the expected document".into()))
-}
-
-/// Makes an error of the guest's refusal; its texts may end in logs and on terminals, so they are cleaned.
-pub(super) fn refused(refusal: Refusal) -> LinkError {
-    let Refusal { code, message } = refusal;
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    if code.is_empty() || code.len() > MAX_CODE_BYTES || !code.bytes().all(plain) {
-        return LinkError::Protocol("a refusal without a proper code".into());
-    }
-    let message = message.chars().take(MAX_MESSAGE_BYTES / 4);
-    let message = message
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    LinkError::Refused { code, message }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hostile_refusal_is_cleaned_or_rejected() {
-        let refusal = |code: &str, message: &str| Refusal {
-            code: code.into(),
-            message: message.into(),
-        };
-        let cleaned = refused(refusal(
-            "not_found",
-            &format!("\x1b[31m\n{}", "x".repeat(5000)),
-        ));
-        match cleaned {
-            LinkError::Refused { code, message } => {
-                assert_eq!(code, "not_found");
-                assert!(message.starts_with(" [31m x") && message.len() <= MAX_MESSAGE_BYTES);
-            }
-            other => panic!("{other:?}"),
-        }
-        for code in ["", "Not Found", "a\nb", &"x".repeat(65)] {
-            assert!(matches!(refused(refusal(code, "")), LinkError::Protocol(_)));
-        }
-    }
 }

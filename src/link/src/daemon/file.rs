@@ -4,16 +4,16 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::LinkError;
+use super::check;
 use super::link::{Link, no};
-use super::transfer::{Incoming, Transfer, Upload, parse, unexpected};
+use super::transfer::{Incoming, Listing, Transfer, Upload, parse, unexpected};
 use crate::file::{
-    ArchiveRequest, ArchiveSummary, BadPlace, FileEntry, FileEvent, FileKind, LinkRequest,
-    ListRequest, Made, MkdirRequest, MoveRequest, Place, ReadRequest, RemoveRequest, SetRequest,
-    StatRequest, UnpackRequest, WatchRequest, WriteRequest, check_metadata, check_path,
+    ArchiveRequest, ArchiveSummary, BadPlace, FileEntry, FileEvent, LinkRequest, ListRequest, Made,
+    MkdirRequest, MoveRequest, Place, ReadRequest, RemoveRequest, SetRequest, StatRequest,
+    UnpackRequest, WatchRequest, WriteRequest, check_metadata, check_path,
 };
 use crate::limits::{
-    COMMIT_DEADLINE, MAX_LIST_DEPTH, MAX_LISTED_FILES, MAX_METADATA_BYTES, MAX_METADATA_COUNT,
-    MAX_PATH_BYTES, OPEN_DEADLINE, STALL_DEADLINE,
+    COMMIT_DEADLINE, MAX_LIST_DEPTH, MAX_LISTED_FILES, OPEN_DEADLINE, STALL_DEADLINE,
 };
 use crate::refusal::code;
 use crate::route;
@@ -24,7 +24,7 @@ use crate::wire::TransferFrame;
 pub struct FileListing {
     /// Parents before what is in them.
     pub entries: Vec<FileEntry>,
-    /// Whether there are more than were asked for.
+    /// Whether there are more: than were asked for, or than fit in [`crate::limits::MAX_LIST_BYTES`].
     pub is_cut: bool,
 }
 
@@ -78,7 +78,7 @@ impl FileWriter {
     /// # Errors
     /// As [`FileWriter::write`]; then the old content is there. After `Gone` and `Deadline` it may be either.
     pub async fn commit(self) -> Result<FileEntry, LinkError> {
-        sane(self.0.commit(COMMIT_DEADLINE).await?)
+        check::entry(self.0.commit(COMMIT_DEADLINE).await?)
     }
 }
 
@@ -121,15 +121,7 @@ impl Watch {
             return None;
         }
         let event = self.incoming.frame().await.and_then(|frame| match frame {
-            TransferFrame::Item(json) => {
-                let event: FileEvent = parse(&json)?;
-                let fits = |path: &str| path.len() <= MAX_PATH_BYTES;
-                if fits(&event.path) && event.to.as_deref().is_none_or(fits) {
-                    Ok(Some(event))
-                } else {
-                    Err(LinkError::Protocol("a path over its bound".into()))
-                }
-            }
+            TransferFrame::Item(json) => Ok(Some(check::event(parse(&json)?)?)),
             TransferFrame::End => Ok(None),
             _ => Err(unexpected()),
         });
@@ -145,7 +137,7 @@ impl Link {
     /// `Refused` ([`code`]), `Gone`, `Protocol`, `Deadline`.
     pub async fn stat(&self, request: &StatRequest) -> Result<FileEntry, LinkError> {
         self.for_files(&request.place)?;
-        sane(Transfer::ask(self, route::FILE_STAT, request, OPEN_DEADLINE).await?)
+        check::entry(Transfer::ask(self, route::FILE_STAT, request, OPEN_DEADLINE).await?)
     }
 
     /// What is in a directory.
@@ -161,10 +153,19 @@ impl Link {
             return Err(bad(BadPlace::TooBig("limit")));
         }
         let limit = usize::try_from(request.limit).unwrap_or(usize::MAX);
-        let listing = Transfer::list(self, route::FILE_LIST, request, limit + 1, STALL_DEADLINE);
-        let entries: Result<Vec<_>, _> = listing.await?.into_iter().map(sane).collect();
-        let mut entries = entries?;
-        let is_cut = entries.len() > limit;
+        let listing = Transfer::list(
+            self,
+            route::FILE_LIST,
+            request,
+            check::entry,
+            limit + 1,
+            STALL_DEADLINE,
+        );
+        let (mut entries, is_cut) = match listing.await? {
+            Listing::Whole(entries) => (entries, false),
+            Listing::Cut(entries) => (entries, true),
+        };
+        let is_cut = is_cut || entries.len() > limit;
         entries.truncate(limit);
         Ok(FileListing { entries, is_cut })
     }
@@ -176,7 +177,7 @@ impl Link {
     pub async fn read(&self, request: &ReadRequest) -> Result<FileReader, LinkError> {
         self.for_files(&request.place)?;
         let (transfer, entry) = Transfer::begin(self, route::FILE_READ, request).await?;
-        let entry = sane(entry)?;
+        let entry = check::entry(entry)?;
         let left = match request.range {
             None => entry.size_bytes,
             Some(range) => range
@@ -212,7 +213,7 @@ impl Link {
     pub async fn mkdir(&self, request: &MkdirRequest) -> Result<Made, LinkError> {
         self.for_files(&request.place)?;
         let made: Made = Transfer::ask(self, route::FILE_MKDIR, request, OPEN_DEADLINE).await?;
-        let entry = sane(made.entry)?;
+        let entry = check::entry(made.entry)?;
         Ok(Made { entry, ..made })
     }
 
@@ -223,7 +224,7 @@ impl Link {
     pub async fn rename(&self, request: &MoveRequest) -> Result<FileEntry, LinkError> {
         self.for_files(&request.place)?;
         check_path("to", &request.to).map_err(bad)?;
-        sane(Transfer::ask(self, route::FILE_MOVE, request, COMMIT_DEADLINE).await?)
+        check::entry(Transfer::ask(self, route::FILE_MOVE, request, COMMIT_DEADLINE).await?)
     }
 
     /// Removes a file or directory. What is not there is `file_not_found`.
@@ -232,8 +233,9 @@ impl Link {
     /// `Refused` ([`code`]), `Gone`, `Protocol`, `Deadline`.
     pub async fn remove(&self, request: &RemoveRequest) -> Result<(), LinkError> {
         self.for_files(&request.place)?;
-        let gone = Transfer::list(self, route::FILE_REMOVE, request, 0, COMMIT_DEADLINE);
-        gone.await.map(|none: Vec<IgnoredAny>| drop(none))
+        let gone = Transfer::list(self, route::FILE_REMOVE, request, Ok, 0, COMMIT_DEADLINE);
+        let _: Listing<IgnoredAny> = gone.await?;
+        Ok(())
     }
 
     /// Makes a symbolic link.
@@ -243,7 +245,7 @@ impl Link {
     pub async fn symlink(&self, request: &LinkRequest) -> Result<FileEntry, LinkError> {
         self.for_files(&request.place)?;
         check_path("target", &request.target).map_err(bad)?;
-        sane(Transfer::ask(self, route::FILE_LINK, request, OPEN_DEADLINE).await?)
+        check::entry(Transfer::ask(self, route::FILE_LINK, request, OPEN_DEADLINE).await?)
     }
 
     /// Changes a file's mode, owner, group or metadata.
@@ -255,7 +257,7 @@ impl Link {
         if let Some(metadata) = &request.metadata {
             check_metadata(metadata).map_err(bad)?;
         }
-        sane(Transfer::ask(self, route::FILE_SET, request, OPEN_DEADLINE).await?)
+        check::entry(Transfer::ask(self, route::FILE_SET, request, OPEN_DEADLINE).await?)
     }
 
     /// Watches a directory or file. What happens after this returned is told.
@@ -281,7 +283,7 @@ impl Link {
         request.place.validate().map_err(bad)?;
         let (transfer, entry) = Transfer::begin(self, route::ARCHIVE_READ, request).await?;
         Ok(FileReader {
-            entry: sane(entry)?,
+            entry: check::entry(entry)?,
             incoming: transfer.incoming,
             left: u64::MAX,
             ended: false,
@@ -312,33 +314,4 @@ fn bad(problem: BadPlace) -> LinkError {
 
 fn too_much() -> LinkError {
     LinkError::Protocol("more bytes than the file has".into())
-}
-
-/// Holds an entry to its bounds, whatever the guest made of them. Its texts may still say anything.
-fn sane(entry: FileEntry) -> Result<FileEntry, LinkError> {
-    let fits =
-        |text: &Option<String>, max: usize| text.as_ref().is_none_or(|text| text.len() <= max);
-    let metadata: usize = entry
-        .metadata
-        .iter()
-        .map(|(name, value)| name.len() + value.len())
-        .sum();
-    let is_sane = entry.path.len() <= MAX_PATH_BYTES
-        && fits(&entry.target, MAX_PATH_BYTES)
-        && fits(&entry.owner, crate::limits::MAX_USER_BYTES)
-        && fits(&entry.group, crate::limits::MAX_USER_BYTES)
-        && entry.mode <= 0o7777
-        && (1..=64).contains(&entry.etag.len())
-        && entry
-            .etag
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        && entry.metadata.len() <= MAX_METADATA_COUNT
-        && metadata <= MAX_METADATA_BYTES
-        && (entry.kind != FileKind::Symlink || entry.target.is_some());
-    if is_sane {
-        Ok(entry)
-    } else {
-        Err(LinkError::Protocol("a file's entry over its bounds".into()))
-    }
 }

@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::LinkError;
-use super::body::{RequestBody, read_document, refused};
+use super::body::{RequestBody, read_document};
+use super::check;
 use super::process::{InputStream, Process};
 use super::transfer::{Transfer, in_time};
 use crate::handshake::Hello;
@@ -34,7 +35,7 @@ type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, UntilClose
 /// their inputs hold one), when [`Link::close`] is called, or when the guest is gone.
 #[derive(Clone)]
 pub struct Link {
-    sender: http2::SendRequest<RequestBody>,
+    asker: Asker,
     shared: Arc<Shared>,
 }
 
@@ -49,6 +50,14 @@ struct Shared {
     controls: Semaphore,
 }
 
+/// Sends requests to the guest.
+#[derive(Clone)]
+struct Asker {
+    sender: http2::SendRequest<RequestBody>,
+    /// Bytes of requests that the guest may still leave unanswered.
+    unanswered: Arc<Semaphore>,
+}
+
 /// A process whose [`Process`] was dropped. Its place among [`limits::MAX_PROCESSES`] is free again when the guest knows.
 pub(super) struct Detached {
     pub(super) process: u64,
@@ -57,11 +66,10 @@ pub(super) struct Detached {
 
 impl Link {
     /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection.
-    pub(super) async fn open(
-        stream: UnixStream,
-        protocol: u32,
-        hello: &Hello,
-    ) -> Result<Self, LinkError> {
+    ///
+    /// # Errors
+    /// `Gone`, `Deadline` after [`limits::HANDSHAKE_DEADLINE`].
+    pub async fn open(stream: UnixStream, protocol: u32, hello: &Hello) -> Result<Self, LinkError> {
         let (closed_tx, closed) = watch::channel(false);
         let opening = http2::Builder::new(UntilClosed(closed.clone()))
             .timer(TokioTimer::new())
@@ -87,9 +95,13 @@ impl Link {
         // Never full: each message holds one of MAX_PROCESSES places.
         let (detached, detached_rx) = mpsc::channel(limits::MAX_PROCESSES);
         let close = Arc::new(Notify::new());
+        let unanswered = Arc::new(Semaphore::new(limits::MAX_UNANSWERED_BYTES));
         tokio::spawn(drive(
             connection,
-            sender.clone(),
+            Asker {
+                sender: sender.clone(),
+                unanswered: Arc::clone(&unanswered),
+            },
             detached_rx,
             Arc::clone(&close),
             closed_tx,
@@ -105,7 +117,7 @@ impl Link {
             controls: Semaphore::new(limits::MAX_CONTROL_REQUESTS),
         };
         Ok(Self {
-            sender,
+            asker: Asker { sender, unanswered },
             shared: Arc::new(shared),
         })
     }
@@ -169,15 +181,11 @@ impl Link {
             self,
             route::PROCESS_LIST,
             &(),
+            check::process,
             limits::MAX_LISTED_PROCESSES,
             limits::CONTROL_DEADLINE,
         );
-        let processes: Vec<ProcessInfo> = listing.await?;
-        if processes.iter().all(super::process::is_sane) {
-            Ok(processes)
-        } else {
-            Err(LinkError::Protocol("a process over its bounds".into()))
-        }
+        listing.await?.whole()
     }
 
     /// Gives a process's terminal another size.
@@ -199,12 +207,7 @@ impl Link {
     /// `Refused`, `Gone`, `Protocol`, `Deadline`.
     pub async fn usage(&self) -> Result<Usage, LinkError> {
         self.needs("usage")?;
-        let usage: Usage = self.control(Method::GET, route::USAGE, &()).await?;
-        if usage.hostname.len() <= limits::MAX_HOSTNAME_BYTES {
-            Ok(usage)
-        } else {
-            Err(LinkError::Protocol("a host name over its bound".into()))
-        }
+        check::usage(self.control(Method::GET, route::USAGE, &()).await?)
     }
 
     /// Whether the guest said that it can do this ([`crate::handshake::CAPABILITIES`]).
@@ -260,7 +263,7 @@ impl Link {
 
     /// Whether the link is gone.
     pub fn is_closed(&self) -> bool {
-        *self.shared.closed.borrow() || self.sender.is_closed()
+        *self.shared.closed.borrow() || self.asker.sender.is_closed()
     }
 
     /// Hangs up now, for all handles. The guest ends the processes of this link and dials again.
@@ -294,7 +297,7 @@ impl Link {
         content_types: [&'static str; 2],
         body: RequestBody,
     ) -> Result<Response<Incoming>, LinkError> {
-        exchange(&mut self.sender.clone(), method, path, content_types, body).await
+        self.asker.ask(method, path, content_types, body).await
     }
 
     async fn control<A: serde::de::DeserializeOwned>(
@@ -335,7 +338,7 @@ impl std::fmt::Debug for Link {
 /// detached processes meanwhile.
 async fn drive(
     connection: Connection,
-    sender: http2::SendRequest<RequestBody>,
+    asker: Asker,
     mut detached: mpsc::Receiver<Detached>,
     close: Arc<Notify>,
     closed: watch::Sender<bool>,
@@ -349,7 +352,7 @@ async fn drive(
             _ = &mut connection => break,
             () = close.notified() => break,
             left = detached.recv() => match left {
-                Some(left) => farewells.push(farewell(sender.clone(), left)),
+                Some(left) => farewells.push(farewell(asker.clone(), left)),
                 // Hanging up tells the guest about all of them at once.
                 None => break,
             },
@@ -380,55 +383,61 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for UntilCl
 
 /// Tells the guest about one detached process. Whether it listens is its own affair: the stream's reset says the same,
 /// unless unread input holds that reset up.
-async fn farewell(mut sender: http2::SendRequest<RequestBody>, left: Detached) {
+async fn farewell(asker: Asker, left: Detached) {
     let Detached { process, place } = left;
     let told = in_time(limits::CONTROL_DEADLINE, async {
         let body = RequestBody::whole(json(&Method::POST, &DetachRequest { process })?);
-        exchange(
-            &mut sender,
-            Method::POST,
-            route::PROCESS_DETACH,
-            [route::JSON; 2],
-            body,
-        )
-        .await
+        asker
+            .ask(Method::POST, route::PROCESS_DETACH, [route::JSON; 2], body)
+            .await
     });
     drop(told.await);
     drop(place);
 }
 
-async fn exchange(
-    sender: &mut http2::SendRequest<RequestBody>,
-    method: Method,
-    path: &'static str,
-    [content_type, answer_type]: [&'static str; 2],
-    body: RequestBody,
-) -> Result<Response<Incoming>, LinkError> {
-    let mut request = Request::new(body);
-    *request.method_mut() = method;
-    *request.uri_mut() = http::Uri::from_static(path);
-    request
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    sender.ready().await.map_err(|_| LinkError::Gone)?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|_| LinkError::Gone)?;
-    let is = |wanted: &str| {
-        response
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|value| value == wanted)
-    };
-    match response.status() {
-        StatusCode::OK if is(answer_type) => Ok(response),
-        status if status.is_client_error() && is(route::JSON) => {
-            Err(refused(read_document(response.into_body()).await?))
+impl Asker {
+    /// Sends a request and checks the head of the answer. Has no deadline of its own.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &'static str,
+        [content_type, answer_type]: [&'static str; 2],
+        mut body: RequestBody,
+    ) -> Result<Response<Incoming>, LinkError> {
+        let cost = u32::try_from(body.cost_bytes()).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.unanswered).acquire_many_owned(cost).await;
+        // Held here until there is an answer, and by the request itself for as long as HTTP/2 keeps it back.
+        let room = Arc::new(room.map_err(|_| LinkError::Gone)?);
+        body.hold(Arc::clone(&room));
+
+        let mut request = Request::new(body);
+        *request.method_mut() = method;
+        *request.uri_mut() = http::Uri::from_static(path);
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        let mut sender = self.sender.clone();
+        sender.ready().await.map_err(|_| LinkError::Gone)?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|_| LinkError::Gone)?;
+        drop(room);
+        let is = |wanted: &str| {
+            response
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .is_some_and(|value| value == wanted)
+        };
+        match response.status() {
+            StatusCode::OK if is(answer_type) => Ok(response),
+            status if status.is_client_error() && is(route::JSON) => {
+                Err(check::refusal(read_document(response.into_body()).await?))
+            }
+            status => Err(LinkError::Protocol(format!(
+                "an unexpected answer with status {status}"
+            ))),
         }
-        status => Err(LinkError::Protocol(format!(
-            "an unexpected answer with status {status}"
-        ))),
     }
 }
 
@@ -445,5 +454,83 @@ pub(super) fn no(code: &str, message: impl Into<String>) -> LinkError {
     LinkError::Refused {
         code: code.into(),
         message: message.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::LinkToken;
+    use crate::handshake::{KernelReport, PROTOCOL};
+
+    /// A link to a guest that says these bytes and then only listens.
+    async fn link_to(words: &'static [u8]) -> Link {
+        let (mut guest, daemon) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            guest.write_all(words).await.unwrap();
+            let mut sink = [0; 4096];
+            while guest.read(&mut sink).await.is_ok_and(|count| count > 0) {}
+        });
+        let hello = Hello {
+            protocol: PROTOCOL,
+            token: LinkToken::parse(&"t".repeat(32)).unwrap(),
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+            capabilities: Vec::new(),
+        };
+        Link::open(daemon, 1, &hello).await.unwrap()
+    }
+
+    /// Bytes that are counted for as long as anybody keeps them.
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(self.0.len(), Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_guest_does_not_let_out_is_bounded_also_when_its_callers_gave_up() {
+        // SETTINGS that allow no stream (RFC 9113 section 6.5.2), and the acknowledgement of ours.
+        let none = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\x01\0\0\0\0";
+        let link = link_to(none).await;
+        let kept = Arc::new(AtomicUsize::new(0));
+        let size = 512 * 1024;
+        for _ in 0..400 {
+            kept.fetch_add(size, Ordering::SeqCst);
+            let document = Bytes::from_owner(Counted(vec![0; size], Arc::clone(&kept)));
+            let body = RequestBody::whole(document);
+            let asked = link.request(Method::POST, route::PROCESS_SIGNAL, route::JSON, body);
+            let given_up = timeout(Duration::from_millis(1), asked).await;
+            assert!(!matches!(given_up, Ok(Ok(_))));
+            let kept = kept.load(Ordering::SeqCst);
+            assert!(
+                kept <= limits::MAX_UNANSWERED_BYTES,
+                "{kept} bytes are kept"
+            );
+        }
+        link.close();
+        link.closed().await;
+        drop(link);
+        timeout(Duration::from_secs(10), async {
+            while kept.load(Ordering::SeqCst) > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("a link that is gone keeps nothing");
     }
 }

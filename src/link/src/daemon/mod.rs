@@ -5,6 +5,7 @@
 //! caller, and nothing it says can cost more than its own link.
 
 mod body;
+pub mod check;
 mod file;
 mod link;
 mod listener;

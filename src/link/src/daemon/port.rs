@@ -59,10 +59,11 @@ impl Link {
             self,
             route::PORT_LIST,
             &(),
+            Ok,
             MAX_LISTED_PORTS,
             CONTROL_DEADLINE,
         );
-        let mut ports: Vec<OpenPort> = listing.await?;
+        let mut ports: Vec<OpenPort> = listing.await?.whole()?;
         ports.sort_unstable();
         ports.dedup();
         Ok(ports)

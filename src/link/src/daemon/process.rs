@@ -7,12 +7,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::LinkError;
-use super::body::{RequestBody, read_document, refused};
+use super::body::{RequestBody, read_document};
+use super::check;
 use super::link::{Detached, Link};
 use super::transfer::in_time;
 use crate::limits::{
-    CONTROL_DEADLINE, FRAME_QUEUE, INPUT_DEADLINE, MAX_FRAME_PAYLOAD_BYTES, MAX_LISTED_WORD_BYTES,
-    MAX_LISTED_WORDS, MAX_PATH_BYTES, MAX_TAG_BYTES, MAX_USER_BYTES, STREAM_END_DEADLINE,
+    CONTROL_DEADLINE, FRAME_QUEUE, INPUT_DEADLINE, MAX_FRAME_PAYLOAD_BYTES, STREAM_END_DEADLINE,
 };
 use crate::process::{
     AttachRequest, InputRequest, InputSummary, Lost, ProcessExit, ProcessInfo, ProcessSpec,
@@ -108,7 +108,7 @@ impl Process {
                     offsets: [0; 2],
                 })
             }
-            ResponseFrame::Failed(refusal) => Err(refused(refusal)),
+            ResponseFrame::Failed(refusal) => Err(check::refusal(refusal)),
             _ => Err(LinkError::Protocol(
                 "a process that speaks before it started".into(),
             )),
@@ -129,7 +129,8 @@ impl Process {
             .await?;
         let mut reader = FrameReader::new(response.into_body());
         match read(&mut reader).await? {
-            ResponseFrame::Attached(info) if is_sane(&info) => {
+            ResponseFrame::Attached(info) => {
+                let info = check::process(*info)?;
                 let process = info.process;
                 let input = ProcessInput {
                     link,
@@ -147,12 +148,9 @@ impl Process {
                     role: Role::Reader,
                     offsets,
                 };
-                Ok((*info, process))
+                Ok((info, process))
             }
-            ResponseFrame::Attached(_) => {
-                Err(LinkError::Protocol("a process over its bounds".into()))
-            }
-            ResponseFrame::Failed(refusal) => Err(refused(refusal)),
+            ResponseFrame::Failed(refusal) => Err(check::refusal(refusal)),
             _ => Err(LinkError::Protocol(
                 "a process that speaks before it is there".into(),
             )),
@@ -239,22 +237,6 @@ fn charge(allowance: &mut u64, offset: &mut u64, bytes: u64) -> Result<(), LinkE
     *allowance = allowance.checked_sub(bytes).ok_or_else(too_much)?;
     *offset = offset.checked_add(bytes).ok_or_else(too_much)?;
     Ok(())
-}
-
-/// Whether what the guest says of a process is within its bounds. Its texts may still say anything.
-pub(super) fn is_sane(info: &ProcessInfo) -> bool {
-    let fits =
-        |text: &Option<String>, max: usize| text.as_ref().is_none_or(|text| text.len() <= max);
-    info.argv.len() <= MAX_LISTED_WORDS
-        && info
-            .argv
-            .iter()
-            .all(|word| word.len() <= MAX_LISTED_WORD_BYTES)
-        && fits(&info.tag, MAX_TAG_BYTES)
-        && fits(&info.cwd, MAX_PATH_BYTES)
-        && info.user.len() <= MAX_USER_BYTES
-        && info.stdout_from <= info.stdout_to
-        && info.stderr_from <= info.stderr_to
 }
 
 /// The next frame of a stream that must not just end.

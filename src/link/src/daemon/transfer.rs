@@ -9,9 +9,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use super::LinkError;
-use super::body::{RequestBody, refused};
+use super::body::RequestBody;
+use super::check;
 use super::link::Link;
-use crate::limits::{FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, OPEN_DEADLINE, STALL_DEADLINE};
+use crate::limits::{
+    FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, MAX_LIST_BYTES, OPEN_DEADLINE, STALL_DEADLINE,
+};
 use crate::route;
 use crate::wire::{Chunk, FrameReader, ReadError, TransferFrame};
 
@@ -82,30 +85,57 @@ impl Transfer {
         .await
     }
 
-    /// A request without a body of its own, whose answer is a list of at most `max` documents.
+    /// A request without a body of its own, whose answer is a list of at most `max` documents that pass `check`.
     pub(super) async fn list<A: DeserializeOwned>(
         link: &Link,
         path: &'static str,
         head: &impl Serialize,
+        check: impl Fn(A) -> Result<A, LinkError>,
         max: usize,
         deadline: Duration,
-    ) -> Result<Vec<A>, LinkError> {
+    ) -> Result<Listing<A>, LinkError> {
         in_time(deadline, async {
             let mut transfer = Self::open(link, path, head).await?;
-            let mut items = Vec::new();
+            let (mut items, mut room) = (Vec::new(), MAX_LIST_BYTES);
             loop {
                 match transfer.incoming.frame().await? {
-                    TransferFrame::Item(json) if items.len() < max => items.push(parse(&json)?),
-                    TransferFrame::End => return Ok(items),
-                    TransferFrame::Item(_) => {
-                        return Err(LinkError::Protocol("a list is over its bound".into()));
+                    TransferFrame::Item(json) if items.len() < max => {
+                        match room.checked_sub(json.len()) {
+                            Some(left) => room = left,
+                            None => return Ok(Listing::Cut(items)),
+                        }
+                        items.push(check(parse(&json)?)?);
                     }
+                    TransferFrame::End => return Ok(Listing::Whole(items)),
+                    TransferFrame::Item(_) => return Err(over_bound()),
                     _ => return Err(unexpected()),
                 }
             }
         })
         .await
     }
+}
+
+/// The items of a list.
+pub(super) enum Listing<A> {
+    /// All of them.
+    Whole(Vec<A>),
+    /// Those for which there was room in [`MAX_LIST_BYTES`].
+    Cut(Vec<A>),
+}
+
+impl<A> Listing<A> {
+    /// The items of a list whose every item matters.
+    pub(super) fn whole(self) -> Result<Vec<A>, LinkError> {
+        match self {
+            Self::Whole(items) => Ok(items),
+            Self::Cut(_) => Err(over_bound()),
+        }
+    }
+}
+
+fn over_bound() -> LinkError {
+    LinkError::Protocol("a list is over its bound".into())
 }
 
 impl Incoming {
@@ -140,7 +170,7 @@ pub(super) fn checked(
     read: Result<Option<TransferFrame>, ReadError>,
 ) -> Result<TransferFrame, LinkError> {
     match read {
-        Ok(Some(TransferFrame::Failed(refusal))) => Err(refused(refusal)),
+        Ok(Some(TransferFrame::Failed(refusal))) => Err(check::refusal(refusal)),
         Ok(Some(frame)) => Ok(frame),
         Ok(None) => Err(LinkError::Protocol(
             "a transfer that ends without an end".into(),

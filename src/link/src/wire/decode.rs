@@ -104,6 +104,11 @@ impl<F: FrameSet> Decoder<F> {
         }
     }
 
+    /// Bytes of a frame that is not complete yet.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.len()
+    }
+
     fn enter(kind: u8, length: usize) -> Result<State, WireError> {
         let within = |max| {
             if length <= max {

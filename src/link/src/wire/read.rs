@@ -9,6 +9,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 
 use super::{Decoder, FrameSet, WireError};
+use crate::limits::MAX_EMPTY_CHUNKS;
 
 /// Why there is no next frame.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +58,7 @@ impl<F: FrameSet> FrameReader<F> {
     /// # Errors
     /// [`ReadError`], after which the stream is worthless.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<F>, ReadError>> {
-        loop {
+        for _ in 0..MAX_EMPTY_CHUNKS {
             if let Some(frame) = self.decoder.decode(&mut self.chunk)? {
                 return Poll::Ready(Ok(Some(frame)));
             }
@@ -70,5 +71,8 @@ impl<F: FrameSet> FrameReader<F> {
                 None => return Poll::Ready(Ok(self.decoder.finish().map(|()| None)?)),
             }
         }
+        // There may be more at once, and nothing but skipped bytes again: deadlines and other tasks come first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
