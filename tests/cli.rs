@@ -709,13 +709,14 @@ fn completions_and_manual_pages_name_every_command() {
     let output = casemate(&["completions", "bash"]).output().unwrap();
     ended(&output, 0);
     assert!(text(&output.stdout).contains("--max-output"));
+    assert!(text(&output.stdout).contains("--interactive"));
     let directory = tempfile::tempdir().unwrap();
     let output = casemate(&["man"]).arg(directory.path()).output().unwrap();
     ended(&output, 0);
-    assert!(
-        directory
-            .path()
-            .join("casemate-admin-image-import.1")
-            .exists()
-    );
+    for page in ["admin-image-import", "exec", "shell", "logs", "cp"] {
+        let page = directory.path().join(format!("casemate-{page}.1"));
+        assert!(page.exists(), "{page:?}");
+    }
+    let page = std::fs::read_to_string(directory.path().join("casemate-shell.1")).unwrap();
+    assert!(page.contains("hangs up"));
 }
