@@ -29,6 +29,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+#[path = "cli/copies.rs"]
+mod copies;
+#[path = "cli/door.rs"]
+mod door;
+#[path = "cli/logs.rs"]
+mod logs;
+#[path = "cli/processes.rs"]
+mod processes;
+#[path = "cli/shell.rs"]
+mod shell;
+
 const ID: &str = "ses_00000000000000000000000001";
 
 /// A request as the server saw it.
@@ -478,6 +489,22 @@ fn wrong_usage_ends_with_64() {
         vec!["session", "get", "nonsense"],
         vec!["--url", "https://h", "ready"],
         vec!["--url", "h", "ready"],
+        vec!["exec", ID],
+        vec!["exec", ID, "true"],
+        vec!["exec", ID, "--command", "x", "--", "y"],
+        vec!["exec", "Not A Name", "--", "true"],
+        vec!["exec", ID, "--timeout", "0", "--", "true"],
+        vec!["shell"],
+        vec!["logs", ID],
+        vec!["logs", ID, "7", "--stdout", "--stderr"],
+        vec!["signal", ID, "7", "SIGNAL"],
+        vec!["signal", ID, "7"],
+        vec!["cp", "a"],
+        vec!["cp", "a", "b"],
+        vec!["cp", "-", "b"],
+        vec!["cp", "one:a", "two:b"],
+        vec!["cp", "One:a", "b"],
+        vec!["cp", "", "one:b"],
     ] {
         let output = casemate(&arguments).output().unwrap();
         ended(&output, 64);
@@ -682,13 +709,14 @@ fn completions_and_manual_pages_name_every_command() {
     let output = casemate(&["completions", "bash"]).output().unwrap();
     ended(&output, 0);
     assert!(text(&output.stdout).contains("--max-output"));
+    assert!(text(&output.stdout).contains("--interactive"));
     let directory = tempfile::tempdir().unwrap();
     let output = casemate(&["man"]).arg(directory.path()).output().unwrap();
     ended(&output, 0);
-    assert!(
-        directory
-            .path()
-            .join("casemate-admin-image-import.1")
-            .exists()
-    );
+    for page in ["admin-image-import", "exec", "shell", "logs", "cp"] {
+        let page = directory.path().join(format!("casemate-{page}.1"));
+        assert!(page.exists(), "{page:?}");
+    }
+    let page = std::fs::read_to_string(directory.path().join("casemate-shell.1")).unwrap();
+    assert!(page.contains("hangs up"));
 }

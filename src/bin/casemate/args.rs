@@ -260,6 +260,9 @@ mod tests {
             "casemate session list --limit 201".to_owned(),
             "casemate session list --phase dead".to_owned(),
             "casemate session stop".to_owned(),
+            format!("casemate exec {id} --command a -- b"),
+            format!("casemate start {id}"),
+            format!("casemate logs {id} 7 --stdout --stderr"),
             "casemate admin key create Not/A/Name".to_owned(),
         ] {
             assert!(parsed(&line).is_err(), "{line}");

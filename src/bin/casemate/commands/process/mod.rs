@@ -29,7 +29,7 @@ pub struct Surroundings {
     /// Who it runs as inside the sandbox
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// Where it starts
+    /// Where it starts; an absolute path
     #[arg(short = 'w', long, value_name = "DIR")]
     cwd: Option<String>,
     /// Give it a variable; NAME alone hands on the value of this environment, which keeps it out of
