@@ -619,9 +619,9 @@ async fn a_full_disk_leaves_the_old_file() {
         .await
         .unwrap();
     // The signal that says so is for programs as it always was.
-    let outcome = support::run(&link, support::shell("head -c 2000000 /dev/zero > big")).await;
+    let script = format!("head -c 2000000 /dev/zero > {}/big", dir.path().display());
+    let outcome = support::run(&link, support::shell(&script)).await;
     assert_eq!(outcome.exit.exit_code, Some(128 + 25), "{outcome:?}");
-    fs::remove_file("big").ok();
 }
 
 #[tokio::test]
