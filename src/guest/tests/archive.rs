@@ -23,6 +23,7 @@ use bytes::Bytes;
 use casemate_link::daemon::{Link, LinkError};
 use casemate_link::file::{ArchiveRequest, ArchiveSummary, UnpackRequest};
 use casemate_link::refusal::code;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use proptest::prelude::*;
@@ -487,12 +488,10 @@ async fn a_directory_swapped_for_a_link_is_never_passed_through() {
     let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (seen, root) = (over.clone(), dir.path().to_owned());
     let swapper = std::thread::spawn(move || {
-        let (real, aside, door) = (root.join("to/a"), root.join("aside"), root.join("door"));
+        let (real, door) = (root.join("to/a"), root.join("door"));
         while !seen.load(std::sync::atomic::Ordering::Relaxed) {
-            let _ = fs::rename(&real, &aside);
-            let _ = fs::rename(&door, &real);
-            let _ = fs::rename(&real, &door);
-            let _ = fs::rename(&aside, &real);
+            let flags = RenameFlags::RENAME_EXCHANGE;
+            let _ = renameat2(AT_FDCWD, &real, AT_FDCWD, &door, flags);
         }
     });
     for _ in 0..100 {

@@ -528,27 +528,27 @@ async fn conditions_are_kept() {
 async fn of_many_with_one_condition_one_wins() {
     let (_bench, link, dir) = bench().await;
     let file = dir.path().join("file");
-    for round in 0..10_u32 {
+    for round in 0..100_u32 {
         let mut request = writing(&file);
         let before = put(&link, &request, round.to_string().into())
             .await
             .unwrap();
         request.only_if = Some(WriteCondition::Etag(vec![before.etag]));
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut writers = Vec::new();
         for writer in 0..16 {
-            let (link, request) = (link.clone(), request.clone());
-            tasks.spawn(async move {
-                put(&link, &request, format!("{round} {writer}").into())
-                    .await
-                    .is_ok()
-            });
+            let mut open = soon(link.write(&request)).await.unwrap();
+            let text = format!("{round} {writer}");
+            soon(open.write(text.into())).await.unwrap();
+            writers.push(open);
         }
-        let won = tasks
-            .join_all()
-            .await
+        // All at once, when nothing is left to do but to take the name.
+        let commits = writers
             .into_iter()
-            .filter(|won| *won)
-            .count();
+            .map(|writer| tokio::spawn(writer.commit()));
+        let mut won = 0;
+        for commit in commits.collect::<Vec<_>>() {
+            won += usize::from(soon(commit).await.unwrap().is_ok());
+        }
         assert_eq!(won, 1);
     }
 }
@@ -619,9 +619,9 @@ async fn a_full_disk_leaves_the_old_file() {
         .await
         .unwrap();
     // The signal that says so is for programs as it always was.
-    let outcome = support::run(&link, support::shell("head -c 2000000 /dev/zero > big")).await;
+    let script = format!("head -c 2000000 /dev/zero > {}/big", dir.path().display());
+    let outcome = support::run(&link, support::shell(&script)).await;
     assert_eq!(outcome.exit.exit_code, Some(128 + 25), "{outcome:?}");
-    fs::remove_file("big").ok();
 }
 
 #[tokio::test]
