@@ -9,7 +9,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use casemate_link::limits::{MAX_FRAME_PAYLOAD_BYTES, MAX_KEPT_BYTES, MAX_PROCESSES, MAX_STREAMS};
+use casemate_link::limits::{
+    FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_KEPT_BYTES, MAX_PROCESSES, MAX_STREAMS,
+};
 use casemate_link::process::{Lost, SlowReader};
 
 use crate::ring::Ring;
@@ -19,6 +21,10 @@ const SMALLEST: usize = 4096;
 
 /// What a ring may have however little is to be kept: a frame on its way needs room, too.
 const TRANSIT: usize = MAX_FRAME_PAYLOAD_BYTES;
+
+/// Bytes that a reader gets at once: two such frames with their headers are exactly one window of a stream. A little more,
+/// and every second would wait for the other side's permission with its last few bytes.
+const FRAME_BYTES: usize = MAX_FRAME_PAYLOAD_BYTES - FRAME_HEADER_BYTES;
 
 /// Memory that is set aside so that every process that lives or is read can have its smallest rings.
 const RESERVE: usize = 2 * SMALLEST * (MAX_PROCESSES + MAX_STREAMS as usize);
@@ -216,7 +222,7 @@ impl Store {
             for which in order {
                 let cursor = cursors.of_mut(which);
                 let ring = &self.outputs.of(which).ring;
-                let data = ring.copy(*cursor, MAX_FRAME_PAYLOAD_BYTES);
+                let data = ring.copy(*cursor, FRAME_BYTES);
                 if !data.is_empty() {
                     *cursor += length(data.len());
                     slot.last = which;
@@ -428,13 +434,16 @@ mod tests {
         let (slow, fast) = (store.attach(START), store.attach(START));
         assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), TRANSIT);
         assert!(
-            matches!(next(&mut store, fast), Poll::Ready(Next::Data(Which::Stdout, data)) if data.len() == TRANSIT)
+            matches!(next(&mut store, fast), Poll::Ready(Next::Data(Which::Stdout, data)) if data.len() == FRAME_BYTES)
         );
         assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), 0);
         // One that only waits for the end is not waited for.
         store.attach(None);
         store.detach(slow);
-        assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), TRANSIT);
+        assert_eq!(
+            say(&mut store, Which::Stdout, &vec![1; 100_000]),
+            FRAME_BYTES
+        );
         store.detach(fast);
         assert_eq!(say(&mut store, Which::Stdout, &vec![1; 100_000]), 100_000);
     }
