@@ -53,7 +53,7 @@ pub(super) const ROUTES: &[Route] = &[
             ),
             (304, "The client has it.", Answer::Empty),
         ],
-        failures: &[403, 404, 409, 412, 416, 502],
+        failures: &[403, 404, 409, 412, 416, 422, 502],
         handler: |call| Box::pin(files::read(call)),
     },
     Route {
@@ -133,7 +133,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 204,
         answer: Answer::Empty,
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(files::remove(call)),
     },
     Route {
@@ -161,7 +161,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::FileView>),
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(files::stat(call)),
     },
     Route {
@@ -193,7 +193,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::FilePage>),
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(files::list(call)),
     },
     Route {
@@ -208,7 +208,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::MadeView>),
         others: &[],
-        failures: &[403, 404, 409, 502, 507],
+        failures: &[403, 404, 409, 422, 502, 507],
         handler: |call| Box::pin(files::mkdir(call)),
     },
     Route {
@@ -223,7 +223,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::FileView>),
         others: &[],
-        failures: &[403, 404, 409, 502, 507],
+        failures: &[403, 404, 409, 422, 502, 507],
         handler: |call| Box::pin(files::rename(call)),
     },
     Route {
@@ -238,7 +238,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::FileView>),
         others: &[],
-        failures: &[403, 404, 409, 502, 507],
+        failures: &[403, 404, 409, 422, 502, 507],
         handler: |call| Box::pin(files::link(call)),
     },
     Route {
@@ -253,7 +253,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Json(schema_of::<files::FileView>),
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(files::set(call)),
     },
     Route {
@@ -281,7 +281,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Events(schema_of::<files::FileEventView>),
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(files::watch(call)),
     },
     Route {
@@ -309,7 +309,7 @@ pub(super) const ROUTES: &[Route] = &[
         status: 200,
         answer: Answer::Bytes(&["application/x-tar", "application/zstd"]),
         others: &[],
-        failures: &[403, 404, 409, 502],
+        failures: &[403, 404, 409, 422, 502],
         handler: |call| Box::pin(archive::read(call)),
     },
     Route {
