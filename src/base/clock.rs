@@ -15,11 +15,21 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
+/// The first instant of the year 0, in milliseconds since the epoch.
+const FIRST_WRITABLE_MS: i64 = -62_167_219_200_000;
+
 impl Timestamp {
     /// From milliseconds since the epoch, as the store keeps them.
     #[must_use]
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis)
+    }
+
+    /// From milliseconds since the epoch that somebody claims who is not trusted: the nearest instant that RFC 3339 can
+    /// write, whose years have four digits.
+    #[must_use]
+    pub fn claimed(millis: i64) -> Self {
+        Self(millis.clamp(FIRST_WRITABLE_MS, Instant::MAX.as_millisecond()))
     }
 
     /// Milliseconds since the epoch.
@@ -129,6 +139,19 @@ mod tests {
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.120Z");
         let json = serde_json::to_string(&time).unwrap();
         assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), time);
+    }
+
+    #[test]
+    fn what_a_stranger_claims_can_always_be_written() {
+        for (claim, written) in [
+            (i64::MIN, "0000-01-01T00:00:00.000Z"),
+            (-62_167_219_200_001, "0000-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (1_700_000_000_120, "2023-11-14T22:13:20.120Z"),
+            (i64::MAX, "9999-12-30T22:00:00.999Z"),
+        ] {
+            assert_eq!(Timestamp::claimed(claim).to_string(), written);
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod life;
 mod other_runtimes;
 mod podman_trouble;
 mod programs;
+mod rogue;
 mod sandbox;
 mod secrets;
 mod signals;

@@ -520,7 +520,7 @@ impl From<FileEntry> for FileView {
             owner: entry.owner,
             gid: entry.gid,
             group: entry.group,
-            modified_at: Timestamp::from_millis(entry.modified_ms),
+            modified_at: Timestamp::claimed(entry.modified_ms),
             etag: entry.etag,
             target: entry.target,
             metadata: entry.metadata,

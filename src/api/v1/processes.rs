@@ -371,7 +371,7 @@ impl StartProcess {
 
 impl From<ProcessInfo> for ProcessView {
     fn from(info: ProcessInfo) -> Self {
-        let started_at_ms = i64::try_from(info.started_at_ms).unwrap_or(0);
+        let started_at_ms = i64::try_from(info.started_at_ms).unwrap_or(i64::MAX);
         Self {
             pid: info.pid,
             tag: info.tag,
@@ -380,7 +380,7 @@ impl From<ProcessInfo> for ProcessView {
             user: info.user,
             pty: info.pty,
             background: info.kept,
-            started_at: Timestamp::from_millis(started_at_ms),
+            started_at: Timestamp::claimed(started_at_ms),
             running: info.exit.is_none(),
             exit: info.exit.map(ExitView::from),
             stdout: OutputView {

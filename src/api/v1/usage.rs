@@ -83,7 +83,7 @@ pub(crate) async fn ports(call: &Call) -> Result<Reply, Problem> {
 impl From<Usage> for UsageSample {
     fn from(usage: Usage) -> Self {
         Self {
-            at: Timestamp::from_millis(i64::try_from(usage.at_ms).unwrap_or(0)),
+            at: Timestamp::claimed(i64::try_from(usage.at_ms).unwrap_or(i64::MAX)),
             uptime_ms: usage.uptime_ms,
             hostname: usage.hostname,
             cpus: usage.cpus,

@@ -11,6 +11,8 @@ pub struct Bench {
     /// The wrapper of runsc that podman was started with.
     pub runtime: PathBuf,
     pub guest: PathBuf,
+    /// A guest that was taken over.
+    pub rogue: PathBuf,
     /// The image's digest, as templates write it.
     pub image: String,
     /// The image as an archive.
@@ -28,6 +30,7 @@ pub fn bench() -> &'static Bench {
         socket: env("CASEMATE_TEST_PODMAN_SOCKET").into(),
         runtime: env("CASEMATE_TEST_RUNTIME").into(),
         guest: env("CASEMATE_TEST_GUEST").into(),
+        rogue: env("CASEMATE_TEST_ROGUE").into(),
         image: env("CASEMATE_TEST_IMAGE"),
         archive: env("CASEMATE_TEST_ARCHIVE").into(),
         bin: env("CASEMATE_TEST_BIN").into(),

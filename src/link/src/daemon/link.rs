@@ -487,6 +487,18 @@ mod tests {
         Link::open(daemon, 1, &hello).await.unwrap()
     }
 
+    #[tokio::test]
+    async fn a_request_over_its_bound_is_its_caller_s_fault_and_not_the_guest_s() {
+        let link = link_to(b"").await;
+        let word = "\u{1}".repeat(100 * 1024);
+        let spec = ProcessSpec::new(["echo", &word, &word]);
+        assert_eq!(spec.validate(), Ok(()));
+        match link.start(spec).await {
+            Err(LinkError::Refused { code, .. }) => assert_eq!(code, "bad_spec"),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Bytes that are counted for as long as anybody keeps them.
     struct Counted(Vec<u8>, Arc<AtomicUsize>);
 

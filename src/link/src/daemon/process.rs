@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::LinkError;
 use super::body::{RequestBody, read_document};
 use super::check;
-use super::link::{Detached, Link};
+use super::link::{Detached, Link, no};
 use super::transfer::in_time;
 use crate::limits::{
     CONTROL_DEADLINE, FRAME_QUEUE, INPUT_DEADLINE, MAX_FRAME_PAYLOAD_BYTES, STREAM_END_DEADLINE,
@@ -18,6 +18,7 @@ use crate::process::{
     AttachRequest, InputRequest, InputSummary, Lost, ProcessExit, ProcessInfo, ProcessSpec,
     Selector, Started,
 };
+use crate::refusal::code;
 use crate::route;
 use crate::wire::{Chunk, FrameReader, ReadError, RequestFrame, ResponseFrame};
 
@@ -82,7 +83,7 @@ impl Process {
         place: OwnedSemaphorePermit,
     ) -> Result<Self, LinkError> {
         let allowance = [spec.max_stdout_bytes, spec.max_stderr_bytes];
-        let start = RequestFrame::Start(Box::new(spec)).encode()?;
+        let start = request(RequestFrame::Start(Box::new(spec)))?;
         let (queue, rest) = mpsc::channel(FRAME_QUEUE);
         let body = RequestBody::stream(start, rest);
         let response = link
@@ -121,7 +122,7 @@ impl Process {
         place: OwnedSemaphorePermit,
     ) -> Result<(ProcessInfo, Self), LinkError> {
         let offsets = [request.stdout_offset, request.stderr_offset];
-        let attach = RequestFrame::Attach(request).encode()?;
+        let attach = self::request(RequestFrame::Attach(request))?;
         let (queue, rest) = mpsc::channel(FRAME_QUEUE);
         let body = RequestBody::stream(attach, rest);
         let response = link
@@ -239,6 +240,14 @@ fn charge(allowance: &mut u64, offset: &mut u64, bytes: u64) -> Result<(), LinkE
     Ok(())
 }
 
+/// The first frame of a request. What is over its bound as JSON, whose escapes may be six times what they stand for, is
+/// the caller's doing and not the guest's.
+fn request(frame: RequestFrame) -> Result<Chunk, LinkError> {
+    frame
+        .encode()
+        .map_err(|_| no(code::BAD_SPEC, "the request is over its bound"))
+}
+
 /// The next frame of a stream that must not just end.
 async fn read(reader: &mut FrameReader<ResponseFrame>) -> Result<ResponseFrame, LinkError> {
     match reader.next().await {
@@ -304,7 +313,7 @@ impl InputStream {
         request: InputRequest,
         place: OwnedSemaphorePermit,
     ) -> Result<Self, LinkError> {
-        let first = RequestFrame::Input(request).encode()?;
+        let first = self::request(RequestFrame::Input(request))?;
         let (queue, rest) = mpsc::channel(FRAME_QUEUE);
         let link = link.clone();
         // Beside the writing: a guest that refuses says so while the input is still on its way.

@@ -11,10 +11,11 @@ use tokio::time::timeout;
 use super::LinkError;
 use super::body::RequestBody;
 use super::check;
-use super::link::Link;
+use super::link::{Link, no};
 use crate::limits::{
     FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, MAX_LIST_BYTES, OPEN_DEADLINE, STALL_DEADLINE,
 };
+use crate::refusal::code;
 use crate::route;
 use crate::wire::{Chunk, FrameReader, ReadError, TransferFrame};
 
@@ -41,7 +42,9 @@ impl Transfer {
         head: &impl Serialize,
     ) -> Result<Self, LinkError> {
         let place = link.transfer_place()?;
-        let first = TransferFrame::head(head)?;
+        // Over its bound by the caller's doing, not the guest's.
+        let first = TransferFrame::head(head)
+            .map_err(|_| no(code::BAD_SPEC, "the request is over its bound"))?;
         let (outgoing, rest) = mpsc::channel(FRAME_QUEUE);
         let body = RequestBody::stream(first, rest);
         let response = link

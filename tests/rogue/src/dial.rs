@@ -1,0 +1,64 @@
+//! The way in: hellos, right ones and others.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+const LINK: &str = "/run/casemate/link/link.sock";
+const TOKEN: &str = "/run/casemate/link/token";
+
+/// A kernel's log may say anything, as a guest may that was taken over.
+const HELLO: &str = r#"{"protocol":{"min":1,"max":1},"token":"%TOKEN%","guest_version":"rogue",
+    "kernel":{"release":"","version":"","banner":"Starting gVisor..."},
+    "capabilities":["process","attach","file","archive","port","usage"]}"#;
+
+/// Hellos to say before the next right one, last first.
+static STRANGE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Says these hellos, in this order, before the next right one.
+pub fn say_next(mut hellos: Vec<String>) {
+    hellos.reverse();
+    *STRANGE.lock().unwrap_or_else(PoisonError::into_inner) = hellos;
+}
+
+/// Dials and says hello; the connection, when the daemon lets it in.
+pub fn dial() -> io::Result<UnixStream> {
+    let strange = STRANGE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let token = std::fs::read_to_string(TOKEN)?;
+    let hello = strange.as_deref().unwrap_or(HELLO);
+    hello_with(&hello.replace("%TOKEN%", token.trim()))
+}
+
+/// Dials so often at once, with right and wrong tokens, and hangs up again.
+pub fn crowd(count: usize) {
+    let token = std::fs::read_to_string(TOKEN).unwrap_or_default();
+    let wrong = "f".repeat(64);
+    std::thread::scope(|scope| {
+        for at in 0..count {
+            let token = if at % 2 == 0 { token.trim() } else { &wrong };
+            scope.spawn(move || drop(hello_with(&HELLO.replace("%TOKEN%", token))));
+        }
+    });
+}
+
+fn hello_with(json: &str) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(LINK)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
+    stream.write_all(b"CMLK")?;
+    stream.write_all(&length.to_be_bytes())?;
+    stream.write_all(json.as_bytes())?;
+    let mut head = [0; 8];
+    stream.read_exact(&mut head)?;
+    let [_, _, _, _, length @ ..] = head;
+    let mut answer = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap_or(0)];
+    stream.read_exact(&mut answer)?;
+    if !answer.starts_with(b"{\"accepted\"") {
+        return Err(io::Error::other(
+            String::from_utf8_lossy(&answer).into_owned(),
+        ));
+    }
+    stream.set_read_timeout(None)?;
+    Ok(stream)
+}
