@@ -15,8 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
-/// The first instant of the year 0, in milliseconds since the epoch.
-const FIRST_WRITABLE_MS: i64 = -62_167_219_200_000;
+/// What RFC 3339 can write, in milliseconds since the epoch: from the first instant of the year 0 to the last day of the
+/// year 9999, of which jiff leaves out what some time zone would put into the next.
+const WRITABLE_MS: (i64, i64) = (-62_167_219_200_000, 253_402_207_200_000);
 
 impl Timestamp {
     /// From milliseconds since the epoch, as the store keeps them.
@@ -29,7 +30,7 @@ impl Timestamp {
     /// write, whose years have four digits.
     #[must_use]
     pub fn claimed(millis: i64) -> Self {
-        Self(millis.clamp(FIRST_WRITABLE_MS, Instant::MAX.as_millisecond()))
+        Self(millis.clamp(WRITABLE_MS.0, WRITABLE_MS.1))
     }
 
     /// Milliseconds since the epoch.
@@ -148,7 +149,7 @@ mod tests {
             (-62_167_219_200_001, "0000-01-01T00:00:00.000Z"),
             (-1, "1969-12-31T23:59:59.999Z"),
             (1_700_000_000_120, "2023-11-14T22:13:20.120Z"),
-            (i64::MAX, "9999-12-30T22:00:00.999Z"),
+            (i64::MAX, "9999-12-30T22:00:00.000Z"),
         ] {
             assert_eq!(Timestamp::claimed(claim).to_string(), written);
         }

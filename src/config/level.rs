@@ -12,6 +12,10 @@ pub struct InvalidLevel;
 /// Longest list of directives, in bytes.
 const MAX_BYTES: usize = 1024;
 
+/// Says something of every HTTP/2 frame below `info`, and so lets whoever is at the other end write into our log as fast as
+/// he can send. It has to be asked for by its name.
+const QUIET: &str = "h2=info";
+
 /// Reads directives, stricter than [`EnvFilter`] does: that takes `inof` for the name of a module
 /// and then logs nothing else.
 ///
@@ -34,12 +38,26 @@ pub fn parse(text: &str) -> Result<EnvFilter, InvalidLevel> {
             return Err(InvalidLevel);
         }
     }
+    let text = format!("{QUIET},{text}");
     EnvFilter::builder().parse(text).map_err(|_| InvalidLevel)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_are_logged_only_when_asked_for_by_name() {
+        let h2 = |text: &str| {
+            let filter = parse(text).unwrap().to_string();
+            let directives = filter.split(',').map(str::to_owned);
+            directives
+                .filter(|one| one.starts_with("h2="))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(h2("debug"), ["h2=info"]);
+        assert_eq!(h2("info,h2=trace"), ["h2=trace"]);
+    }
 
     #[test]
     fn levels_and_modules_are_understood() {

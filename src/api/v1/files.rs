@@ -57,7 +57,7 @@ pub(crate) struct FileView {
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
     /// What a client gave it, as `X-Metadata-…`.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<String, String>,
 }
 
