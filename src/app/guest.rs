@@ -201,7 +201,12 @@ impl App {
         let intent = self.begin(principal, Some(id), event, Durability::Process);
         let record = Ongoing::new(self, intent.await?);
         match guest.link().read(request).await {
-            Ok(reader) => Ok(Download::new(reader, record)),
+            Ok(reader) => {
+                let mut download = Download::new(reader, record);
+                // An empty file is read already.
+                download.settle_if_ended().await;
+                Ok(download)
+            }
             Err(error) => Err(record.failed(failed(error)).await),
         }
     }

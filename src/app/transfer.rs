@@ -180,6 +180,8 @@ impl Download {
         match self.reader.next().await {
             Some(Ok(data)) => {
                 self.record.count(&data);
+                // Whoever knows how many bytes there are asks for no more after the last.
+                self.settle_if_ended().await;
                 Some(Ok(data))
             }
             Some(Err(error)) => {
@@ -188,10 +190,17 @@ impl Download {
                 Some(Err(AppError::Session(error)))
             }
             None => {
-                let told = format!("{} bytes", self.record.bytes);
-                self.record.settle(Ok(Some(told))).await;
+                self.settle_if_ended().await;
                 None
             }
+        }
+    }
+
+    /// Writes down that it was read to its end, if it was.
+    pub(super) async fn settle_if_ended(&mut self) {
+        if self.reader.is_ended() {
+            let told = format!("{} bytes", self.record.bytes);
+            self.record.settle(Ok(Some(told))).await;
         }
     }
 }

@@ -49,14 +49,36 @@ impl FileReader {
         if self.ended {
             return None;
         }
-        let data = self.incoming.data().await.and_then(|data| {
-            let length = data.as_ref().map_or(0, Bytes::len);
-            let length = u64::try_from(length).unwrap_or(u64::MAX);
-            self.left = self.left.checked_sub(length).ok_or_else(too_much)?;
-            Ok(data)
-        });
-        self.ended = !matches!(data, Ok(Some(_)));
+        let data = self.read().await;
+        self.ended |= !matches!(data, Ok(Some(_)));
         data.transpose()
+    }
+
+    /// Whether nothing more comes: after the last bytes already, where it is known how many there are.
+    pub const fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, LinkError> {
+        let Some(data) = self.incoming.data().await? else {
+            return Ok(None);
+        };
+        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        self.left = self.left.checked_sub(length).ok_or_else(too_much)?;
+        if self.left == 0 {
+            self.end().await?;
+        }
+        Ok(Some(data))
+    }
+
+    /// Hears that all was said. Whoever reads as many bytes as he knows that there are asks for no more: the last of them
+    /// are worth nothing before the guest has said that they are.
+    async fn end(&mut self) -> Result<(), LinkError> {
+        if self.incoming.data().await?.is_some() {
+            return Err(too_much());
+        }
+        self.ended = true;
+        Ok(())
     }
 }
 
@@ -184,12 +206,16 @@ impl Link {
                 .within(entry.size_bytes)
                 .map_or(0, |(_, length)| length),
         };
-        Ok(FileReader {
+        let mut reader = FileReader {
             entry,
             incoming: transfer.incoming,
             left,
             ended: false,
-        })
+        };
+        if left == 0 {
+            reader.end().await?;
+        }
+        Ok(reader)
     }
 
     /// Opens a file for writing.
