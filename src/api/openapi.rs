@@ -13,6 +13,10 @@ use super::routes::ROUTES;
 /// Failures that every route may answer with.
 const COMMON_FAILURES: [u16; 5] = [400, 408, 413, 415, 503];
 
+/// Failures of every route that asks a session's guest: whatever a guest may refuse, it may refuse anywhere, and one that
+/// is too old refuses all that it does not know.
+const GUEST_FAILURES: [u16; 10] = [403, 404, 409, 412, 416, 422, 501, 502, 503, 507];
+
 /// Failures of the opening handshake of a WebSocket.
 const HANDSHAKE_FAILURES: [u16; 3] = [403, 426, 501];
 
@@ -108,12 +112,18 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         Answer::WebSocket(_) => &HANDSHAKE_FAILURES,
         _ => &[],
     };
+    let guest: &[u16] = if route.path.contains("{id}/") && route.failures.contains(&502) {
+        &GUEST_FAILURES
+    } else {
+        &[]
+    };
     let unauthenticated = (route.access == Access::Key).then_some(401);
     for status in route
         .failures
         .iter()
         .chain(&COMMON_FAILURES)
         .chain(handshake)
+        .chain(guest)
         .copied()
         .chain(unauthenticated)
     {
@@ -176,6 +186,17 @@ fn content(answer: Answer, generator: &mut SchemaGenerator) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_a_guest_may_refuse_is_described() {
+        let document = document();
+        let answers = &document["paths"]["/v1/sessions/{id}/usage"]["get"]["responses"];
+        for status in GUEST_FAILURES {
+            assert!(answers[status.to_string()].is_object(), "{status}");
+        }
+        let answers = &document["paths"]["/v1/sessions"]["get"]["responses"];
+        assert!(answers["507"].is_null());
+    }
 
     #[test]
     fn every_route_is_described_and_every_reference_resolves() {
