@@ -43,10 +43,11 @@ pub struct End {
 }
 
 impl End {
-    /// An end with an explanation, of which [`MAX_MESSAGE_BYTES`] are kept.
+    /// An end with an explanation, of which [`MAX_MESSAGE_BYTES`] are kept, on one line that no terminal obeys.
     pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
         let mut message = message.into();
         message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        let message = message.replace(char::is_control, " ");
         Self {
             reason,
             message: Some(message),
@@ -353,4 +354,20 @@ fn new_token() -> io::Result<LinkToken> {
         let _ = write!(text, "{byte:02x}");
     }
     LinkToken::parse(&text).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sandbox_said_comes_into_an_explanation_without_its_orders_to_terminals() {
+        let end = End::new(
+            Reason::LaunchFailed,
+            format!("\x1b[31mred\n{}", "ä".repeat(1000)),
+        );
+        let message = end.message.unwrap();
+        assert!(message.starts_with(" [31mred ä"), "{message}");
+        assert!(message.len() <= MAX_MESSAGE_BYTES);
+    }
 }
