@@ -60,7 +60,7 @@ fn answered(data: &[u8]) -> usize {
         };
         let guest = tokio::spawn(speak(guest, Script(data).words()));
         let link = Link::open(daemon, 1, &hello).await.expect("a link opens");
-        let answered = timeout(PATIENCE, ask(&link, data.len()))
+        let answered = timeout(PATIENCE, Box::pin(ask(&link, data.len())))
             .await
             .expect("a call outlived its link");
         link.close();
@@ -109,6 +109,7 @@ async fn speak(mut socket: UnixStream, words: Vec<u8>) {
 const SETTLED: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\x03\xe8\0\0\0\x04\x01\0\0\0\0";
 
 /// Asks for one of everything, in a fixed order: the streams' numbers follow. How many calls came to a good end.
+#[expect(clippy::too_many_lines, reason = "its calls are its lines")]
 async fn ask(link: &Link, said: usize) -> usize {
     // An input of n bytes holds at most n/2 of the things that are shown.
     let said = said * 8;
@@ -166,7 +167,7 @@ async fn ask(link: &Link, said: usize) -> usize {
         }
         Some(())
     };
-    let stat = StatRequest {
+    let look = StatRequest {
         place: place.clone(),
         follow: true,
     };
@@ -193,27 +194,27 @@ async fn ask(link: &Link, said: usize) -> usize {
         assert!(bytes.len() <= said, "bytes out of nothing");
         Some(())
     };
-    let (stat, mkdir) = (link.stat(&stat), link.mkdir(&mkdir));
+    let (look, mkdir) = (link.stat(&look), link.mkdir(&mkdir));
     let answers = tokio::join!(
         start,
         attach,
         processes,
         list,
         read,
-        stat,
+        look,
         mkdir,
         watch,
         connect,
         link.usage()
     );
-    let (start, attach, processes, list, read, stat, mkdir, watch, connect, usage) = answers;
+    let (start, attach, processes, list, read, look, mkdir, watch, connect, usage) = answers;
     let answers = [
         start.is_some(),
         attach.is_some(),
         processes.is_ok(),
         list.is_some(),
         read.is_some(),
-        stat.is_ok(),
+        look.is_ok(),
         mkdir.is_ok(),
         watch.is_some(),
         connect.is_some(),

@@ -233,7 +233,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         place: place(),
         range: Some(ReadRange::From(1, Some(2))),
     };
-    let last = ReadRequest {
+    let tail = ReadRequest {
         place: place(),
         range: Some(ReadRange::Last(9)),
     };
@@ -259,7 +259,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     };
     let transfer = [
         TransferFrame::head(&read),
-        TransferFrame::head(&last),
+        TransferFrame::head(&tail),
         TransferFrame::head(&write),
         TransferFrame::head(&rename),
         TransferFrame::head(&list),

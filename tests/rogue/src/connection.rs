@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 
 use serde_json::Value;
 
@@ -43,6 +43,8 @@ struct Windows {
 /// A connection to the daemon, for all threads.
 pub struct Connection {
     writer: Mutex<UnixStream>,
+    /// The same, for whoever must not wait for a writer.
+    socket: UnixStream,
     windows: Mutex<Windows>,
     opened: Condvar,
     /// What every request is answered with.
@@ -57,6 +59,7 @@ pub fn serve(mut reader: UnixStream) -> io::Result<()> {
     let script = lock(&SCRIPT).clone();
     let connection = Arc::new(Connection {
         writer: Mutex::new(reader.try_clone()?),
+        socket: reader.try_clone()?,
         windows: Mutex::new(Windows {
             connection: 65_535,
             streams: HashMap::new(),
@@ -70,14 +73,35 @@ pub fn serve(mut reader: UnixStream) -> io::Result<()> {
     let settings = [0, 3, 0, 0, 3, 0xe8, 0, 4, 0, 0x10, 0, 0];
     connection.frame(SETTINGS, 0, 0, &settings)?;
     connection.frame(WINDOW_UPDATE, 0, 0, &0x4000_0000_u32.to_be_bytes())?;
-    let read = listen(&mut reader, &connection);
+    // What is read is answered apart, or a flood of its own would keep the rogue from reading, and then the daemon.
+    let (duty, duties) = mpsc::channel::<Duty>();
+    let dutiful = Arc::clone(&connection);
+    std::thread::spawn(move || {
+        for (kind, flags, stream, payload) in duties {
+            if dutiful.frame(kind, flags, stream, &payload).is_err() {
+                break;
+            }
+        }
+    });
+    let read = listen(&mut reader, &connection, &duty);
     lock(&connection.windows).is_over = true;
     connection.opened.notify_all();
     connection.hang_up();
     read
 }
 
-fn listen(reader: &mut UnixStream, connection: &Arc<Connection>) -> io::Result<()> {
+/// A frame that is owed to the daemon: type, flags, stream, payload.
+type Duty = (u8, u8, u32, Vec<u8>);
+
+fn listen(
+    reader: &mut UnixStream,
+    connection: &Arc<Connection>,
+    duty: &mpsc::Sender<Duty>,
+) -> io::Result<()> {
+    // Nobody is left to do a duty once the connection is over.
+    let owe = |kind, flags, stream, payload: &[u8]| {
+        let _ = duty.send((kind, flags, stream, payload.to_vec()));
+    };
     reader.read_exact(&mut [0; PREFACE])?;
     let mut requests: HashMap<u32, Vec<u8>> = HashMap::new();
     loop {
@@ -91,17 +115,17 @@ fn listen(reader: &mut UnixStream, connection: &Arc<Connection>) -> io::Result<(
         match kind {
             SETTINGS if flags & ACK == 0 => {
                 connection.set(&payload);
-                connection.frame(SETTINGS, ACK, 0, &[])?;
+                owe(SETTINGS, ACK, 0, &[]);
             }
-            PING if flags & ACK == 0 => connection.frame(PING, ACK, 0, &payload)?,
+            PING if flags & ACK == 0 => owe(PING, ACK, 0, &payload),
             WINDOW_UPDATE => connection.open(stream, &payload),
             HEADERS if flags & END_STREAM != 0 => connection.answer(stream),
             HEADERS => drop(requests.insert(stream, Vec::new())),
             DATA => {
                 if length > 0 {
-                    connection.frame(WINDOW_UPDATE, 0, 0, &length.to_be_bytes())?;
+                    owe(WINDOW_UPDATE, 0, 0, &length.to_be_bytes());
                     if flags & END_STREAM == 0 {
-                        connection.frame(WINDOW_UPDATE, 0, stream, &length.to_be_bytes())?;
+                        owe(WINDOW_UPDATE, 0, stream, &length.to_be_bytes());
                     }
                 }
                 if let Some(request) = requests.get_mut(&stream) {
@@ -252,7 +276,7 @@ impl Connection {
     /// Ends the connection.
     pub fn hang_up(&self) {
         // It may be over already.
-        let _ = lock(&self.writer).shutdown(Shutdown::Both);
+        let _ = self.socket.shutdown(Shutdown::Both);
     }
 }
 
