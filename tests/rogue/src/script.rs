@@ -1,7 +1,7 @@
 //! What the rogue can be told to say: a line each, a verb and its arguments.
 //!
 //! `head STATUS TYPE` and `head-end` answer; `doc KIND TEXT` is a frame of the link; `data TEXT` is data as it is; `end` ends
-//! the stream; the rest is in [`line`]. `{{x*9}}` in a text stands for nine `x`, `%n` for the number of a repetition, `%TOKEN%`
+//! the stream; the rest is in [`line()`]. `{{x*9}}` in a text stands for nine `x`, `%n` for the number of a repetition, `%TOKEN%`
 //! in a hello for the token.
 
 use std::io;
