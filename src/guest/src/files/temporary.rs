@@ -16,7 +16,7 @@ use super::place::Spot;
 use super::remove;
 use crate::child::refusal;
 
-/// How the names begin. [`super::watch`] tells nobody about them.
+/// How the names begin. [`mod@super::watch`] tells nobody about them.
 const PREFIX: &str = ".casemate-";
 
 /// Tries to find a free name; one is enough unless somebody guesses.
