@@ -238,13 +238,25 @@ async fn a_terminal_over_the_socket_is_a_terminal() {
     let out = shell.until_out("user\r\n").await;
     assert!(out.contains("/dev/pts/") && out.contains("33 77"), "{out}");
     shell
+        .write(b"trap 'echo heard-$((40+2))' WINCH; echo set-$((40+2))\n")
+        .await;
+    shell.until_out("set-42").await;
+    shell
         .tell(json!({"type": "resize", "rows": 44, "cols": 88}))
         .await;
     shell.write(b"stty size\n").await;
-    shell.until_out("44 88").await;
+    // The trap runs when the shell has its line, before the command or after it.
+    let mut out = shell.until_out("44 88").await;
+    if !out.contains("heard-42") {
+        out.push_str(&shell.until_out("heard-42").await);
+    }
     // Ctrl-C ends what runs in front, not the shell.
     shell.write(b"echo up; sleep 1000\n").await;
     shell.until_out("up\r\n").await;
+    wait_until("it is in front", async || {
+        client.sh(&id, "pgrep -fc 'sleep [1]000'").await.1.trim() == "1"
+    })
+    .await;
     shell.write(b"\x03").await;
     shell.write(b"echo still-$((40+2))\n").await;
     shell.until_out("still-42").await;

@@ -1,5 +1,7 @@
 //! What the guest sees of the kernel it runs on.
 
+use std::sync::OnceLock;
+
 use casemate_link::handshake::KernelReport;
 use casemate_link::limits::MAX_BANNER_BYTES;
 use nix::sys::utsname::uname;
@@ -11,6 +13,12 @@ const LOG_BYTES: usize = 16 * 1024;
 
 /// Lines of the log that are told.
 const BANNER_LINES: usize = 2;
+
+/// Whether this is gVisor, which leaves out some of what Linux does. Looked up once.
+pub(crate) fn is_gvisor() -> bool {
+    static IS_GVISOR: OnceLock<bool> = OnceLock::new();
+    *IS_GVISOR.get_or_init(|| report().banner.contains("gVisor"))
+}
 
 /// Reads the report. What cannot be read is empty.
 pub(crate) fn report() -> KernelReport {

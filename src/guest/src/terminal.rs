@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use casemate_link::process::PtySize;
 use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
 
-use crate::sys;
+use crate::{kernel, sys};
 
 /// The character that switches a special character off (`_POSIX_VDISABLE`).
 const DISABLED: u8 = 0;
@@ -33,11 +33,13 @@ pub(crate) fn window(size: PtySize) -> libc::winsize {
     }
 }
 
-/// Gives the terminal of a session another size, and tells its programs. To hear of it twice does them no harm, and those
-/// that do not want to know are not disturbed (signal(7), SIGWINCH).
+/// Gives the terminal of a session another size, and tells its programs where the kernel does not. Those that do not want to
+/// know are not disturbed (signal(7), SIGWINCH).
 pub(crate) fn resize(master: impl AsFd, session: i32, size: PtySize) -> io::Result<()> {
     sys::set_terminal_size(master.as_fd(), &window(size))?;
-    signal_session(session, libc::SIGWINCH);
+    if kernel::is_gvisor() {
+        signal_session(session, libc::SIGWINCH);
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,14 +26,24 @@ pub fn say_next(mut hellos: Vec<String>) {
 /// Dials and says hello; the connection, when the daemon lets it in.
 pub fn dial() -> io::Result<UnixStream> {
     let strange = STRANGE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    let token = std::fs::read_to_string(TOKEN)?;
+    let token = token()?;
     let hello = strange.as_deref().unwrap_or(HELLO);
     hello_with(&hello.replace("%TOKEN%", token.trim()))
 }
 
+/// The token, which is in the sandbox only until the first link.
+fn token() -> std::io::Result<&'static str> {
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(token) = KNOWN.get() {
+        return Ok(token);
+    }
+    let token = std::fs::read_to_string(TOKEN)?;
+    Ok(KNOWN.get_or_init(|| token))
+}
+
 /// Dials so often at once, with right and wrong tokens, and hangs up again.
 pub fn crowd(count: usize) {
-    let token = std::fs::read_to_string(TOKEN).unwrap_or_default();
+    let token = token().unwrap_or_default();
     let wrong = "f".repeat(64);
     std::thread::scope(|scope| {
         for at in 0..count {
