@@ -719,6 +719,7 @@ async fn dialling_without_the_token_neither_opens_a_link_nor_ends_one() {
             guest_version: String::new(),
             kernel: KernelReport::default(),
             capabilities: Vec::new(),
+            channel: None,
         };
         let offered = casemate_link::handshake::offer(&mut stream, &hello);
         let refused = tokio::time::timeout(PATIENCE, offered).await.unwrap();

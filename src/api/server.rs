@@ -33,6 +33,9 @@ use crate::host::accept::{Bounds, accept};
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
 
+/// What is read of a connection at once: of a large body as much as goes into a sandbox at once.
+const MAX_READ_BYTES: usize = 256 * 1024;
+
 /// Most headers of a request.
 const MAX_HEADERS: usize = 100;
 
@@ -131,7 +134,7 @@ impl Server {
             .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(self.config.header_timeout)
-            .max_buf_size(MAX_HEAD_BYTES)
+            .max_buf_size(MAX_READ_BYTES)
             .max_headers(MAX_HEADERS);
         builder
             .http2()
@@ -239,6 +242,9 @@ impl Server {
     ) -> Result<Reply, Problem> {
         let on = hyper::upgrade::on(&mut request);
         let (head, incoming) = request.into_parts();
+        if head_bytes(&head) > MAX_HEAD_BYTES {
+            return Err(head_too_large());
+        }
         // From here on somebody knows what was left unread.
         let intake = Intake::new(incoming, Arc::clone(&conversation.parting));
         let found = self.table.at(head.uri.path()).map_err(|_| {
@@ -380,6 +386,24 @@ fn method_not_allowed(routes: &[Route]) -> Problem {
 
 /// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
 /// of them counts must not be a matter of taste.
+/// The length of a head, without what HTTP puts around its parts.
+fn head_bytes(head: &http::request::Parts) -> usize {
+    let headers = head.headers.iter();
+    let headers: usize = headers
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    let target = head.uri.path_and_query();
+    headers + target.map_or(0, |target| target.as_str().len())
+}
+
+fn head_too_large() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "head_too_large",
+        format!("the request's head has more than {MAX_HEAD_BYTES} bytes"),
+    )
+}
+
 fn credentials(headers: &HeaderMap) -> Option<&str> {
     let mut bearer = headers.get_all(header::AUTHORIZATION).iter();
     let mut key = headers.get_all("x-api-key").iter();

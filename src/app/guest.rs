@@ -211,7 +211,7 @@ impl App {
         }
     }
 
-    /// Opens a file for writing.
+    /// Opens a file for writing; `expected` is how many bytes are to come, where that is known.
     ///
     /// # Errors
     /// [`AppError`].
@@ -220,13 +220,14 @@ impl App {
         principal: &Principal,
         id: SessionId,
         request: &WriteRequest,
+        expected: Option<u64>,
     ) -> Result<FileUpload, AppError> {
         let guest = self.guest(principal, id).await?;
         let (path, user) = at(&request.place);
         let event = AuditEvent::FileWrite { path, user };
         let intent = self.begin(principal, Some(id), event, Durability::Process);
         let record = Ongoing::new(self, intent.await?);
-        match guest.link().write(request).await {
+        match guest.link().write(request, expected).await {
             Ok(writer) => Ok(FileUpload::new(writer, record)),
             Err(error) => Err(record.failed(failed(error)).await),
         }

@@ -293,7 +293,10 @@ pub(crate) async fn write(call: &Call) -> Result<Reply, Problem> {
         metadata: metadata(&call.headers)?,
     };
     let mut body = call.reader()?;
-    let mut upload = call.app.write_file(principal, id, &request).await?;
+    let mut upload = call
+        .app
+        .write_file(principal, id, &request, body.left_bytes())
+        .await?;
     while let Some(data) = body.next().await {
         upload.write(data?).await?;
     }

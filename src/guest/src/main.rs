@@ -85,7 +85,7 @@ fn run(options: Options) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(files::THREADS)
+        .max_blocking_threads(files::THREADS + casemate_link::limits::MAX_CHANNELS)
         .thread_keep_alive(files::THREAD_KEEP_ALIVE)
         .thread_stack_size(files::THREAD_STACK_BYTES)
         .build()?;

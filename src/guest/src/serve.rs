@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 
+use casemate_link::file::Offer;
 use casemate_link::guest::Dialer;
 use casemate_link::process::{DetachRequest, ResizeRequest, Selector, SignalRequest};
 use casemate_link::refusal::{Refusal, code};
@@ -21,13 +22,16 @@ use tokio::time::timeout;
 
 use crate::body::{Answer, read_document};
 use crate::child::refusal;
+use crate::files::{self, Channels, Offered};
 use crate::processes::Processes;
 use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
-use crate::{VERSION, files, ports, say, usage};
+use crate::{VERSION, ports, say, usage};
 
 /// Serves one link after another for as long as the guest lives.
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
+    // Of all links together: what an old one has open is not closed at once.
+    let places = Channels::places();
     loop {
         let mut told = String::new();
         let opening = dialer.dial(|error| {
@@ -41,16 +45,20 @@ pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infalli
         });
         let (socket, protocol) = opening.await;
         say(format_args!("link: open, protocol {protocol}"));
-        serve(socket, &processes).await;
+        // There is a token once a link is open.
+        let channels = dialer
+            .channels()
+            .map(|dialer| Channels::new(dialer, &places));
+        serve(socket, &processes, channels.as_ref()).await;
         say(format_args!("link: gone"));
     }
 }
 
 /// Serves one connection to its end. Every stream of it is dropped then, which its process sees.
-async fn serve(socket: UnixStream, processes: &Rc<Processes>) {
+async fn serve(socket: UnixStream, processes: &Rc<Processes>, channels: Option<&Channels>) {
     let service = service_fn(|request| {
-        let processes = Rc::clone(processes);
-        async move { Ok::<_, Infallible>(answer(request, &processes).await) }
+        let (processes, channels) = (Rc::clone(processes), channels.cloned());
+        async move { Ok::<_, Infallible>(answer(request, &processes, channels).await) }
     });
     let connection = http2::Builder::new(OnThisThread)
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
@@ -77,7 +85,11 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for OnThisThread {
     }
 }
 
-async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Response<Answer> {
+async fn answer(
+    request: Request<Incoming>,
+    processes: &Rc<Processes>,
+    channels: Option<Channels>,
+) -> Response<Answer> {
     let (head, body) = request.into_parts();
     match (&head.method, head.uri.path()) {
         (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
@@ -93,8 +105,8 @@ async fn answer(request: Request<Incoming>, processes: &Rc<Processes>) -> Respon
         (&Method::POST, route::PORT_LIST) => transfer(body, ports::list),
         (&Method::POST, route::FILE_STAT) => transfer_of(processes, body, files::stat),
         (&Method::POST, route::FILE_LIST) => transfer_of(processes, body, files::list),
-        (&Method::POST, route::FILE_READ) => transfer_of(processes, body, files::read),
-        (&Method::POST, route::FILE_WRITE) => transfer_of(processes, body, files::write),
+        (&Method::POST, route::FILE_READ) => offered(processes, channels, body, files::read),
+        (&Method::POST, route::FILE_WRITE) => offered(processes, channels, body, files::write),
         (&Method::POST, route::FILE_MKDIR) => transfer_of(processes, body, files::mkdir),
         (&Method::POST, route::FILE_MOVE) => transfer_of(processes, body, files::relocate),
         (&Method::POST, route::FILE_REMOVE) => transfer_of(processes, body, files::remove),
@@ -132,6 +144,27 @@ where
 {
     let processes = Rc::clone(processes);
     transfer(body, move |head, streams| work(processes, head, streams))
+}
+
+/// The same for what may go over a channel.
+fn offered<H, W>(
+    processes: &Rc<Processes>,
+    channels: Option<Channels>,
+    body: Incoming,
+    work: impl FnOnce(Rc<Processes>, H, Transfer, Offered) -> W + 'static,
+) -> Response<Answer>
+where
+    H: serde::de::DeserializeOwned + 'static,
+    W: Future<Output = Result<(), Refusal>> + 'static,
+{
+    transfer_of(
+        processes,
+        body,
+        async move |processes, offer: Offer<H>, streams| {
+            let offered = Offered::new(channels, offer.channel);
+            work(processes, offer.request, streams, offered).await
+        },
+    )
 }
 
 fn health(processes: &Processes) -> Health {

@@ -375,7 +375,7 @@ async fn a_hundred_unread_files_do_not_hold_up_another() {
                 .await
                 .unwrap(),
         );
-        let writer = soon(link.write(&writing(dir.path().join("other")))).await;
+        let writer = soon(link.write(&writing(dir.path().join("other")), None)).await;
         // The daemon's bound is on both together.
         drop(writer);
     }
@@ -516,7 +516,7 @@ async fn conditions_are_kept() {
     // What comes to be while the bytes come counts, too.
     let mut request = writing(dir.path().join("late"));
     request.only_if = Some(WriteCondition::Absent);
-    let mut writer = soon(link.write(&request)).await.unwrap();
+    let mut writer = soon(link.write(&request, None)).await.unwrap();
     writer.write("theirs".into()).await.unwrap();
     fs::write(dir.path().join("late"), "mine").unwrap();
     assert_eq!(refused(soon(writer.commit()).await), code::CONDITION_FAILED);
@@ -536,7 +536,7 @@ async fn of_many_with_one_condition_one_wins() {
         request.only_if = Some(WriteCondition::Etag(vec![before.etag]));
         let mut writers = Vec::new();
         for writer in 0..16 {
-            let mut open = soon(link.write(&request)).await.unwrap();
+            let mut open = soon(link.write(&request, None)).await.unwrap();
             let text = format!("{round} {writer}");
             soon(open.write(text.into())).await.unwrap();
             writers.push(open);
@@ -577,7 +577,7 @@ async fn a_cut_upload_leaves_the_old_file() {
     let (_bench, link, dir) = bench().await;
     let file = dir.path().join("file");
     fs::write(&file, "old").unwrap();
-    let mut writer = soon(link.write(&writing(&file))).await.unwrap();
+    let mut writer = soon(link.write(&writing(&file), None)).await.unwrap();
     soon(writer.write(pattern(1_000_000))).await.unwrap();
     assert_eq!(names_in(dir.path()).len(), 2);
     drop(writer);
@@ -587,7 +587,7 @@ async fn a_cut_upload_leaves_the_old_file() {
     .await;
     assert_eq!(fs::read(&file).unwrap(), b"old");
     // So does the loss of the link.
-    let mut writer = soon(link.write(&writing(&file))).await.unwrap();
+    let mut writer = soon(link.write(&writing(&file), None)).await.unwrap();
     soon(writer.write(pattern(1_000_000))).await.unwrap();
     link.close();
     until("the temporary file is gone", || {

@@ -171,7 +171,8 @@ pub struct ListRequest {
     pub limit: u32,
 }
 
-/// Head of a request to [`crate::route::FILE_READ`]; the answer's head is the [`FileEntry`], then come its bytes.
+/// Head of a request to [`crate::route::FILE_READ`], in an [`Offer`]; the answer's head is the [`Taken`] [`FileEntry`], then
+/// come its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadRequest {
     /// Which file; symbolic links are followed, anything but a regular file is refused.
@@ -181,6 +182,33 @@ pub struct ReadRequest {
     #[serde(default)]
     pub range: Option<ReadRange>,
 }
+
+/// A request for a file's bytes, and the channel on which they may go: a number that the guest dials with when there are
+/// enough of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer<R> {
+    /// What is asked for.
+    #[serde(flatten)]
+    pub request: R,
+    /// The channel; absent: the bytes go over the transfer's own stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<u64>,
+}
+
+/// Head of the answer to an [`Offer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken<A> {
+    /// The answer proper.
+    #[serde(flatten)]
+    pub answer: A,
+    /// Whether the bytes go over the channel that was offered. A guest that does not know of channels does not say so.
+    #[serde(default)]
+    pub on_channel: bool,
+}
+
+/// Answers nothing but whether it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nothing {}
 
 /// A part of a file, as HTTP asks for it (RFC 9110 section 14.1.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,8 +236,8 @@ impl ReadRange {
     }
 }
 
-/// Head of a request to [`crate::route::FILE_WRITE`]: its bytes follow, then the end. The answer's head is an empty
-/// document as soon as bytes may come; its one item, when all is in place, is the [`FileEntry`].
+/// Head of a request to [`crate::route::FILE_WRITE`], in an [`Offer`]: its bytes follow, then the end. The answer's head
+/// comes as soon as bytes may, [`Taken`] or an empty document; its one item, when all is in place, is the [`FileEntry`].
 ///
 /// The bytes go to a temporary file beside it, which takes its name at the end: whoever reads it sees the old content or
 /// the new. A write that is cut short, or for which there is no space, leaves the old.

@@ -74,14 +74,22 @@ impl Dialer {
         }
     }
 
+    /// A dialer for channels beside the link that was opened last; `None` before the first.
+    pub fn channels(&self) -> Option<ChannelDialer> {
+        let token = self.token.clone()?;
+        Some(ChannelDialer {
+            socket: self.socket.clone(),
+            token,
+        })
+    }
+
     /// One try, within [`HANDSHAKE_DEADLINE`] for each of its steps. The token is read at the first and remembered; after
     /// it was refused, a file that is there again is believed more than memory.
     ///
     /// # Errors
     /// [`HandshakeError`].
     pub async fn dial_once(&mut self) -> Result<(UnixStream, u32), HandshakeError> {
-        let connecting = timeout(HANDSHAKE_DEADLINE, UnixStream::connect(&self.socket));
-        let mut stream = connecting.await.map_err(|_| HandshakeError::Deadline)??;
+        let mut stream = connect(&self.socket).await?;
         let token = match &self.token {
             Some(token) => token,
             None => self.token.insert(LinkToken::read(&self.token_file)?),
@@ -92,6 +100,7 @@ impl Dialer {
             guest_version: self.introduction.guest_version.clone(),
             kernel: self.introduction.kernel.clone(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            channel: None,
         };
         let offered = handshake::offer(&mut stream, &hello).await;
         if let Err(HandshakeError::Refused { code, .. }) = &offered
@@ -102,6 +111,38 @@ impl Dialer {
         }
         Ok((stream, offered?))
     }
+}
+
+/// Dials beside a link, for the bytes of large files.
+#[derive(Debug)]
+pub struct ChannelDialer {
+    socket: PathBuf,
+    token: LinkToken,
+}
+
+impl ChannelDialer {
+    /// Opens the channel that the daemon offered under this number.
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub async fn dial(&self, number: u64) -> Result<UnixStream, HandshakeError> {
+        let mut stream = connect(&self.socket).await?;
+        let hello = Hello {
+            protocol: PROTOCOL,
+            token: self.token.clone(),
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+            capabilities: Vec::new(),
+            channel: Some(number),
+        };
+        handshake::offer(&mut stream, &hello).await?;
+        Ok(stream)
+    }
+}
+
+async fn connect(socket: &Path) -> Result<UnixStream, HandshakeError> {
+    let connecting = timeout(HANDSHAKE_DEADLINE, UnixStream::connect(socket));
+    Ok(connecting.await.map_err(|_| HandshakeError::Deadline)??)
 }
 
 /// Delays that double from [`REDIAL_MIN`] to [`REDIAL_MAX`], each between its half and its whole, so that the sandboxes

@@ -71,6 +71,9 @@ pub struct Hello {
     /// What it can do; see [`CAPABILITIES`].
     #[serde(default)]
     pub capabilities: Vec<String>,
+    /// The number of the channel that this connection is to be; absent: it is to be the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<u64>,
 }
 
 impl Hello {
@@ -123,6 +126,9 @@ pub enum HandshakeError {
     /// The frame's JSON is not the expected document. The text is left out: it may hold a token.
     #[error("a handshake frame holds no valid document")]
     BadDocument,
+    /// It dialed with a channel's number that nobody waits for.
+    #[error("nobody waits for that channel")]
+    UnknownChannel,
     /// The daemon said no.
     #[error("the link was refused: {code}: {message}")]
     Refused {
@@ -256,6 +262,7 @@ mod tests {
             guest_version: "0.1.0".into(),
             kernel: KernelReport::default(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            channel: None,
         }
     }
 

@@ -179,6 +179,21 @@ pub const STREAM_END_DEADLINE: Duration = Duration::from_secs(1);
 /// Time for a short request: health, a signal.
 pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
+// --- Channels --------------------------------------------------------------------------------------------------------
+
+/// Connections beside the link that one guest has open for large files. Each costs the guest a thread and a buffer; whoever
+/// finds none left goes over the link itself.
+pub const MAX_CHANNELS: usize = 8;
+
+/// Bytes from which a channel is worth its dial, which costs a sandbox 3 ms.
+pub const MIN_CHANNEL_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Bytes that the daemon takes from a channel at once: what a Unix socket holds.
+pub const CHANNEL_READ_BYTES: usize = 256 * 1024;
+
+/// Bytes that the guest takes from a channel at once: system calls are what it costs there.
+pub const CHANNEL_PART_BYTES: usize = 512 * 1024;
+
 // --- Files, ports, usage ---------------------------------------------------------------------------------------------
 
 /// Time until a transfer's first frame: opening a file, connecting to a port.

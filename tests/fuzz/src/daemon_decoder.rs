@@ -319,6 +319,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             banner: "Starting gVisor...".into(),
         },
         capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+        channel: Some(7),
     };
     let json = |document: Result<Vec<u8>, serde_json::Error>| document.expect("a seed is JSON");
     let hello = json(serde_json::to_vec(&hello));

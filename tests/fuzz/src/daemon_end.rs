@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use casemate_link::daemon::{Link, ProcessEvent};
+use casemate_link::daemon::{Channels, Link, ProcessEvent};
 use casemate_link::file::{
     FileChange, FileEvent, ListRequest, Made, MkdirRequest, Place, ReadRequest, StatRequest,
     WatchRequest,
@@ -57,9 +57,12 @@ fn answered(data: &[u8]) -> usize {
             guest_version: String::new(),
             kernel: KernelReport::default(),
             capabilities: CAPABILITIES.map(str::to_owned).to_vec(),
+            channel: None,
         };
         let guest = tokio::spawn(speak(guest, Script(data).words()));
-        let link = Link::open(daemon, 1, &hello).await.expect("a link opens");
+        let link = Link::open(daemon, 1, &hello, &Channels::new())
+            .await
+            .expect("a link opens");
         let answered = timeout(PATIENCE, Box::pin(ask(&link, data.len())))
             .await
             .expect("a call outlived its link");

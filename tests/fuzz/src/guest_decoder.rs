@@ -178,6 +178,7 @@ fn welcome(bytes: &[u8]) {
         guest_version: String::new(),
         kernel: KernelReport::default(),
         capabilities: Vec::new(),
+        channel: None,
     };
     block_on(async {
         let (mut guest, mut daemon) = duplex(bytes.len().max(4096));

@@ -20,7 +20,8 @@ use crate::sys::ThreadIds;
 use crate::transfer::Output;
 use crate::users::Names;
 
-/// Threads that work on files: enough that a few slow directories do not hold up a quick look at another.
+/// Threads that work on files, beside those of channels: enough that a few slow directories do not hold up a quick look at
+/// another.
 pub(crate) const THREADS: usize = 4;
 
 /// How long such a thread waits for more: less than it takes to notice its memory.

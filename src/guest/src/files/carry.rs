@@ -86,7 +86,7 @@ pub(crate) async fn pour<S: Sink>(actor: &Actor, sink: S, input: &mut Input) -> 
 }
 
 /// Drops a sink as the user, whose files it undoes.
-async fn undo<S: Send + 'static, T>(
+pub(crate) async fn undo<S: Send + 'static, T>(
     actor: &Actor,
     sink: S,
     refused: Refusal,

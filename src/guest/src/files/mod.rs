@@ -9,6 +9,7 @@ mod actor;
 mod attributes;
 mod carry;
 mod change;
+mod channel;
 mod copy;
 mod entry;
 mod error;
@@ -29,6 +30,7 @@ mod write;
 
 pub(crate) use actor::{THREAD_KEEP_ALIVE, THREAD_STACK_BYTES, THREADS};
 pub(crate) use change::{link, mkdir, set};
+pub(crate) use channel::{Channels, Offered};
 pub(crate) use entry::stat;
 pub(crate) use list::list;
 pub(crate) use pack::pack;

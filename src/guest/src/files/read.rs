@@ -6,14 +6,15 @@ use std::path::Path;
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
-use casemate_link::file::{FileEntry, FileKind, ReadRange, ReadRequest};
-use casemate_link::limits::MAX_FRAME_PAYLOAD_BYTES;
+use casemate_link::file::{FileEntry, FileKind, ReadRange, ReadRequest, Taken};
+use casemate_link::limits::{MAX_FRAME_PAYLOAD_BYTES, MIN_CHANNEL_BYTES};
 use casemate_link::refusal::{Refusal, code};
 use nix::fcntl::{AT_FDCWD, AtFlags, openat};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use std::os::fd::AsFd;
 
 use super::actor::{Actor, begin_open, finished};
+use super::channel::Offered;
 use super::entry;
 use super::error::{Doing, wrong_kind};
 use super::place::READ_FILE;
@@ -35,19 +36,43 @@ pub(crate) async fn read(
     processes: Rc<Processes>,
     request: ReadRequest,
     transfer: Transfer,
+    offered: Offered,
 ) -> Result<(), Refusal> {
     let actor = Actor::admit(&processes, &request.place)?;
     let path = actor.path(&request.place.path);
     let job = actor.clone();
+    let min_bytes = if offered.is_none() {
+        u64::MAX
+    } else {
+        MIN_CHANNEL_BYTES
+    };
     let (entry, mut reading, mut part) = actor
         .run(move || {
             let (entry, mut reading) = Reading::open(&path, request.range, job.names())?;
-            let part = reading.next(None)?;
+            let is_large = reading.left >= min_bytes;
+            let part = if is_large {
+                None
+            } else {
+                reading.next(None, PART_BYTES)?
+            };
             Ok((entry, reading, part))
         })
         .await?;
     let output = transfer.output;
-    if !output.head(&entry).await {
+    if part.is_none() && reading.left > 0 {
+        if let Some(channel) = offered.open().await {
+            if output.head(&taken(entry, true)).await && channel.send(reading, &output).await? {
+                output.end().await;
+            }
+            return Ok(());
+        }
+        (reading, part) = finished(begin_open(move || {
+            let part = reading.next(None, PART_BYTES)?;
+            Ok((reading, part))
+        }))
+        .await?;
+    }
+    if !output.head(&taken(entry, false)).await {
         return Ok(());
     }
     let mut buffers = Buffers::default();
@@ -60,7 +85,7 @@ pub(crate) async fn read(
         }
         let spare = buffers.take();
         let next = begin_open(move || {
-            let part = reading.next(spare)?;
+            let part = reading.next(spare, PART_BYTES)?;
             Ok((reading, part))
         });
         let sent = send(&output, &data).await;
@@ -75,15 +100,25 @@ pub(crate) async fn read(
     Ok(())
 }
 
+const fn taken(answer: FileEntry, on_channel: bool) -> Taken<FileEntry> {
+    Taken { answer, on_channel }
+}
+
 /// A part of a file: the buffer, of which the first so many bytes count.
 pub(crate) struct Part {
     pub(crate) buffer: Bytes,
     pub(crate) length: usize,
 }
 
+impl Part {
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.buffer.slice(..self.length.min(self.buffer.len()))
+    }
+}
+
 /// Sends a part in frames; false when nobody listens any more.
 pub(crate) async fn send(output: &Output, part: &Part) -> bool {
-    let mut rest = part.buffer.slice(..part.length.min(part.buffer.len()));
+    let mut rest = part.bytes();
     while !rest.is_empty() {
         let frame = rest.split_to(rest.len().min(MAX_FRAME_PAYLOAD_BYTES));
         if !output.data(frame).await {
@@ -113,7 +148,7 @@ impl Buffers {
 }
 
 /// A file that is being read.
-struct Reading {
+pub(crate) struct Reading {
     file: File,
     at: u64,
     left: u64,
@@ -148,9 +183,13 @@ impl Reading {
         Ok((entry, Self { file, at, left }))
     }
 
-    /// The next part; `None` when all was read.
-    fn next(&mut self, spare: Option<BytesMut>) -> Result<Option<Part>, Refusal> {
-        let length = usize::try_from(self.left).map_or(PART_BYTES, |left| left.min(PART_BYTES));
+    /// The next part, of at most so many bytes; `None` when all was read.
+    pub(crate) fn next(
+        &mut self,
+        spare: Option<BytesMut>,
+        most: usize,
+    ) -> Result<Option<Part>, Refusal> {
+        let length = usize::try_from(self.left).map_or(most, |left| left.min(most));
         if length == 0 {
             return Ok(None);
         }

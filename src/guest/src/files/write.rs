@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use casemate_link::file::{FileEntry, FileKind, WriteCondition, WriteRequest, check_metadata};
+use casemate_link::file::{
+    FileEntry, FileKind, Nothing, Taken, WriteCondition, WriteRequest, check_metadata,
+};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
@@ -18,6 +20,7 @@ use nix::unistd::{AccessFlags, Gid, Uid, faccessat, fchown};
 use super::actor::Actor;
 use super::attributes;
 use super::carry::{Sink, pour};
+use super::channel::Offered;
 use super::entry;
 use super::error::{Doing, bad, check_mode, explain, wrong_kind};
 use super::place::{READ_FILE, Spot, make_parents, says_directory};
@@ -49,6 +52,7 @@ pub(crate) async fn write(
     processes: Rc<Processes>,
     request: WriteRequest,
     transfer: Transfer,
+    offered: Offered,
 ) -> Result<(), Refusal> {
     let actor = Actor::admit(&processes, &request.place)?;
     check_mode(request.mode)?;
@@ -58,9 +62,17 @@ pub(crate) async fn write(
     let path = actor.path(&request.place.path);
     let Transfer { mut input, output } = transfer;
     let writing = actor.run(move || Writing::begin(path, request)).await?;
+    let channel = offered.open().await;
+    let head = Taken {
+        answer: Nothing {},
+        on_channel: channel.is_some(),
+    };
     // When nobody hears it, no input comes either, and that is what ends it.
-    output.head(&()).await;
-    let writing = pour(&actor, writing, &mut input).await?;
+    output.head(&head).await;
+    let writing = match channel {
+        Some(channel) => channel.pour(&actor, writing, &mut input, &output).await?,
+        None => pour(&actor, writing, &mut input).await?,
+    };
     let job = actor.clone();
     let entry = actor.run(move || writing.commit(job.names())).await?;
     output.only(&entry).await;

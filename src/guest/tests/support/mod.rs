@@ -319,7 +319,7 @@ pub(crate) async fn put(
     data: Bytes,
 ) -> Result<FileEntry, LinkError> {
     let work = async {
-        let mut writer = link.write(request).await?;
+        let mut writer = link.write(request, None).await?;
         writer.write(data).await?;
         writer.commit().await
     };

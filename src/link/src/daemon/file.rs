@@ -4,16 +4,18 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::LinkError;
+use super::channel::Channel;
 use super::check;
 use super::link::{Link, no};
-use super::transfer::{Incoming, Listing, Transfer, Upload, parse, unexpected};
+use super::transfer::{Incoming, Listing, Transfer, Upload, parse, taken_channel, unexpected};
 use crate::file::{
     ArchiveRequest, ArchiveSummary, BadPlace, FileEntry, FileEvent, LinkRequest, ListRequest, Made,
-    MkdirRequest, MoveRequest, Place, ReadRequest, RemoveRequest, SetRequest, StatRequest,
-    UnpackRequest, WatchRequest, WriteRequest, check_metadata, check_path,
+    MkdirRequest, MoveRequest, Offer, Place, ReadRequest, RemoveRequest, SetRequest, StatRequest,
+    Taken, UnpackRequest, WatchRequest, WriteRequest, check_metadata, check_path,
 };
 use crate::limits::{
-    COMMIT_DEADLINE, MAX_LIST_DEPTH, MAX_LISTED_FILES, OPEN_DEADLINE, STALL_DEADLINE,
+    COMMIT_DEADLINE, MAX_LIST_DEPTH, MAX_LISTED_FILES, MIN_CHANNEL_BYTES, OPEN_DEADLINE,
+    STALL_DEADLINE,
 };
 use crate::refusal::code;
 use crate::route;
@@ -35,6 +37,8 @@ pub struct FileReader {
     /// What is read, as it was when it was opened.
     pub entry: FileEntry,
     incoming: Incoming,
+    /// Where the bytes come from, if not from there.
+    channel: Option<Channel>,
     /// Bytes that the guest may still send.
     left: u64,
     ended: bool,
@@ -59,9 +63,18 @@ impl FileReader {
         self.ended
     }
 
+    /// Whether the bytes come over a connection of their own.
+    pub const fn has_channel(&self) -> bool {
+        self.channel.is_some()
+    }
+
     async fn read(&mut self) -> Result<Option<Bytes>, LinkError> {
-        let Some(data) = self.incoming.data().await? else {
-            return Ok(None);
+        let data = match &mut self.channel {
+            Some(channel) => channel.read().await?,
+            None => self.incoming.data().await?,
+        };
+        let Some(data) = data else {
+            return self.cut_short().await;
         };
         let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.left = self.left.checked_sub(length).ok_or_else(too_much)?;
@@ -69,6 +82,15 @@ impl FileReader {
             self.end().await?;
         }
         Ok(Some(data))
+    }
+
+    /// Nothing more comes: of an archive that was all, of a file that is too little, and the guest says why.
+    async fn cut_short(&mut self) -> Result<Option<Bytes>, LinkError> {
+        if self.channel.is_some() {
+            self.end().await?;
+            return Err(LinkError::Protocol("fewer bytes than the file has".into()));
+        }
+        Ok(None)
     }
 
     /// Hears that all was said. Whoever reads as many bytes as he knows that there are asks for no more: the last of them
@@ -93,6 +115,11 @@ impl FileWriter {
     /// `Refused` when writing fails inside (a full disk is `disk_full`), `Gone`, `Protocol`, `Deadline`.
     pub async fn write(&mut self, data: Bytes) -> Result<(), LinkError> {
         self.0.write(data).await
+    }
+
+    /// Whether the bytes go over a connection of their own.
+    pub const fn has_channel(&self) -> bool {
+        self.0.has_channel()
     }
 
     /// Puts the file in its place.
@@ -198,8 +225,15 @@ impl Link {
     /// `Refused` ([`code`]), `Gone`, `Protocol`, `Deadline`.
     pub async fn read(&self, request: &ReadRequest) -> Result<FileReader, LinkError> {
         self.for_files(&request.place)?;
-        let (transfer, entry) = Transfer::begin(self, route::FILE_READ, request).await?;
-        let entry = check::entry(entry)?;
+        let offered = self.offer_channel();
+        let head = Offer {
+            request: request.clone(),
+            channel: offered.as_ref().map(|offered| offered.number),
+        };
+        let (transfer, taken): (_, Taken<FileEntry>) =
+            Transfer::begin(self, route::FILE_READ, &head).await?;
+        let entry = check::entry(taken.answer)?;
+        let channel = taken_channel(offered, taken.on_channel).await?;
         let left = match request.range {
             None => entry.size_bytes,
             Some(range) => range
@@ -209,6 +243,7 @@ impl Link {
         let mut reader = FileReader {
             entry,
             incoming: transfer.incoming,
+            channel,
             left,
             ended: false,
         };
@@ -218,18 +253,25 @@ impl Link {
         Ok(reader)
     }
 
-    /// Opens a file for writing.
+    /// Opens a file for writing; `expected` is how many bytes are to come, where that is known.
     ///
     /// # Errors
     /// `Refused` ([`code`]), `Gone`, `Protocol`, `Deadline`.
-    pub async fn write(&self, request: &WriteRequest) -> Result<FileWriter, LinkError> {
+    pub async fn write(
+        &self,
+        request: &WriteRequest,
+        expected: Option<u64>,
+    ) -> Result<FileWriter, LinkError> {
         self.for_files(&request.place)?;
         if let Some(metadata) = &request.metadata {
             check_metadata(metadata).map_err(bad)?;
         }
-        Ok(FileWriter(
-            Upload::begin(self, route::FILE_WRITE, request).await?,
-        ))
+        let upload = if expected.is_none_or(|bytes| bytes >= MIN_CHANNEL_BYTES) {
+            Upload::begin_with_channel(self, route::FILE_WRITE, request).await
+        } else {
+            Upload::begin(self, route::FILE_WRITE, request).await
+        };
+        Ok(FileWriter(upload?))
     }
 
     /// Makes a directory. One that is there already is success.
@@ -311,6 +353,7 @@ impl Link {
         Ok(FileReader {
             entry: check::entry(entry)?,
             incoming: transfer.incoming,
+            channel: None,
             left: u64::MAX,
             ended: false,
         })

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::LinkError;
 use super::body::{RequestBody, read_document};
+use super::channel::{Channels, Offered};
 use super::check;
 use super::process::{InputStream, Process};
 use super::transfer::{Transfer, in_time};
@@ -48,6 +49,7 @@ struct Shared {
     processes: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
     controls: Semaphore,
+    channels: Arc<Channels>,
 }
 
 /// Sends requests to the guest.
@@ -65,11 +67,17 @@ pub(super) struct Detached {
 }
 
 impl Link {
-    /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection.
+    /// Speaks HTTP/2 to a guest that was let in, and starts the task that owns the connection. What it dials besides comes
+    /// in through `channels`.
     ///
     /// # Errors
     /// `Gone`, `Deadline` after [`limits::HANDSHAKE_DEADLINE`].
-    pub async fn open(stream: UnixStream, protocol: u32, hello: &Hello) -> Result<Self, LinkError> {
+    pub async fn open(
+        stream: UnixStream,
+        protocol: u32,
+        hello: &Hello,
+        channels: &Arc<Channels>,
+    ) -> Result<Self, LinkError> {
         let (closed_tx, closed) = watch::channel(false);
         let opening = http2::Builder::new(UntilClosed(closed.clone()))
             .timer(TokioTimer::new())
@@ -115,6 +123,7 @@ impl Link {
             processes: Arc::new(Semaphore::new(limits::MAX_PROCESSES)),
             transfers: Arc::new(Semaphore::new(limits::MAX_TRANSFERS)),
             controls: Semaphore::new(limits::MAX_CONTROL_REQUESTS),
+            channels: Arc::clone(channels),
         };
         Ok(Self {
             asker: Asker { sender, unanswered },
@@ -222,6 +231,11 @@ impl Link {
         }
         let message = format!("the sandbox's guest is too old for this: it lacks {capability:?}");
         Err(no(code::UNSUPPORTED, message))
+    }
+
+    /// A channel for the bytes of one large file, if there is one left.
+    pub(super) fn offer_channel(&self) -> Option<Offered> {
+        self.shared.channels.offer()
     }
 
     /// One of the link's [`limits::MAX_TRANSFERS`] places.
@@ -483,8 +497,11 @@ mod tests {
             guest_version: String::new(),
             kernel: KernelReport::default(),
             capabilities: Vec::new(),
+            channel: None,
         };
-        Link::open(daemon, 1, &hello).await.unwrap()
+        Link::open(daemon, 1, &hello, &Channels::new())
+            .await
+            .unwrap()
     }
 
     #[tokio::test]

@@ -12,12 +12,14 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::future::poll_fn;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::{Instant, sleep_until};
 
 use super::LinkError;
+use super::channel::Channels;
 use super::link::Link;
 use crate::handshake::{self, HandshakeError, Hello};
 use crate::limits::{MAX_PENDING_HANDSHAKES, REJECT_PAUSE};
@@ -53,6 +55,7 @@ pub struct LinkListener {
     path: PathBuf,
     /// Oldest first.
     pending: VecDeque<Handshake>,
+    channels: Arc<Channels>,
     not_before: Instant,
 }
 
@@ -77,6 +80,7 @@ impl LinkListener {
             listener,
             path,
             pending: VecDeque::new(),
+            channels: Channels::new(),
             not_before: Instant::now(),
         })
     }
@@ -86,7 +90,8 @@ impl LinkListener {
         &self.path
     }
 
-    /// Waits for the next dialer that finishes its handshake, well or badly. Safe to drop and call again: handshakes on
+    /// Waits for the next dialer that finishes its handshake, well or badly; the link's channels are handed to whoever
+    /// waits for them meanwhile. Safe to drop and call again: handshakes on
     /// their way go on with the next call. Every link before stays as it is; the caller decides which one counts.
     ///
     /// # Errors
@@ -100,14 +105,15 @@ impl LinkListener {
                 // Handshakes that are done go before new ones, or a flood of dialers would keep them from being seen.
                 biased;
                 (peer, outcome) = next_of(&mut self.pending) => match outcome {
-                    Ok((stream, hello, protocol)) => match Link::open(stream, protocol, &hello).await {
-                        Ok(link) => return Ok((link, hello, peer)),
-                        Err(_) => return Err(LinkError::Rejected { peer, source: closed_early() }),
+                    Ok((stream, hello, protocol)) => match hello.channel {
+                        None => match Link::open(stream, protocol, &hello, &self.channels).await {
+                            Ok(link) => return Ok((link, hello, peer)),
+                            Err(_) => return Err(LinkError::Rejected { peer, source: closed_early() }),
+                        },
+                        Some(number) if self.channels.hand(number, stream) => {}
+                        Some(_) => return Err(self.rejected(peer, HandshakeError::UnknownChannel)),
                     },
-                    Err(source) => {
-                        self.not_before = Instant::now() + REJECT_PAUSE;
-                        return Err(LinkError::Rejected { peer, source });
-                    }
+                    Err(source) => return Err(self.rejected(peer, source)),
                 },
                 accepted = accept_after(&self.listener, self.not_before) => {
                     if self.pending.len() >= MAX_PENDING_HANDSHAKES {
@@ -121,6 +127,14 @@ impl LinkListener {
                 }
             }
         }
+    }
+}
+
+impl LinkListener {
+    /// Turns a dialer away, and the next one waits.
+    fn rejected(&mut self, peer: PeerCred, source: HandshakeError) -> LinkError {
+        self.not_before = Instant::now() + REJECT_PAUSE;
+        LinkError::Rejected { peer, source }
     }
 }
 
@@ -212,6 +226,7 @@ mod tests {
             guest_version: String::new(),
             kernel,
             capabilities: Vec::new(),
+            channel: None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! caller, and nothing it says can cost more than its own link.
 
 mod body;
+mod channel;
 pub mod check;
 mod file;
 mod link;
@@ -13,6 +14,7 @@ mod port;
 mod process;
 mod transfer;
 
+pub use channel::Channels;
 pub use file::{ArchiveWriter, FileListing, FileReader, FileWriter, Watch};
 pub use link::Link;
 pub use listener::{LinkListener, PeerCred, SOCKET_NAME};

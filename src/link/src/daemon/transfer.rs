@@ -10,10 +10,13 @@ use tokio::time::timeout;
 
 use super::LinkError;
 use super::body::RequestBody;
+use super::channel::{Channel, Offered};
 use super::check;
 use super::link::{Link, no};
+use crate::file::{Nothing, Offer, Taken};
 use crate::limits::{
-    FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, MAX_LIST_BYTES, OPEN_DEADLINE, STALL_DEADLINE,
+    CONTROL_DEADLINE, FRAME_QUEUE, MAX_FRAME_PAYLOAD_BYTES, MAX_LIST_BYTES, OPEN_DEADLINE,
+    STALL_DEADLINE,
 };
 use crate::refusal::code;
 use crate::route;
@@ -201,10 +204,23 @@ pub(super) async fn in_time<T>(
         .unwrap_or(Err(LinkError::Deadline(deadline.as_millis())))
 }
 
+/// The channel that was offered, if the guest says that it took it.
+pub(super) async fn taken_channel(
+    offered: Option<Offered>,
+    is_taken: bool,
+) -> Result<Option<Channel>, LinkError> {
+    match (offered, is_taken) {
+        (_, false) => Ok(None),
+        (Some(offered), true) => offered.opened().await.map(Some),
+        (None, true) => Err(LinkError::Protocol("a channel that was not offered".into())),
+    }
+}
+
 /// Bytes on their way into the sandbox, until the guest has put them where they belong.
 #[derive(Debug)]
 pub(super) struct Upload {
     transfer: Transfer,
+    channel: Option<Channel>,
 }
 
 impl Upload {
@@ -214,11 +230,53 @@ impl Upload {
         head: &impl Serialize,
     ) -> Result<Self, LinkError> {
         let (transfer, serde::de::IgnoredAny) = Transfer::begin(link, path, head).await?;
-        Ok(Self { transfer })
+        Ok(Self {
+            transfer,
+            channel: None,
+        })
+    }
+
+    /// The same with an offer of a channel for the bytes, where there is one left.
+    pub(super) async fn begin_with_channel(
+        link: &Link,
+        path: &'static str,
+        request: &(impl Serialize + Clone),
+    ) -> Result<Self, LinkError> {
+        let offered = link.offer_channel();
+        let head = Offer {
+            request: request.clone(),
+            channel: offered.as_ref().map(|offered| offered.number),
+        };
+        let (transfer, taken): (_, Option<Taken<Nothing>>) =
+            Transfer::begin(link, path, &head).await?;
+        let is_taken = taken.is_some_and(|taken| taken.on_channel);
+        Ok(Self {
+            transfer,
+            channel: taken_channel(offered, is_taken).await?,
+        })
+    }
+
+    pub(super) const fn has_channel(&self) -> bool {
+        self.channel.is_some()
     }
 
     /// Sends bytes; waits while the guest does not take them. What the guest says meanwhile is why it takes no more.
     pub(super) async fn write(&mut self, mut data: Bytes) -> Result<(), LinkError> {
+        if let Some(channel) = &mut self.channel {
+            let incoming = &mut self.transfer.incoming;
+            return tokio::select! {
+                biased;
+                early = incoming.frame() => Err(early.err().unwrap_or_else(unexpected)),
+                sent = channel.write(data) => {
+                    if sent? {
+                        return Ok(());
+                    }
+                    // It hung up, and says why.
+                    let why = in_time(CONTROL_DEADLINE, incoming.frame()).await;
+                    Err(why.err().unwrap_or_else(unexpected))
+                }
+            };
+        }
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(MAX_FRAME_PAYLOAD_BYTES));
             self.send(TransferFrame::Data(piece)).await?;
@@ -231,6 +289,9 @@ impl Upload {
         mut self,
         deadline: Duration,
     ) -> Result<A, LinkError> {
+        if let Some(channel) = &mut self.channel {
+            channel.finish().await;
+        }
         self.send(TransferFrame::End).await?;
         in_time(deadline, self.transfer.incoming.only_item()).await
     }
