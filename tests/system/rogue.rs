@@ -35,6 +35,8 @@ enum Ask {
     Read,
     ReadPart,
     Write,
+    /// Of more bytes than go over the link itself.
+    WriteMuch,
     Mkdir,
     Remove,
     Watch,
@@ -50,7 +52,7 @@ enum Ask {
 
 use Ask::{
     Archive, Input, List, Mkdir, Output, Ports, Processes, Read, ReadPart, Remove, Run, Signal,
-    Start, Stat, Usage, Watch, Write,
+    Start, Stat, Usage, Watch, Write, WriteMuch,
 };
 
 /// What becomes of it.
@@ -220,6 +222,7 @@ impl Rogue {
             List(limit) => get(&format!("files/list?path=/x&limit={limit}")),
             Read | ReadPart => get("files?path=/x"),
             Write => (Method::PUT, path("files?path=/x"), "bytes".to_owned()),
+            WriteMuch => (Method::PUT, path("files?path=/x"), "bytes".repeat(1 << 20)),
             Mkdir => post("files/mkdir", json!({"path": "/x"})),
             Remove => (Method::DELETE, path("files?path=/x"), String::new()),
             Watch => get("files/watch?path=/x"),
@@ -232,7 +235,7 @@ impl Rogue {
             Ports => get("ports"),
         };
         let kind = match ask {
-            Write | Input => "application/octet-stream",
+            Write | WriteMuch | Input => "application/octet-stream",
             _ => "application/json",
         };
         let mut headers = vec![];
@@ -898,6 +901,86 @@ fn http2() -> Vec<Attack> {
     ]
 }
 
+/// Answers to what is asked about large files, and what comes on the channels for them.
+fn channels() -> Vec<Attack> {
+    let read = |size: u64, more: &[&str]| {
+        let entry = with(
+            entry(json!({"size_bytes": size})),
+            &json!({"on_channel": true}),
+        );
+        let mut script = lines([FRAMES]);
+        script.extend(more.iter().map(|&line| line.to_owned()));
+        let at = script.iter().position(|line| line == "HEAD").unwrap();
+        script[at] = said("21", &entry);
+        script
+    };
+    let taken = r#"doc 21 {"on_channel":true}"#;
+    let done = said("23", &entry(json!({})));
+    let full = r#"doc 25 {"code":"disk_full","message":"x"}"#;
+    vec![
+        (
+            Read,
+            read(10, &["channel 0123456789", "HEAD", END, "end"]),
+            Fine,
+        ),
+        (
+            Read,
+            read(
+                10,
+                &["channels 20", "channel 0123456789", "HEAD", END, "end"],
+            ),
+            Fine,
+        ),
+        // Not dialed, too little, too much, not whole after all, nothing said at its end, a link that goes meanwhile.
+        (Read, read(10, &["HEAD", END, "end"]), Gone),
+        (Read, read(10, &["channel 01234", "HEAD", END, "end"]), Cut),
+        (
+            Read,
+            read(10, &["channel {{0*300000}}", "HEAD", END, "end"]),
+            Cut,
+        ),
+        (
+            Read,
+            read(10, &["channel 0123456789", "HEAD", full, "end"]),
+            Cut,
+        ),
+        (Read, read(10, &["channel 0123456789", "HEAD", "end"]), Cut),
+        (Read, read(10, &["channel 01234", "HEAD", "hang-up"]), Cut),
+        (
+            Read,
+            read(
+                10,
+                &["channel 0123456789", "HEAD", "doc 22 more", END, "end"],
+            ),
+            Cut,
+        ),
+        (WriteMuch, lines([FRAMES, taken, "stall"]), Gone),
+        (WriteMuch, lines([FRAMES, "channel ", taken, "stall"]), Gone),
+        (
+            WriteMuch,
+            lines([FRAMES, "channel ", taken, full, "end"]),
+            Problem(507, "disk_full"),
+        ),
+        (
+            WriteMuch,
+            lines([FRAMES, "channel-held", taken, full, "end"]),
+            Problem(507, "disk_full"),
+        ),
+        (
+            WriteMuch,
+            lines([FRAMES, "channel-held", taken, &done, END, "end"]),
+            Gone,
+        ),
+        (
+            WriteMuch,
+            lines([FRAMES, "channel-held", taken, "hang-up"]),
+            Gone,
+        ),
+        // It was not offered one.
+        (Write, lines([FRAMES, taken, &done, END, "end"]), Gone),
+    ]
+}
+
 async fn attacked_with(attacks: Vec<Attack>) {
     let mut house = House::new().await;
     let rogue = house.rogue().await;
@@ -944,6 +1027,11 @@ async fn what_a_rogue_guest_says_of_programs_ends_in_a_named_error() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_rogue_guest_says_of_files_ends_in_a_named_error() {
     attacked_with(files()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_rogue_guest_does_with_channels_ends_in_a_named_error() {
+    attacked_with(channels()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

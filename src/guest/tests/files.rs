@@ -34,7 +34,7 @@ use tempfile::{TempDir, tempdir};
 
 /// A guest, and a directory of the test's own that every user may enter.
 async fn bench() -> (Bench, Link, TempDir) {
-    let (bench, link) = Bench::start().await;
+    let (bench, link) = Bench::start_with_channels().await;
     let dir = tempdir().unwrap();
     chmod(dir.path(), 0o755);
     (bench, link, dir)

@@ -17,7 +17,8 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// A further dialer pushes out the oldest, so that silent peers never shut the honest one out.
 pub const MAX_PENDING_HANDSHAKES: usize = 8;
 
-/// Pause of a listener after a rejected handshake: a guest that dials in a loop costs at most twenty handshakes a second.
+/// Pause of a listener after a handshake that was rejected, and after one that made a link: a guest that dials in a loop
+/// costs at most twenty of either a second.
 pub const REJECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Length of the kernel's banner in a hello, in bytes: the first two lines of gVisor's log are shorter.

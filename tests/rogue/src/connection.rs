@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 
 use serde_json::Value;
 
-use crate::script;
+use crate::{dial, script};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -154,6 +154,9 @@ fn heard(connection: &Arc<Connection>, stream: u32, request: &[u8]) -> bool {
         return false;
     };
     let document: Value = serde_json::from_slice(document).unwrap_or(Value::Null);
+    if let Some(number) = document.get("channel").and_then(Value::as_u64) {
+        dial::offered(number);
+    }
     let words = document.get("argv").and_then(Value::as_array);
     let mut words = words
         .into_iter()

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ const HELLO: &str = r#"{"protocol":{"min":1,"max":1},"token":"%TOKEN%","guest_ve
     "kernel":{"release":"","version":"","banner":"Starting gVisor..."},
     "capabilities":["process","attach","file","archive","port","usage"]}"#;
 
+/// The channel that came with the last request that had one.
+static OFFERED: AtomicU64 = AtomicU64::new(0);
+
 /// Hellos to say before the next right one, last first.
 static STRANGE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -21,6 +25,31 @@ static STRANGE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 pub fn say_next(mut hellos: Vec<String>) {
     hellos.reverse();
     *STRANGE.lock().unwrap_or_else(PoisonError::into_inner) = hellos;
+}
+
+/// Remembers a channel that was offered.
+pub fn offered(number: u64) {
+    OFFERED.store(number, Ordering::SeqCst);
+}
+
+/// Opens the channel that was offered last.
+pub fn channel() -> io::Result<UnixStream> {
+    channel_at(OFFERED.load(Ordering::SeqCst))
+}
+
+/// Dials with so many channels' numbers that nobody offered.
+pub fn channels(count: u64) {
+    for number in 0..count {
+        drop(channel_at(u64::MAX - number));
+    }
+}
+
+fn channel_at(number: u64) -> io::Result<UnixStream> {
+    let token = token()?;
+    hello_with(&format!(
+        r#"{{"protocol":{{"min":1,"max":1}},"token":"{}","channel":{number}}}"#,
+        token.trim()
+    ))
 }
 
 /// Dials and says hello; the connection, when the daemon lets it in.

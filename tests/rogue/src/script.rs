@@ -4,7 +4,7 @@
 //! the stream; the rest is in [`line()`]. `{{x*9}}` in a text stands for nine `x`, `%n` for the number of a repetition, `%TOKEN%`
 //! in a hello for the token.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::connection::{
@@ -133,6 +133,16 @@ fn line(connection: &Connection, stream: &mut u32, words: &str) -> io::Result<()
         }
         "pause" => {
             pause(first);
+            Ok(())
+        }
+        // On a connection of its own, with the number that came with the request: the text, then no more, or all is held.
+        "channel" => dial::channel()?.write_all(expanded(rest).as_bytes()),
+        "channel-held" => {
+            std::mem::forget(dial::channel()?);
+            Ok(())
+        }
+        "channels" => {
+            dial::channels(count);
             Ok(())
         }
         "crowd" => {

@@ -21,7 +21,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A guest, its directory, and the daemon's side of both.
 pub(crate) struct Bench {
     pub(crate) dir: TempDir,
-    pub(crate) listener: LinkListener,
+    /// Where links come in; absent where a task waits for channels there.
+    pub(crate) listener: Option<LinkListener>,
     pub(crate) token: LinkToken,
     pub(crate) guest: Child,
 }
@@ -31,6 +32,21 @@ impl Bench {
     pub(crate) async fn start() -> (Self, Link) {
         let mut bench = Self::start_with_token(TOKEN).await;
         let link = bench.accept().await;
+        (bench, link)
+    }
+
+    /// A guest that has linked, and may open channels beside the link.
+    pub(crate) async fn start_with_channels() -> (Self, Link) {
+        let (mut bench, link) = Self::start().await;
+        let mut listener = bench.listener.take().unwrap();
+        let token = bench.token.clone();
+        tokio::spawn(async move {
+            loop {
+                // Each is handed to whoever waits for it; a link would come out here.
+                let turned_away = listener.accept_one(&token).await.err().unwrap();
+                assert!(matches!(turned_away, LinkError::Rejected { .. }));
+            }
+        });
         (bench, link)
     }
 
@@ -48,7 +64,7 @@ impl Bench {
             .unwrap();
         Self {
             dir,
-            listener,
+            listener: Some(listener),
             token: LinkToken::parse(TOKEN).unwrap(),
             guest,
         }
@@ -58,7 +74,13 @@ impl Bench {
     pub(crate) async fn accept(&mut self) -> Link {
         let accepting = async {
             loop {
-                match self.listener.accept_one(&self.token).await {
+                match self
+                    .listener
+                    .as_mut()
+                    .unwrap()
+                    .accept_one(&self.token)
+                    .await
+                {
                     Ok((link, hello, peer)) => {
                         assert!(!hello.kernel.release.is_empty());
                         assert_eq!(peer.pid, i32::try_from(self.guest.id()).ok());

@@ -107,7 +107,11 @@ impl LinkListener {
                 (peer, outcome) = next_of(&mut self.pending) => match outcome {
                     Ok((stream, hello, protocol)) => match hello.channel {
                         None => match Link::open(stream, protocol, &hello, &self.channels).await {
-                            Ok(link) => return Ok((link, hello, peer)),
+                            Ok(link) => {
+                                // Whoever knows the token may dial again at once, and again.
+                                self.not_before = Instant::now() + REJECT_PAUSE;
+                                return Ok((link, hello, peer));
+                            }
                             Err(_) => return Err(LinkError::Rejected { peer, source: closed_early() }),
                         },
                         Some(number) if self.channels.hand(number, stream) => {}
