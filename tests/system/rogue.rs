@@ -936,7 +936,7 @@ fn channels() -> Vec<Attack> {
         (Read, read(10, &["channel 01234", "HEAD", END, "end"]), Cut),
         (
             Read,
-            read(10, &["channel {{0*300000}}", "HEAD", END, "end"]),
+            read(10, &["channel {{0*20}}", "HEAD", END, "end"]),
             Cut,
         ),
         (
@@ -976,8 +976,8 @@ fn channels() -> Vec<Attack> {
             lines([FRAMES, "channel-held", taken, "hang-up"]),
             Gone,
         ),
-        // It was not offered one.
-        (Write, lines([FRAMES, taken, &done, END, "end"]), Gone),
+        // It was not offered one, and nothing comes over it.
+        (Write, lines([FRAMES, taken, &done, END, "end"]), Fine),
     ]
 }
 

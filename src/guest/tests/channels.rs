@@ -1,5 +1,7 @@
 //! Large files over connections of their own: the real guest, the real daemon end.
 
+#![cfg(test)]
+
 mod support;
 
 use std::fs;
@@ -7,7 +9,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
 use casemate_link::daemon::{FileReader, FileWriter, Link};
 use casemate_link::file::{ReadRange, ReadRequest};
 use casemate_link::limits::{CHANNEL_PART_BYTES, MAX_CHANNELS, MIN_CHANNEL_BYTES};
@@ -35,7 +36,7 @@ async fn large_files_take_a_channel_both_ways_and_small_ones_do_not() {
     let file = dir.path().join("file");
     let least = usize::try_from(MIN_CHANNEL_BYTES).unwrap();
     for (length, is_large) in [(least - 1, false), (least, true), (LARGE + 7, true)] {
-        let data = Bytes::from(pattern(length));
+        let data = pattern(length);
         let mut writer = begin(&link, &file, Some(length as u64)).await;
         assert_eq!(writer.has_channel(), is_large, "{length}");
         // In pieces that fit nothing.
@@ -121,14 +122,14 @@ async fn a_write_that_is_cut_leaves_what_was_there() {
     fs::write(&file, "old").unwrap();
     for _ in 0..2 * MAX_CHANNELS {
         let mut writer = begin(&link, &file, Some(LARGE as u64)).await;
-        soon(writer.write(pattern(3 << 20).into())).await.unwrap();
+        soon(writer.write(pattern(3 << 20))).await.unwrap();
         drop(writer);
     }
     until("nothing half is left", || names_in(dir.path()) == ["file"]).await;
     assert_eq!(fs::read(&file).unwrap(), b"old");
     // The link goes meanwhile.
     let mut writer = begin(&link, &file, Some(LARGE as u64)).await;
-    soon(writer.write(pattern(3 << 20).into())).await.unwrap();
+    soon(writer.write(pattern(3 << 20))).await.unwrap();
     link.close();
     assert!(soon(writer.commit()).await.is_err());
     until("nothing half is left", || names_in(dir.path()) == ["file"]).await;

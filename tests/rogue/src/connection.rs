@@ -144,19 +144,18 @@ fn listen(
 /// Answers a request once its first frame is there; a program called `rogue` is a new script.
 fn heard(connection: &Arc<Connection>, stream: u32, request: &[u8]) -> bool {
     let [START, a, b, c, d, document @ ..] = request else {
-        if !request.is_empty() {
-            connection.answer(stream);
+        if request.is_empty() {
+            return false;
         }
-        return !request.is_empty();
+        remember_channel(request);
+        connection.answer(stream);
+        return true;
     };
     let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
     let Some(document) = document.get(..length) else {
         return false;
     };
     let document: Value = serde_json::from_slice(document).unwrap_or(Value::Null);
-    if let Some(number) = document.get("channel").and_then(Value::as_u64) {
-        dial::offered(number);
-    }
     let words = document.get("argv").and_then(Value::as_array);
     let mut words = words
         .into_iter()
@@ -173,6 +172,17 @@ fn heard(connection: &Arc<Connection>, stream: u32, request: &[u8]) -> bool {
         connection.answer(stream);
     }
     true
+}
+
+/// Keeps the channel that a request for a file's bytes offers.
+fn remember_channel(request: &[u8]) {
+    let document = request.get(5..).unwrap_or_default();
+    let mut first = serde_json::Deserializer::from_slice(document).into_iter::<Value>();
+    let first = first.find_map(Result::ok);
+    let number = first.and_then(|document| document.get("channel").and_then(Value::as_u64));
+    if let Some(number) = number {
+        dial::offered(number);
+    }
 }
 
 impl Connection {

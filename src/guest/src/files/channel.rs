@@ -136,7 +136,8 @@ impl Channel {
         }
     }
 
-    /// Does work on a thread, with the connection; ends it when nobody listens any more.
+    /// Does work on a thread, with the connection. When the link goes, whoever holds the daemon's end may hold it on: then
+    /// the connection is cut here.
     async fn work<T: Send + 'static>(
         self,
         output: &Output,
@@ -145,16 +146,14 @@ impl Channel {
         let stream = Arc::new(self.stream);
         let own = Arc::clone(&stream);
         let mut job = begin_open(move || work(&own));
-        let result = tokio::select! {
+        tokio::select! {
             biased;
-            result = &mut job => result,
-            () = output.closed() => {
-                let _ = stream.shutdown(Shutdown::Both);
-                job.await
-            }
-        };
+            result = &mut job => return joined(result),
+            () = output.closed() => {}
+        }
+        // One that is cut already is as good.
         let _ = stream.shutdown(Shutdown::Both);
-        joined(result)
+        joined(job.await)
     }
 }
 
