@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use casemate_link::ProcessSpec;
-use casemate_link::daemon::{FileListing, LinkError, Watch};
+use casemate_link::daemon::{ArchiveWriter, FileListing, FileWriter, LinkError, Watch};
 use casemate_link::file::{
     ArchiveRequest, FileEntry, LinkRequest, ListRequest, Made, MkdirRequest, MoveRequest, Place,
     ReadRequest, RemoveRequest, SetRequest, StatRequest, UnpackRequest, WatchRequest, WriteRequest,
@@ -15,7 +15,7 @@ use casemate_link::file::{
 use casemate_link::port::OpenPort;
 use casemate_link::process::{AttachRequest, ProcessInfo, PtySize, Selector};
 
-use super::transfer::{Attachment, Download, FileUpload, InputUpload, Ongoing, UnpackUpload};
+use super::transfer::{Attachment, Download, Input, Ongoing, Upload};
 use super::{App, AppError, finish};
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
@@ -36,7 +36,6 @@ impl App {
         id: SessionId,
         spec: ProcessSpec,
     ) -> Result<Attachment, AppError> {
-        let guest = self.guest(principal, id).await?;
         let event = AuditEvent::ProcessStart {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
@@ -44,12 +43,9 @@ impl App {
             tag: spec.tag.clone(),
             pty: spec.pty.is_some(),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.start(spec).await {
-            Ok(process) => Ok(Attachment::new(process, None, record)),
-            Err(error) => Err(record.failed(error).await),
-        }
+        let work = async |guest: Guest| guest.start(spec).await;
+        let (process, record) = self.open(principal, id, event, work).await?;
+        Ok(Attachment::new(process, None, record))
     }
 
     /// Reads a process that runs or is kept, from where the request says.
@@ -62,19 +58,15 @@ impl App {
         id: SessionId,
         request: AttachRequest,
     ) -> Result<Attachment, AppError> {
-        let guest = self.guest(principal, id).await?;
         let event = AuditEvent::ProcessAttach {
             process: named(&request.process),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().attach(request).await {
-            Ok((info, process)) => Ok(Attachment::new(process, Some(info), record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().attach(request).await;
+        let ((info, process), record) = self.open(principal, id, event, work).await?;
+        Ok(Attachment::new(process, Some(info), record))
     }
 
-    /// Opens the input of a process.
+    /// Opens the input of a process, which ends with what is sent when `end` says so.
     ///
     /// # Errors
     /// [`AppError`].
@@ -83,17 +75,14 @@ impl App {
         principal: &Principal,
         id: SessionId,
         process: Selector,
-    ) -> Result<InputUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+        end: bool,
+    ) -> Result<Upload<Input>, AppError> {
         let event = AuditEvent::ProcessInput {
             process: named(&process),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().input(process) {
-            Ok(input) => Ok(InputUpload::new(input, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().input(process);
+        let (stream, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(Input { stream, end }, record))
     }
 
     /// The processes that run, and those that ended and are kept, oldest first.
@@ -195,20 +184,14 @@ impl App {
         id: SessionId,
         request: &ReadRequest,
     ) -> Result<Download, AppError> {
-        let guest = self.guest(principal, id).await?;
         let (path, user) = at(&request.place);
         let event = AuditEvent::FileRead { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().read(request).await {
-            Ok(reader) => {
-                let mut download = Download::new(reader, record);
-                // An empty file is read already.
-                download.settle_if_ended().await;
-                Ok(download)
-            }
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().read(request).await;
+        let (reader, record) = self.open(principal, id, event, work).await?;
+        let mut download = Download::new(reader, record);
+        // An empty file is read already.
+        download.settle_if_ended().await;
+        Ok(download)
     }
 
     /// Opens a file for writing; `expected` is how many bytes are to come, where that is known.
@@ -221,16 +204,12 @@ impl App {
         id: SessionId,
         request: &WriteRequest,
         expected: Option<u64>,
-    ) -> Result<FileUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+    ) -> Result<Upload<FileWriter>, AppError> {
         let (path, user) = at(&request.place);
         let event = AuditEvent::FileWrite { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().write(request, expected).await {
-            Ok(writer) => Ok(FileUpload::new(writer, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().write(request, expected).await;
+        let (writer, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(writer, record))
     }
 
     /// Makes a directory. One that is there already is success.
@@ -318,15 +297,11 @@ impl App {
         id: SessionId,
         request: &ArchiveRequest,
     ) -> Result<Download, AppError> {
-        let guest = self.guest(principal, id).await?;
         let (path, user) = at(&request.place);
         let event = AuditEvent::ArchiveRead { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().pack(request).await {
-            Ok(reader) => Ok(Download::new(reader, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().pack(request).await;
+        let (reader, record) = self.open(principal, id, event, work).await?;
+        Ok(Download::new(reader, record))
     }
 
     /// Unpacks a tar stream into a directory.
@@ -338,16 +313,12 @@ impl App {
         principal: &Principal,
         id: SessionId,
         request: &UnpackRequest,
-    ) -> Result<UnpackUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+    ) -> Result<Upload<ArchiveWriter>, AppError> {
         let (path, user) = at(&request.place);
         let event = AuditEvent::ArchiveWrite { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().unpack(request).await {
-            Ok(writer) => Ok(UnpackUpload::new(writer, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().unpack(request).await;
+        let (writer, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(writer, record))
     }
 
     /// The ports that programs in the session listen on.
@@ -390,6 +361,23 @@ impl App {
         }
     }
 
+    /// Begins something in a session that goes on when the call has answered, and its record with it.
+    async fn open<T>(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        event: AuditEvent,
+        work: impl AsyncFnOnce(Guest) -> Result<T, LinkError>,
+    ) -> Result<(T, Ongoing), AppError> {
+        let guest = self.guest(principal, id).await?;
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let mut record = Ongoing::new(self, intent.await?);
+        match work(guest).await {
+            Ok(opened) => Ok((opened, record)),
+            Err(error) => Err(record.failed(error).await),
+        }
+    }
+
     /// Does something short in a session, recorded. A caller that goes away does not stop it half way.
     async fn change<T, W>(
         &self,
@@ -425,7 +413,8 @@ fn told(error: LinkError) -> AppError {
     AppError::Session(failed(error))
 }
 
-fn who(user: Option<&str>) -> String {
+/// How the record names who acts inside.
+pub(super) fn who(user: Option<&str>) -> String {
     user.unwrap_or("user").to_owned()
 }
 

@@ -6,7 +6,7 @@
 mod guest;
 mod transfer;
 
-pub use self::transfer::{Attachment, Download, FileUpload, InputUpload, UnpackUpload};
+pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,7 +270,7 @@ impl App {
         let event = AuditEvent::SessionRun {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
-            user: spec.user.clone().unwrap_or_else(|| "user".to_owned()),
+            user: guest::who(spec.user.as_deref()),
             timeout_s: spec.timeout_s,
         };
         let this = self.clone();
@@ -281,11 +281,7 @@ impl App {
                 .await?;
             let outcome = handle.run(spec).await;
             let told = match &outcome {
-                Ok(outcome) => Ok(Some(match (outcome.exit_code, outcome.signal) {
-                    (Some(code), _) => format!("exit code {code}"),
-                    (None, Some(signal)) => format!("signal {signal}"),
-                    (None, None) => "no exit code".to_owned(),
-                })),
+                Ok(outcome) => Ok(Some(exit_in_words(outcome.exit_code, outcome.signal))),
                 Err(error) => Err(error.code()),
             };
             finish(intent, told).await;
@@ -510,6 +506,15 @@ fn allow(principal: &Principal, action: &Action) -> Result<(), AppError> {
         (true, _) => Ok(()),
         (false, true) => Err(AppError::Session(SessionError::NotFound)),
         (false, false) => Err(AppError::Denied(decision.rule)),
+    }
+}
+
+/// How a process ended, for the record.
+fn exit_in_words(exit_code: Option<i32>, signal: Option<i32>) -> String {
+    match (exit_code, signal) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "no exit code".to_owned(),
     }
 }
 

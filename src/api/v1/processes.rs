@@ -234,12 +234,12 @@ pub(crate) async fn input(call: &Call) -> Result<Reply, Problem> {
     let mut body = call.reader()?;
     let input = call
         .app
-        .process_input(call.principal()?, id, selector(call)?);
+        .process_input(call.principal()?, id, selector(call)?, end);
     let mut input = input.await?;
     while let Some(data) = body.next().await {
         input.write(data?).await?;
     }
-    let written_bytes = input.finish(end).await?;
+    let written_bytes = input.commit().await?;
     Ok(Reply::json(StatusCode::OK, &InputTaken { written_bytes }))
 }
 
