@@ -34,8 +34,7 @@ use super::intake::{BodyError, IDLE_DEADLINE};
 use super::line::WRITE_DEADLINE;
 use super::openapi;
 use super::route::{
-    Access, Answer, BoxError, Call, Handler, HeaderParameter, Reply, Request as Taken, Route,
-    schema_of,
+    Answer, BoxError, Call, Handler, Reply, Request as Taken, Route, parameter, schema_of,
 };
 use super::server::{Server, ServerConfig};
 use super::socket::{MAX_MESSAGE_BYTES, Message, SocketError};
@@ -96,27 +95,13 @@ fn app(directory: &tempfile::TempDir) -> App {
 }
 
 const BYTES: Answer = Answer::Bytes(&["application/octet-stream"]);
-const TAKES_BYTES: Taken = Taken::Bytes {
-    content_type: "application/octet-stream",
-    max_bytes: None,
-};
+const TAKES_BYTES: Taken = Taken::bytes("application/octet-stream");
 
 fn route(method: Method, request: Taken, answer: Answer, handler: Handler) -> Route {
-    Route {
-        method,
-        path: "/x",
-        name: "x",
-        about: "X.",
-        access: Access::Open,
-        request,
-        query: &[],
-        headers: &[],
-        status: 200,
-        answer,
-        others: &[],
-        failures: &[],
-        handler,
-    }
+    Route::new(method, "/x", "x", "X.", handler)
+        .open()
+        .request(request)
+        .answer(200, answer)
 }
 
 fn get(answer: Answer, handler: Handler) -> Vec<Route> {
@@ -1003,10 +988,7 @@ fn every_kind_of_route_is_described() {
         route.path = path;
     }
     all[0].status = 101;
-    all[1].headers = &[HeaderParameter {
-        name: "Last-Event-ID",
-        about: "Where to go on.",
-    }];
+    all[1].headers = &[parameter("Last-Event-ID", "Where to go on.")];
     all[3].others = &[
         (206, "A part.", BYTES),
         (304, "It is the same.", Answer::Empty),
