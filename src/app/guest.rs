@@ -16,11 +16,10 @@ use casemate_link::port::OpenPort;
 use casemate_link::process::{AttachRequest, ProcessInfo, PtySize, Selector};
 
 use super::transfer::{Attachment, Download, Input, Ongoing, Upload};
-use super::{App, AppError, finish};
+use super::{App, AppError};
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
 use crate::model::principal::Principal;
-use crate::session::SessionError;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
 use crate::store::Durability;
@@ -391,21 +390,8 @@ impl App {
         W: Future<Output = Result<T, LinkError>> + Send + 'static,
     {
         let guest = self.guest(principal, id).await?;
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, Some(id), event, Durability::Process)
-                .await?;
-            let outcome = work(guest).await.map_err(failed);
-            let told = outcome.as_ref().map(|_| None).map_err(SessionError::code);
-            finish(intent, told).await;
-            outcome.map_err(AppError::Session)
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
-        }
+        let work = async move { work(guest).await.map_err(failed) };
+        self.recorded(principal, id, event, work, |_| None).await
     }
 }
 

@@ -8,6 +8,7 @@ mod transfer;
 
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -273,24 +274,9 @@ impl App {
             user: guest::who(spec.user.as_deref()),
             timeout_s: spec.timeout_s,
         };
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, Some(id), event, Durability::Process)
-                .await?;
-            let outcome = handle.run(spec).await;
-            let told = match &outcome {
-                Ok(outcome) => Ok(Some(exit_in_words(outcome.exit_code, outcome.signal))),
-                Err(error) => Err(error.code()),
-            };
-            finish(intent, told).await;
-            outcome.map_err(AppError::Session)
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
-        }
+        let work = async move { handle.run(spec).await };
+        let told = |outcome: &RunOutcome| Some(exit_in_words(outcome.exit_code, outcome.signal));
+        self.recorded(principal, id, event, work, told).await
     }
 
     /// The audit log in its order, each record with its position.
@@ -486,6 +472,32 @@ impl App {
             .begin(principal, session, event, durability)
             .await;
         begun.map_err(AppError::Audit)
+    }
+
+    /// Does something in a session, and records it. A caller that goes away stops neither half way.
+    async fn recorded<T: Send + 'static>(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        event: AuditEvent,
+        work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
+        told: fn(&T) -> Option<String>,
+    ) -> Result<T, AppError> {
+        let this = self.clone();
+        let principal = principal.clone();
+        let call = self.0.calls.spawn(async move {
+            let intent = this
+                .begin(&principal, Some(id), event, Durability::Process)
+                .await?;
+            let outcome = work.await;
+            let told = outcome.as_ref().map(told).map_err(SessionError::code);
+            finish(intent, told).await;
+            outcome.map_err(AppError::Session)
+        });
+        match call.await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(AppError::Internal(error.to_string())),
+        }
     }
 
     /// What to say of a session that has no runner any more.
