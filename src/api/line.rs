@@ -213,11 +213,11 @@ mod tests {
                 far.read_exact(&mut [0]).await.unwrap();
             }
             // Held, so that it is silent rather than gone.
-            std::future::pending::<()>().await;
+            std::future::pending::<std::convert::Infallible>().await
         };
         let outcome = tokio::select! {
             outcome = line.write_all(&[0; 64]) => outcome,
-            () = taking => unreachable!(),
+            never = taking => match never {},
         };
         assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let waited = began.elapsed();

@@ -53,6 +53,17 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Bytes of this content type, as many as the client likes.
+    #[must_use]
+    pub const fn bytes(content_type: &'static str) -> Self {
+        Self::Bytes {
+            content_type,
+            max_bytes: None,
+        }
+    }
+}
+
 /// What a route answers with.
 #[derive(Clone, Copy)]
 pub enum Answer {
@@ -69,22 +80,19 @@ pub enum Answer {
     WebSocket(Option<&'static str>),
 }
 
-/// A query parameter, for the document.
+/// A query parameter or a header that a route reads, for the document.
 #[derive(Clone, Copy, Debug)]
-pub struct QueryParameter {
+pub struct Parameter {
     /// Its name.
     pub name: &'static str,
     /// What it does.
     pub about: &'static str,
 }
 
-/// A header of the request that the route reads, for the document.
-#[derive(Clone, Copy, Debug)]
-pub struct HeaderParameter {
-    /// Its name.
-    pub name: &'static str,
-    /// What it does.
-    pub about: &'static str,
+/// A parameter of this name, that does this.
+#[must_use]
+pub const fn parameter(name: &'static str, about: &'static str) -> Parameter {
+    Parameter { name, about }
 }
 
 /// One line of the table.
@@ -103,9 +111,9 @@ pub struct Route {
     /// What it takes.
     pub request: Request,
     /// Its query parameters.
-    pub query: &'static [QueryParameter],
+    pub query: &'static [Parameter],
     /// The headers that it reads.
-    pub headers: &'static [HeaderParameter],
+    pub headers: &'static [Parameter],
     /// What it answers when all is well.
     pub status: u16,
     /// That answer.
@@ -119,6 +127,83 @@ pub struct Route {
 }
 
 impl Route {
+    /// A route for whoever has a key, which takes nothing, answers 204 and fails as every route may: what a line of the
+    /// table says beside that is what is special about it.
+    #[must_use]
+    pub const fn new(
+        method: Method,
+        path: &'static str,
+        name: &'static str,
+        about: &'static str,
+        handler: Handler,
+    ) -> Self {
+        Self {
+            method,
+            path,
+            name,
+            about,
+            access: Access::Key,
+            request: Request::None,
+            query: &[],
+            headers: &[],
+            status: 204,
+            answer: Answer::Empty,
+            others: &[],
+            failures: &[],
+            handler,
+        }
+    }
+
+    /// For anybody.
+    #[must_use]
+    pub const fn open(mut self) -> Self {
+        self.access = Access::Open;
+        self
+    }
+
+    /// With a body.
+    #[must_use]
+    pub const fn request(mut self, request: Request) -> Self {
+        self.request = request;
+        self
+    }
+
+    /// With these query parameters.
+    #[must_use]
+    pub const fn query(mut self, query: &'static [Parameter]) -> Self {
+        self.query = query;
+        self
+    }
+
+    /// Reading these headers.
+    #[must_use]
+    pub const fn headers(mut self, headers: &'static [Parameter]) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// Answering with this when all is well.
+    #[must_use]
+    pub const fn answer(mut self, status: u16, answer: Answer) -> Self {
+        self.status = status;
+        self.answer = answer;
+        self
+    }
+
+    /// Answering with one of these otherwise.
+    #[must_use]
+    pub const fn others(mut self, others: &'static [(u16, &'static str, Answer)]) -> Self {
+        self.others = others;
+        self
+    }
+
+    /// Failing with these beside what every route may fail with.
+    #[must_use]
+    pub const fn failures(mut self, failures: &'static [u16]) -> Self {
+        self.failures = failures;
+        self
+    }
+
     /// Whether it answers to this method. `HEAD` is `GET` without the body, where there is a body.
     pub(super) fn takes(&self, method: &Method) -> bool {
         self.method == *method || (*method == Method::HEAD && self.has_head())

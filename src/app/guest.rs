@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use casemate_link::ProcessSpec;
-use casemate_link::daemon::{FileListing, LinkError, Watch};
+use casemate_link::daemon::{ArchiveWriter, FileListing, FileWriter, LinkError, Watch};
 use casemate_link::file::{
     ArchiveRequest, FileEntry, LinkRequest, ListRequest, Made, MkdirRequest, MoveRequest, Place,
     ReadRequest, RemoveRequest, SetRequest, StatRequest, UnpackRequest, WatchRequest, WriteRequest,
@@ -15,12 +15,11 @@ use casemate_link::file::{
 use casemate_link::port::OpenPort;
 use casemate_link::process::{AttachRequest, ProcessInfo, PtySize, Selector};
 
-use super::transfer::{Attachment, Download, FileUpload, InputUpload, Ongoing, UnpackUpload};
-use super::{App, AppError, finish};
+use super::transfer::{Attachment, Download, Input, Ongoing, Upload};
+use super::{App, AppError};
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
 use crate::model::principal::Principal;
-use crate::session::SessionError;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
 use crate::store::Durability;
@@ -36,7 +35,6 @@ impl App {
         id: SessionId,
         spec: ProcessSpec,
     ) -> Result<Attachment, AppError> {
-        let guest = self.guest(principal, id).await?;
         let event = AuditEvent::ProcessStart {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
@@ -44,12 +42,9 @@ impl App {
             tag: spec.tag.clone(),
             pty: spec.pty.is_some(),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.start(spec).await {
-            Ok(process) => Ok(Attachment::new(process, None, record)),
-            Err(error) => Err(record.failed(error).await),
-        }
+        let work = async |guest: Guest| guest.start(spec).await;
+        let (process, record) = self.open(principal, id, event, work).await?;
+        Ok(Attachment::new(process, None, record))
     }
 
     /// Reads a process that runs or is kept, from where the request says.
@@ -62,19 +57,15 @@ impl App {
         id: SessionId,
         request: AttachRequest,
     ) -> Result<Attachment, AppError> {
-        let guest = self.guest(principal, id).await?;
         let event = AuditEvent::ProcessAttach {
             process: named(&request.process),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().attach(request).await {
-            Ok((info, process)) => Ok(Attachment::new(process, Some(info), record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().attach(request).await;
+        let ((info, process), record) = self.open(principal, id, event, work).await?;
+        Ok(Attachment::new(process, Some(info), record))
     }
 
-    /// Opens the input of a process.
+    /// Opens the input of a process, which ends with what is sent when `end` says so.
     ///
     /// # Errors
     /// [`AppError`].
@@ -83,17 +74,14 @@ impl App {
         principal: &Principal,
         id: SessionId,
         process: Selector,
-    ) -> Result<InputUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+        end: bool,
+    ) -> Result<Upload<Input>, AppError> {
         let event = AuditEvent::ProcessInput {
             process: named(&process),
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().input(process) {
-            Ok(input) => Ok(InputUpload::new(input, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().input(process);
+        let (stream, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(Input { stream, end }, record))
     }
 
     /// The processes that run, and those that ended and are kept, oldest first.
@@ -195,20 +183,14 @@ impl App {
         id: SessionId,
         request: &ReadRequest,
     ) -> Result<Download, AppError> {
-        let guest = self.guest(principal, id).await?;
         let (path, user) = at(&request.place);
         let event = AuditEvent::FileRead { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().read(request).await {
-            Ok(reader) => {
-                let mut download = Download::new(reader, record);
-                // An empty file is read already.
-                download.settle_if_ended().await;
-                Ok(download)
-            }
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().read(request).await;
+        let (reader, record) = self.open(principal, id, event, work).await?;
+        let mut download = Download::new(reader, record);
+        // An empty file is read already.
+        download.settle_if_ended().await;
+        Ok(download)
     }
 
     /// Opens a file for writing; `expected` is how many bytes are to come, where that is known.
@@ -221,16 +203,12 @@ impl App {
         id: SessionId,
         request: &WriteRequest,
         expected: Option<u64>,
-    ) -> Result<FileUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+    ) -> Result<Upload<FileWriter>, AppError> {
         let (path, user) = at(&request.place);
         let event = AuditEvent::FileWrite { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().write(request, expected).await {
-            Ok(writer) => Ok(FileUpload::new(writer, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().write(request, expected).await;
+        let (writer, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(writer, record))
     }
 
     /// Makes a directory. One that is there already is success.
@@ -318,15 +296,11 @@ impl App {
         id: SessionId,
         request: &ArchiveRequest,
     ) -> Result<Download, AppError> {
-        let guest = self.guest(principal, id).await?;
         let (path, user) = at(&request.place);
         let event = AuditEvent::ArchiveRead { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().pack(request).await {
-            Ok(reader) => Ok(Download::new(reader, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().pack(request).await;
+        let (reader, record) = self.open(principal, id, event, work).await?;
+        Ok(Download::new(reader, record))
     }
 
     /// Unpacks a tar stream into a directory.
@@ -338,16 +312,12 @@ impl App {
         principal: &Principal,
         id: SessionId,
         request: &UnpackRequest,
-    ) -> Result<UnpackUpload, AppError> {
-        let guest = self.guest(principal, id).await?;
+    ) -> Result<Upload<ArchiveWriter>, AppError> {
         let (path, user) = at(&request.place);
         let event = AuditEvent::ArchiveWrite { path, user };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let record = Ongoing::new(self, intent.await?);
-        match guest.link().unpack(request).await {
-            Ok(writer) => Ok(UnpackUpload::new(writer, record)),
-            Err(error) => Err(record.failed(failed(error)).await),
-        }
+        let work = async |guest: Guest| guest.link().unpack(request).await;
+        let (writer, record) = self.open(principal, id, event, work).await?;
+        Ok(Upload::new(writer, record))
     }
 
     /// The ports that programs in the session listen on.
@@ -390,6 +360,23 @@ impl App {
         }
     }
 
+    /// Begins something in a session that goes on when the call has answered, and its record with it.
+    async fn open<T>(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        event: AuditEvent,
+        work: impl AsyncFnOnce(Guest) -> Result<T, LinkError>,
+    ) -> Result<(T, Ongoing), AppError> {
+        let guest = self.guest(principal, id).await?;
+        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let mut record = Ongoing::new(self, intent.await?);
+        match work(guest).await {
+            Ok(opened) => Ok((opened, record)),
+            Err(error) => Err(record.failed(error).await),
+        }
+    }
+
     /// Does something short in a session, recorded. A caller that goes away does not stop it half way.
     async fn change<T, W>(
         &self,
@@ -403,21 +390,8 @@ impl App {
         W: Future<Output = Result<T, LinkError>> + Send + 'static,
     {
         let guest = self.guest(principal, id).await?;
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, Some(id), event, Durability::Process)
-                .await?;
-            let outcome = work(guest).await.map_err(failed);
-            let told = outcome.as_ref().map(|_| None).map_err(SessionError::code);
-            finish(intent, told).await;
-            outcome.map_err(AppError::Session)
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
-        }
+        let work = async move { work(guest).await.map_err(failed) };
+        self.recorded(principal, id, event, work, |_| None).await
     }
 }
 
@@ -425,7 +399,8 @@ fn told(error: LinkError) -> AppError {
     AppError::Session(failed(error))
 }
 
-fn who(user: Option<&str>) -> String {
+/// How the record names who acts inside.
+pub(super) fn who(user: Option<&str>) -> String {
     user.unwrap_or("user").to_owned()
 }
 

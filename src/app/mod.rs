@@ -6,8 +6,9 @@
 mod guest;
 mod transfer;
 
-pub use self::transfer::{Attachment, Download, FileUpload, InputUpload, UnpackUpload};
+pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -270,31 +271,12 @@ impl App {
         let event = AuditEvent::SessionRun {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
-            user: spec.user.clone().unwrap_or_else(|| "user".to_owned()),
+            user: guest::who(spec.user.as_deref()),
             timeout_s: spec.timeout_s,
         };
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, Some(id), event, Durability::Process)
-                .await?;
-            let outcome = handle.run(spec).await;
-            let told = match &outcome {
-                Ok(outcome) => Ok(Some(match (outcome.exit_code, outcome.signal) {
-                    (Some(code), _) => format!("exit code {code}"),
-                    (None, Some(signal)) => format!("signal {signal}"),
-                    (None, None) => "no exit code".to_owned(),
-                })),
-                Err(error) => Err(error.code()),
-            };
-            finish(intent, told).await;
-            outcome.map_err(AppError::Session)
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
-        }
+        let work = async move { handle.run(spec).await };
+        let told = |outcome: &RunOutcome| Some(exit_in_words(outcome.exit_code, outcome.signal));
+        self.recorded(principal, id, event, work, told).await
     }
 
     /// The audit log in its order, each record with its position.
@@ -492,6 +474,32 @@ impl App {
         begun.map_err(AppError::Audit)
     }
 
+    /// Does something in a session, and records it. A caller that goes away stops neither half way.
+    async fn recorded<T: Send + 'static>(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        event: AuditEvent,
+        work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
+        told: fn(&T) -> Option<String>,
+    ) -> Result<T, AppError> {
+        let this = self.clone();
+        let principal = principal.clone();
+        let call = self.0.calls.spawn(async move {
+            let intent = this
+                .begin(&principal, Some(id), event, Durability::Process)
+                .await?;
+            let outcome = work.await;
+            let told = outcome.as_ref().map(told).map_err(SessionError::code);
+            finish(intent, told).await;
+            outcome.map_err(AppError::Session)
+        });
+        match call.await {
+            Ok(outcome) => outcome,
+            Err(error) => Err(AppError::Internal(error.to_string())),
+        }
+    }
+
     /// What to say of a session that has no runner any more.
     async fn ended(&self, id: SessionId) -> AppError {
         match self.0.sessions.get(id).await {
@@ -510,6 +518,15 @@ fn allow(principal: &Principal, action: &Action) -> Result<(), AppError> {
         (true, _) => Ok(()),
         (false, true) => Err(AppError::Session(SessionError::NotFound)),
         (false, false) => Err(AppError::Denied(decision.rule)),
+    }
+}
+
+/// How a process ended, for the record.
+fn exit_in_words(exit_code: Option<i32>, signal: Option<i32>) -> String {
+    match (exit_code, signal) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "no exit code".to_owned(),
     }
 }
 

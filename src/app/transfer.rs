@@ -1,18 +1,19 @@
 //! What goes on after the call that began it has answered: processes that are read, files on their way. Each holds the
 //! record of its beginning and writes down its end, also when whoever held it just went away.
 
+use std::future::Future;
+
 use bytes::Bytes;
 use casemate_link::daemon::{
     ArchiveWriter, FileReader, FileWriter, InputStream, LinkError, Process, ProcessEvent,
     ProcessInput,
 };
 use casemate_link::file::{ArchiveSummary, FileEntry};
-use casemate_link::process::{ProcessExit, ProcessInfo};
+use casemate_link::process::ProcessInfo;
 use tokio_util::task::TaskTracker;
 
-use super::{App, AppError, finish};
+use super::{App, AppError, exit_in_words, finish};
 use crate::audit::Intent;
-use crate::session::SessionError;
 use crate::session::guest::failed;
 
 /// Code of a record whose transfer was given up before its end.
@@ -39,30 +40,24 @@ impl Ongoing {
         self.bytes = self.bytes.saturating_add(length);
     }
 
-    /// Writes down how it ended.
-    async fn ended(mut self, told: Result<Option<String>, &'static str>) {
-        if let Some(intent) = self.intent.take() {
-            finish(intent, told).await;
-        }
-    }
-
-    /// Writes down that it was done.
-    async fn done(self) {
-        let told = format!("{} bytes", self.bytes);
-        self.ended(Ok(Some(told))).await;
-    }
-
-    /// Writes down why it failed, and says so.
-    pub(super) async fn failed(self, error: SessionError) -> AppError {
-        self.ended(Err(error.code())).await;
-        AppError::Session(error)
-    }
-
-    /// The same for whoever cannot give it away, once.
+    /// Writes down how it ended, once.
     async fn settle(&mut self, told: Result<Option<String>, &'static str>) {
         if let Some(intent) = self.intent.take() {
             finish(intent, told).await;
         }
+    }
+
+    /// Writes down that all its bytes went.
+    async fn done(&mut self) {
+        let told = format!("{} bytes", self.bytes);
+        self.settle(Ok(Some(told))).await;
+    }
+
+    /// Writes down why it failed, and says so.
+    pub(super) async fn failed(&mut self, error: LinkError) -> AppError {
+        let error = failed(error);
+        self.settle(Err(error.code())).await;
+        AppError::Session(error)
     }
 }
 
@@ -127,15 +122,12 @@ impl Attachment {
     pub async fn next(&mut self) -> Option<Result<ProcessEvent, AppError>> {
         match self.process.next().await? {
             Ok(ProcessEvent::Exited(exit)) => {
-                self.record.settle(Ok(Some(in_words(&exit)))).await;
+                let told = exit_in_words(exit.exit_code, exit.signal);
+                self.record.settle(Ok(Some(told))).await;
                 Some(Ok(ProcessEvent::Exited(exit)))
             }
             Ok(event) => Some(Ok(event)),
-            Err(error) => {
-                let error = failed(error);
-                self.record.settle(Err(error.code())).await;
-                Some(Err(AppError::Session(error)))
-            }
+            Err(error) => Some(Err(self.record.failed(error).await)),
         }
     }
 
@@ -143,15 +135,6 @@ impl Attachment {
     pub async fn leave(mut self) {
         let told = format!("pid {}", self.process.pid);
         self.record.settle(Ok(Some(told))).await;
-    }
-}
-
-/// How a process ended, for the record.
-pub(super) fn in_words(exit: &ProcessExit) -> String {
-    match (exit.exit_code, exit.signal) {
-        (Some(code), _) => format!("exit code {code}"),
-        (None, Some(signal)) => format!("signal {signal}"),
-        (None, None) => "no exit code".to_owned(),
     }
 }
 
@@ -184,11 +167,7 @@ impl Download {
                 self.settle_if_ended().await;
                 Some(Ok(data))
             }
-            Some(Err(error)) => {
-                let error = failed(error);
-                self.record.settle(Err(error.code())).await;
-                Some(Err(AppError::Session(error)))
-            }
+            Some(Err(error)) => Some(Err(self.record.failed(error).await)),
             None => {
                 self.settle_if_ended().await;
                 None
@@ -199,21 +178,78 @@ impl Download {
     /// Writes down that it was read to its end, if it was.
     pub(super) async fn settle_if_ended(&mut self) {
         if self.reader.is_ended() {
-            let told = format!("{} bytes", self.record.bytes);
-            self.record.settle(Ok(Some(told))).await;
+            self.record.done().await;
         }
     }
 }
 
-/// A file on its way in. Dropped before its end, it leaves what was there.
-pub struct FileUpload {
-    writer: FileWriter,
+/// Where bytes go on their way in.
+pub trait Sink: Send {
+    /// What they are when all have come.
+    type Whole: Send;
+
+    /// Takes bytes.
+    fn write(&mut self, data: Bytes) -> impl Future<Output = Result<(), LinkError>> + Send;
+
+    /// Says that this was all, and waits until all is where it belongs.
+    fn commit(self) -> impl Future<Output = Result<Self::Whole, LinkError>> + Send;
+}
+
+/// A file. Dropped before its end, it leaves what was there.
+impl Sink for FileWriter {
+    type Whole = FileEntry;
+
+    async fn write(&mut self, data: Bytes) -> Result<(), LinkError> {
+        self.write(data).await
+    }
+
+    async fn commit(self) -> Result<FileEntry, LinkError> {
+        self.commit().await
+    }
+}
+
+/// An archive. Dropped before its end, what was unpacked stays.
+impl Sink for ArchiveWriter {
+    type Whole = ArchiveSummary;
+
+    async fn write(&mut self, data: Bytes) -> Result<(), LinkError> {
+        self.write(data).await
+    }
+
+    async fn commit(self) -> Result<ArchiveSummary, LinkError> {
+        self.commit().await
+    }
+}
+
+/// The input of a process.
+pub struct Input {
+    pub(super) stream: InputStream,
+    /// Whether the process's input ends with these bytes.
+    pub(super) end: bool,
+}
+
+/// How many bytes the process took.
+impl Sink for Input {
+    type Whole = u64;
+
+    async fn write(&mut self, data: Bytes) -> Result<(), LinkError> {
+        self.stream.write(data).await
+    }
+
+    async fn commit(self) -> Result<u64, LinkError> {
+        self.stream.finish(self.end).await
+    }
+}
+
+/// Something on its way in.
+pub struct Upload<S> {
+    sink: S,
     record: Ongoing,
 }
 
-impl FileUpload {
-    pub(super) const fn new(writer: FileWriter, record: Ongoing) -> Self {
-        Self { writer, record }
+impl<S: Sink> Upload<S> {
+    pub(super) const fn new(sink: S, record: Ongoing) -> Self {
+        Self { sink, record }
     }
 
     /// Sends bytes.
@@ -222,101 +258,24 @@ impl FileUpload {
     /// [`AppError::Session`].
     pub async fn write(&mut self, data: Bytes) -> Result<(), AppError> {
         self.record.count(&data);
-        let written = self.writer.write(data).await;
-        told(&mut self.record, written).await
-    }
-
-    /// Puts the file in its place.
-    ///
-    /// # Errors
-    /// [`AppError::Session`].
-    pub async fn commit(self) -> Result<FileEntry, AppError> {
-        match self.writer.commit().await {
-            Ok(entry) => {
-                self.record.done().await;
-                Ok(entry)
-            }
-            Err(error) => Err(self.record.failed(failed(error)).await),
+        match self.sink.write(data).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.record.failed(error).await),
         }
     }
-}
 
-/// An archive on its way in.
-pub struct UnpackUpload {
-    writer: ArchiveWriter,
-    record: Ongoing,
-}
-
-impl UnpackUpload {
-    pub(super) const fn new(writer: ArchiveWriter, record: Ongoing) -> Self {
-        Self { writer, record }
-    }
-
-    /// Sends bytes.
+    /// Says that this was all, and waits until all is where it belongs: the file in its place, the archive unpacked, the
+    /// input taken.
     ///
     /// # Errors
     /// [`AppError::Session`].
-    pub async fn write(&mut self, data: Bytes) -> Result<(), AppError> {
-        self.record.count(&data);
-        let written = self.writer.write(data).await;
-        told(&mut self.record, written).await
-    }
-
-    /// Says that this was all, and waits until it is unpacked.
-    ///
-    /// # Errors
-    /// [`AppError::Session`].
-    pub async fn commit(self) -> Result<ArchiveSummary, AppError> {
-        match self.writer.commit().await {
-            Ok(summary) => {
+    pub async fn commit(mut self) -> Result<S::Whole, AppError> {
+        match self.sink.commit().await {
+            Ok(whole) => {
                 self.record.done().await;
-                Ok(summary)
+                Ok(whole)
             }
-            Err(error) => Err(self.record.failed(failed(error)).await),
+            Err(error) => Err(self.record.failed(error).await),
         }
     }
-}
-
-/// Input for a process.
-pub struct InputUpload {
-    input: InputStream,
-    record: Ongoing,
-}
-
-impl InputUpload {
-    pub(super) const fn new(input: InputStream, record: Ongoing) -> Self {
-        Self { input, record }
-    }
-
-    /// Sends bytes.
-    ///
-    /// # Errors
-    /// [`AppError::Session`].
-    pub async fn write(&mut self, data: Bytes) -> Result<(), AppError> {
-        self.record.count(&data);
-        let written = self.input.write(data).await;
-        told(&mut self.record, written).await
-    }
-
-    /// Waits until the process has taken all; ends its input when `end` says so. Returns how many bytes it took.
-    ///
-    /// # Errors
-    /// [`AppError::Session`].
-    pub async fn finish(self, end: bool) -> Result<u64, AppError> {
-        match self.input.finish(end).await {
-            Ok(bytes) => {
-                self.record.done().await;
-                Ok(bytes)
-            }
-            Err(error) => Err(self.record.failed(failed(error)).await),
-        }
-    }
-}
-
-/// Writes a failure down, once, and passes it on.
-async fn told(record: &mut Ongoing, result: Result<(), LinkError>) -> Result<(), AppError> {
-    let Err(error) = result else { return Ok(()) };
-    let error = failed(error);
-    record.settle(Err(error.code())).await;
-    Err(AppError::Session(error))
 }

@@ -43,8 +43,8 @@ impl Guest {
     /// Starts a process with the session's environment, below its own, and in the session's directory, unless it has one.
     ///
     /// # Errors
-    /// [`SessionError::Refused`], [`SessionError::GuestGone`].
-    pub async fn start(&self, mut spec: ProcessSpec) -> Result<Process, SessionError> {
+    /// As [`Link::start`].
+    pub async fn start(&self, mut spec: ProcessSpec) -> Result<Process, LinkError> {
         let given = &self.session.spec;
         for (name, value) in &given.env {
             if !spec.env.contains_key(name) {
@@ -52,7 +52,7 @@ impl Guest {
             }
         }
         spec.cwd = spec.cwd.or_else(|| given.workdir.clone());
-        self.link.start(spec).await.map_err(failed)
+        self.link.start(spec).await
     }
 
     /// The link, for everything else.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::support::Daemon;
+use crate::support::{Daemon, FORKS};
 
 #[tokio::test]
 async fn every_session_has_a_gvisor_kernel_of_its_own() {
@@ -276,24 +276,7 @@ async fn a_fork_bomb_meets_the_limit_of_processes() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let id = client.session(json!({"limits": {"pids": 64}})).await;
-    let script = r#"
-import os, signal, time
-children = []
-try:
-    while len(children) < 500:
-        pid = os.fork()
-        if pid == 0:
-            time.sleep(60)
-            os._exit(0)
-        children.append(pid)
-    print("no limit")
-except OSError as e:
-    print(e.strerror)
-print(len(children), flush=True)
-for pid in children:
-    os.kill(pid, signal.SIGKILL)
-"#;
-    let run = json!({"argv": ["python3", "-c", script], "timeout_s": 60});
+    let run = json!({"argv": ["python3", "-c", FORKS], "timeout_s": 60});
     let outcome = client.run(&id, run).await;
     let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
     assert_eq!(lines[0], "Resource temporarily unavailable", "{outcome}");

@@ -5,6 +5,7 @@ pub(super) mod audit;
 pub(super) mod files;
 pub(super) mod health;
 pub(super) mod processes;
+mod program;
 pub(super) mod run;
 pub(super) mod sessions;
 pub(super) mod terminal;

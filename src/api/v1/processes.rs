@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use casemate_link::ProcessSpec;
 use casemate_link::daemon::ProcessEvent;
 use casemate_link::process::{
-    AttachRequest, LoginShell, Lost, OnDetach, ProcessExit, ProcessInfo, PtySize, Selector,
-    SlowReader,
+    AttachRequest, Lost, OnDetach, ProcessExit, ProcessInfo, PtySize, Selector, SlowReader,
 };
 use futures_util::{Stream, StreamExt};
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::program;
 use super::text::{Encoding, Pieces};
 use crate::api::body::{self, Query};
 use crate::api::error::Problem;
@@ -234,12 +234,12 @@ pub(crate) async fn input(call: &Call) -> Result<Reply, Problem> {
     let mut body = call.reader()?;
     let input = call
         .app
-        .process_input(call.principal()?, id, selector(call)?);
+        .process_input(call.principal()?, id, selector(call)?, end);
     let mut input = input.await?;
     while let Some(data) = body.next().await {
         input.write(data?).await?;
     }
-    let written_bytes = input.finish(end).await?;
+    let written_bytes = input.commit().await?;
     Ok(Reply::json(StatusCode::OK, &InputTaken { written_bytes }))
 }
 
@@ -317,29 +317,14 @@ impl StartProcess {
         slow_reader: SlowReader,
     ) -> Result<ProcessSpec, Problem> {
         let pty = self.pty.map(TerminalSize::read).transpose()?;
-        let (argv, shell) = match (self.argv, self.command) {
-            (Some(argv), None) if !argv.is_empty() => (argv, None),
-            (Some(_), None) => return Err(Problem::bad_request("argv: name at least a program")),
-            (None, None) if pty.is_some() => (Vec::new(), Some(LoginShell::default())),
-            (None, Some(command)) => {
-                let command = Some(command);
-                (Vec::new(), Some(LoginShell { command }))
-            }
-            (None, None) | (Some(_), Some(_)) => {
-                return Err(Problem::bad_request("give either argv or command"));
-            }
-        };
+        let (argv, shell) = program::read(self.argv, self.command, pty.is_some())?;
         if self.tag.as_deref().is_some_and(is_pid) {
             return Err(Problem::bad_request(
                 "tag: not only digits, which would be a pid",
             ));
         }
-        let most = bounds.max_run_timeout_s;
-        if self
-            .timeout_s
-            .is_some_and(|timeout_s| !(1..=most).contains(&timeout_s))
-        {
-            return Err(Problem::bad_request(format!("timeout_s: 1 to {most}")));
+        if let Some(timeout_s) = self.timeout_s {
+            program::check_timeout(timeout_s, bounds)?;
         }
         let mut spec = ProcessSpec {
             shell,

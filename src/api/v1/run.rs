@@ -7,11 +7,13 @@ use http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::program;
 use super::text::{Encoding, encode};
 use crate::api::body;
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
 use crate::model::process::{RunOutcome, RunSpec};
+use crate::model::settings::SessionsConfig;
 use crate::session::run::check;
 
 /// A program to run: `argv`, or `command` for a shell.
@@ -72,24 +74,11 @@ pub(crate) async fn run(call: &Call) -> Result<Reply, Problem> {
 }
 
 impl RunRequest {
-    fn into_spec(
-        self,
-        bounds: &crate::model::settings::SessionsConfig,
-    ) -> Result<RunSpec, Problem> {
-        let (argv, command) = match (self.argv, self.command) {
-            (Some(argv), None) if !argv.is_empty() => (argv, None),
-            (Some(_), None) => return Err(Problem::bad_request("argv: name at least a program")),
-            (None, Some(command)) => (Vec::new(), Some(command)),
-            (None, None) | (Some(_), Some(_)) => {
-                return Err(Problem::bad_request("give either argv or command"));
-            }
-        };
+    fn into_spec(self, bounds: &SessionsConfig) -> Result<RunSpec, Problem> {
+        let (argv, shell) = program::read(self.argv, self.command, false)?;
         let stdin = self.stdin_encoding.read("stdin", self.stdin)?;
         let timeout_s = self.timeout_s.unwrap_or(bounds.run_timeout_s);
-        if !(1..=bounds.max_run_timeout_s).contains(&timeout_s) {
-            let most = bounds.max_run_timeout_s;
-            return Err(Problem::bad_request(format!("timeout_s: 1 to {most}")));
-        }
+        program::check_timeout(timeout_s, bounds)?;
         let max_output_bytes = self.max_output_bytes.unwrap_or(bounds.default_output_bytes);
         if max_output_bytes > bounds.max_output_bytes {
             let most = bounds.max_output_bytes;
@@ -99,7 +88,7 @@ impl RunRequest {
         }
         let spec = RunSpec {
             argv,
-            command,
+            command: shell.and_then(|shell| shell.command),
             env: self.env,
             cwd: self.cwd,
             user: self.user,

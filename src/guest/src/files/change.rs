@@ -5,9 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use casemate_link::file::{
-    FileEntry, LinkRequest, Made, MkdirRequest, SetRequest, check_metadata, check_path,
-};
+use casemate_link::file::{FileEntry, LinkRequest, Made, MkdirRequest, SetRequest, check_path};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -15,7 +13,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 
 use super::actor::Actor;
-use super::error::{Doing, bad, check_mode, explain};
+use super::error::{Doing, bad, check_attributes, check_mode, explain};
 use super::place::make_parents;
 use super::{attributes, entry};
 use crate::child::refusal;
@@ -86,10 +84,7 @@ pub(crate) async fn set(
     transfer: Transfer,
 ) -> Result<(), Refusal> {
     let actor = Actor::admit(&processes, &request.place)?;
-    check_mode(request.mode)?;
-    if let Some(metadata) = &request.metadata {
-        check_metadata(metadata).map_err(bad)?;
-    }
+    check_attributes(request.mode, request.metadata.as_ref())?;
     let path = actor.path(&request.place.path);
     let job = actor.clone();
     let entry = actor.run(move || change(&job, &path, &request)).await?;

@@ -1,8 +1,9 @@
 //! What the kernel's errors mean to whoever asked.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use casemate_link::file::BadPlace;
+use casemate_link::file::{BadPlace, check_metadata};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 
@@ -59,6 +60,15 @@ pub(crate) fn check_mode(mode: Option<u32>) -> Result<(), Refusal> {
         Some(mode) if mode > 0o7777 => Err(bad(BadPlace::TooBig("mode"))),
         _ => Ok(()),
     }
+}
+
+/// What a file is to have beside its bytes.
+pub(crate) fn check_attributes(
+    mode: Option<u32>,
+    metadata: Option<&BTreeMap<String, String>>,
+) -> Result<(), Refusal> {
+    check_mode(mode)?;
+    metadata.map_or(Ok(()), |metadata| check_metadata(metadata).map_err(bad))
 }
 
 #[cfg(test)]

@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use casemate_link::file::{
-    FileEntry, FileKind, Nothing, Taken, WriteCondition, WriteRequest, check_metadata,
-};
+use casemate_link::file::{FileEntry, FileKind, Nothing, Taken, WriteCondition, WriteRequest};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
@@ -22,7 +20,7 @@ use super::attributes;
 use super::carry::{Sink, pour};
 use super::channel::Offered;
 use super::entry;
-use super::error::{Doing, bad, check_mode, explain, wrong_kind};
+use super::error::{Doing, check_attributes, explain, wrong_kind};
 use super::place::{READ_FILE, Spot, make_parents, says_directory};
 use super::temporary::Temporary;
 use crate::child::refusal;
@@ -55,10 +53,7 @@ pub(crate) async fn write(
     offered: Offered,
 ) -> Result<(), Refusal> {
     let actor = Actor::admit(&processes, &request.place)?;
-    check_mode(request.mode)?;
-    if let Some(metadata) = &request.metadata {
-        check_metadata(metadata).map_err(bad)?;
-    }
+    check_attributes(request.mode, request.metadata.as_ref())?;
     let path = actor.path(&request.place.path);
     let Transfer { mut input, output } = transfer;
     let writing = actor.run(move || Writing::begin(path, request)).await?;

@@ -1,0 +1,232 @@
+//! The session engine on the fake runtime, with a guest that really dials: each step of a launch
+//! fails, is interrupted or loses its answer, and afterwards nothing is left.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod door;
+mod launch;
+mod life;
+mod next_daemon;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use casemate::audit::AuditLog;
+use casemate::base::clock::SystemClock;
+use casemate::model::image::ImageDigest;
+use casemate::model::name::Name;
+use casemate::model::principal::Principal;
+use casemate::model::query::AuditFilter;
+use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
+use casemate::model::session::{Phase, Session};
+use casemate::model::settings::SessionsConfig;
+use casemate::model::template::Template;
+use casemate::runtime::SandboxRuntime;
+use casemate::runtime::fake::{FakeRuntime, Running};
+use casemate::session::SessionError;
+use casemate::session::manager::{NewSession, Parts, Sessions, Settings, is_settled};
+use casemate::store::Store;
+use casemate_link::guest::{Dialer, Introduction};
+use casemate_link::handshake::KernelReport;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
+/// Nothing here takes long; whatever does is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A guest that dials for ever and answers nothing but that it knows nothing.
+fn guest(spec: &SandboxSpec) -> Running {
+    let directory = spec.link_dir.clone();
+    Box::new(AbortOnDrop(tokio::spawn(async move {
+        let introduction = Introduction {
+            guest_version: "test".into(),
+            kernel: KernelReport {
+                release: String::new(),
+                version: String::new(),
+                banner: String::new(),
+            },
+        };
+        let mut dialer = Dialer::new(&directory, introduction);
+        loop {
+            let (stream, _) = dialer.dial(|_| {}).await;
+            let service = hyper::service::service_fn(|_| async {
+                let mut answer = http::Response::new(http_body_util::Empty::<bytes::Bytes>::new());
+                *answer.status_mut() = http::StatusCode::NOT_FOUND;
+                Ok::<_, Infallible>(answer)
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            // However it ends: dial again.
+            let _ended = server.serve_connection(TokioIo::new(stream), service).await;
+        }
+    })))
+}
+
+struct Bench {
+    directory: tempfile::TempDir,
+    runtime: Arc<FakeRuntime>,
+    store: Store,
+    sessions: Sessions,
+    config: SessionsConfig,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(FakeRuntime::new([IMAGE]).with_start_hook(Box::new(guest)))
+    }
+
+    fn with(runtime: FakeRuntime) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let config = SessionsConfig {
+            link_timeout: Duration::from_secs(2),
+            reattach_timeout: Duration::from_secs(2),
+            ..SessionsConfig::default()
+        };
+        std::fs::create_dir(directory.path().join("link")).unwrap();
+        let runtime = Arc::new(runtime);
+        let sessions = sessions(&directory, &runtime, &store, &config);
+        Self {
+            directory,
+            runtime,
+            store,
+            sessions,
+            config,
+        }
+    }
+
+    /// Another daemon on the same state and machine.
+    fn next_daemon(&mut self) {
+        self.sessions = sessions(&self.directory, &self.runtime, &self.store, &self.config);
+    }
+
+    async fn try_create(&self, new: NewSession) -> Result<Arc<Session>, SessionError> {
+        let created = self.sessions.create(&member(), &team(), new, None).await;
+        created.map(|(session, _)| session)
+    }
+
+    async fn create(&self) -> Arc<Session> {
+        self.try_create(NewSession::default()).await.unwrap()
+    }
+
+    async fn until(&self, session: &Session, enough: impl Fn(&Session) -> bool) -> Arc<Session> {
+        match self.sessions.handle(session.id) {
+            Some(handle) => handle.wait_until(PATIENCE, enough).await,
+            None => self.sessions.get(session.id).await.unwrap(),
+        }
+    }
+
+    async fn ready(&self) -> Arc<Session> {
+        let session = self.create().await;
+        let session = self.until(&session, is_settled).await;
+        assert_eq!(session.status.phase, Phase::Ready, "{:?}", session.status);
+        session
+    }
+
+    async fn ended(&self, session: &Session) -> Arc<Session> {
+        let session = self
+            .until(session, |session| session.ended_at.is_some())
+            .await;
+        assert!(session.status.phase.is_final(), "{:?}", session.status);
+        session
+    }
+
+    fn link_entries(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.directory.path().join("link")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn doors(&self) -> Vec<PathBuf> {
+        let mut doors = self.link_entries();
+        doors.retain(|path| path.is_dir());
+        doors
+    }
+
+    /// The directory that a session's sandbox sees, and the daemon's own copy of its token.
+    fn door_of(&self, session: &Session) -> (PathBuf, PathBuf) {
+        let directory = self
+            .directory
+            .path()
+            .join("link")
+            .join(session.id.to_string());
+        let token = directory.with_added_extension("token");
+        (directory, token)
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(self.runtime.count(), 0, "a sandbox is left");
+        assert_eq!(
+            self.link_entries(),
+            Vec::<PathBuf>::new(),
+            "a link directory or a token is left"
+        );
+    }
+
+    async fn audit(&self) -> Vec<casemate::model::event::AuditRecord> {
+        let filter = AuditFilter {
+            limit: 1000,
+            ..AuditFilter::default()
+        };
+        let records = self.store.audit(filter).await.unwrap();
+        records.into_iter().map(|(_, record)| record).collect()
+    }
+}
+
+fn sessions(
+    directory: &tempfile::TempDir,
+    runtime: &Arc<FakeRuntime>,
+    store: &Store,
+    config: &SessionsConfig,
+) -> Sessions {
+    let clock = Arc::new(SystemClock);
+    let runtime: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(runtime);
+    Sessions::new(Parts {
+        runtime,
+        store: store.clone(),
+        audit: AuditLog::new(store.clone(), clock.clone()),
+        clock,
+        link_root: directory.path().join("link"),
+        settings: Settings {
+            sessions: config.clone(),
+            templates: BTreeMap::from([("base".parse().unwrap(), template())]),
+        },
+    })
+}
+
+fn template() -> Template {
+    Template {
+        name: "base".parse().unwrap(),
+        image: IMAGE,
+        limits: Limits::default(),
+        max_limits: Limits {
+            memory_bytes: 2 * GIB,
+            ..Limits::default()
+        },
+        allow_root: false,
+        env: BTreeMap::new(),
+        workdir: None,
+        timeout_s: 60,
+        max_timeout_s: 120,
+    }
+}
+
+fn team() -> Name {
+    "default".parse().unwrap()
+}
+
+fn member() -> Principal {
+    Principal::Key {
+        id: casemate::base::id::KeyId::from_bytes([1; 16]),
+        team: team(),
+    }
+}
