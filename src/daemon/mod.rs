@@ -28,6 +28,7 @@ use crate::host::{harden, lock};
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
+use crate::session::manager::Settings;
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -138,6 +139,11 @@ async fn serve(
 ) -> Result<Exit, Refusal> {
     let notifier = Notifier::from_env();
     let tasks = tasks::Tasks::new();
+    let templates = house.number_templates(&config.templates).await?;
+    house.sessions.reload(Settings {
+        sessions: config.sessions.clone(),
+        templates,
+    });
     let reconciled = house.sessions.reconcile().await.map_err(|error| {
         Refusal::new(
             Exit::Unavailable,

@@ -79,20 +79,72 @@ impl Limits {
     /// # Errors
     /// The first limit that is out of bounds.
     pub fn validate(&self) -> Result<(), InvalidLimit> {
-        let bad = |field, bounds| Err(InvalidLimit { field, bounds });
-        if !(64 << 20..=1 << 40).contains(&self.memory_bytes) {
-            return bad("memory_bytes", "64 MiB to 1 TiB");
+        match self.out_of_bounds().into_iter().next() {
+            Some((field, bounds, _)) => Err(InvalidLimit { field, bounds }),
+            None => Ok(()),
         }
-        if !(0.01..=1024.0).contains(&self.cpus) {
-            return bad("cpus", "0.01 to 1024");
-        }
-        if !(16..=65_536).contains(&self.pids) {
-            return bad("pids", "16 to 65536");
-        }
-        if !(GIB..=1 << 44).contains(&self.disk_bytes) {
-            return bad("disk_bytes", "1 GiB to 16 TiB");
-        }
-        Ok(())
+    }
+
+    /// Each limit that no sandbox can be given: its field, the bounds, and what it is.
+    #[must_use]
+    pub fn out_of_bounds(&self) -> Vec<(&'static str, &'static str, String)> {
+        let checks = [
+            (
+                (64 << 20..=1 << 40).contains(&self.memory_bytes),
+                "memory_bytes",
+                "64 MiB to 1 TiB",
+                self.memory_bytes.to_string(),
+            ),
+            (
+                (0.01..=1024.0).contains(&self.cpus),
+                "cpus",
+                "0.01 to 1024",
+                self.cpus.to_string(),
+            ),
+            (
+                (16..=65_536).contains(&self.pids),
+                "pids",
+                "16 to 65536",
+                self.pids.to_string(),
+            ),
+            (
+                (GIB..=1 << 44).contains(&self.disk_bytes),
+                "disk_bytes",
+                "1 GiB to 16 TiB",
+                self.disk_bytes.to_string(),
+            ),
+        ];
+        let bad = checks.into_iter().filter(|(fits, ..)| !fits);
+        bad.map(|(_, field, bounds, found)| (field, bounds, found))
+            .collect()
+    }
+
+    /// Each limit beside the most that there may be: its field, whether it is over, what it is, and the most.
+    #[must_use]
+    pub fn over(&self, most: &Self) -> [(&'static str, bool, String, String); 4] {
+        let pair = |over, asked: &dyn ToString, most: &dyn ToString| {
+            (over, asked.to_string(), most.to_string())
+        };
+        let (memory, cpus, pids, disk) = (
+            pair(
+                self.memory_bytes > most.memory_bytes,
+                &self.memory_bytes,
+                &most.memory_bytes,
+            ),
+            pair(self.cpus > most.cpus, &self.cpus, &most.cpus),
+            pair(self.pids > most.pids, &self.pids, &most.pids),
+            pair(
+                self.disk_bytes > most.disk_bytes,
+                &self.disk_bytes,
+                &most.disk_bytes,
+            ),
+        );
+        [
+            ("memory_bytes", memory.0, memory.1, memory.2),
+            ("cpus", cpus.0, cpus.1, cpus.2),
+            ("pids", pids.0, pids.1, pids.2),
+            ("disk_bytes", disk.0, disk.1, disk.2),
+        ]
     }
 
     /// The cap on each file that gVisor keeps on the host for a sandbox: one holds its memory, one

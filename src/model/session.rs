@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::image::ImageDigest;
 use super::name::Name;
 use super::sandbox::{Limits, SandboxId};
+use super::template::Setup;
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 
@@ -172,6 +173,8 @@ pub struct SessionSpec {
     pub name: Option<Name>,
     /// The recipe's name.
     pub template: Name,
+    /// The recipe's version when the session was admitted; 0 in records from before there were versions.
+    pub template_version: u32,
     /// The image, pinned when the session was admitted.
     pub image: ImageDigest,
     /// The team that owns it.
@@ -190,6 +193,8 @@ pub struct SessionSpec {
     pub allow_root: bool,
     /// Lifetime from its admission, in seconds.
     pub timeout_s: u64,
+    /// What the template said of programs when the session was admitted.
+    pub setup: Setup,
 }
 
 /// A session as the store keeps it.

@@ -14,7 +14,7 @@ use super::SessionError;
 use super::handle::SessionHandle;
 use super::launch::End;
 use super::runner::{Runner, Start};
-use super::state;
+use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
@@ -155,7 +155,14 @@ impl Sessions {
             return Err(SessionError::Draining);
         }
         let settings = self.settings();
-        let spec = admit(&settings, principal, team, new)?;
+        let wanted = match &new.template {
+            Some(name) => name.clone(),
+            None => default_template()?,
+        };
+        let template = self.template(team, &wanted).await;
+        let template = template.map_err(SessionError::Store)?;
+        let template = template.ok_or(SessionError::UnknownTemplate(wanted))?;
+        let spec = admit(&template, principal, team, new)?;
         let now = self.house.clock.now();
         let id = SessionId::generate(now).map_err(|error| SessionError::System {
             doing: "name the session",
@@ -173,6 +180,7 @@ impl Sessions {
         };
         let event = AuditEvent::SessionCreate {
             template: session.spec.template.clone(),
+            version: Some(session.spec.template_version),
             image: session.spec.image,
             name: session.spec.name.clone(),
         };
@@ -376,54 +384,37 @@ impl Sessions {
 
 /// Fills in defaults and checks every field against its bounds.
 fn admit(
-    settings: &Settings,
+    template: &Template,
     principal: &Principal,
     team: &Name,
     new: NewSession,
 ) -> Result<SessionSpec, SessionError> {
     let invalid = |field, problem: String| Err(SessionError::Invalid { field, problem });
-    let wanted = match new.template {
-        Some(name) => name,
-        None => default_template()?,
-    };
-    let template = settings
-        .templates
-        .get(&wanted)
-        .ok_or(SessionError::UnknownTemplate(wanted))?;
-
-    let limits = new.limits.over(template.limits);
+    let recipe = &template.spec;
+    let limits = new.limits.over(recipe.limits);
     if let Err(error) = limits.validate() {
         return invalid("limits", error.to_string());
     }
-    let max = &template.max_limits;
-    let over = [
-        (
-            "limits.memory_bytes",
-            limits.memory_bytes > max.memory_bytes,
-            max.memory_bytes.to_string(),
-        ),
-        ("limits.cpus", limits.cpus > max.cpus, max.cpus.to_string()),
-        ("limits.pids", limits.pids > max.pids, max.pids.to_string()),
-        (
-            "limits.disk_bytes",
-            limits.disk_bytes > max.disk_bytes,
-            max.disk_bytes.to_string(),
-        ),
-    ];
-    if let Some((field, _, most)) = over.into_iter().find(|(_, over, _)| *over) {
+    let over = limits.over(&recipe.max_limits);
+    if let Some((field, _, _, most)) = over.into_iter().find(|(_, over, ..)| *over) {
         return invalid(
-            field,
+            match field {
+                "memory_bytes" => "limits.memory_bytes",
+                "cpus" => "limits.cpus",
+                "pids" => "limits.pids",
+                _ => "limits.disk_bytes",
+            },
             format!("the template {} allows at most {most}", template.name),
         );
     }
 
-    let timeout_s = new.timeout_s.unwrap_or(template.timeout_s);
-    if !(1..=template.max_timeout_s).contains(&timeout_s) {
+    let timeout_s = new.timeout_s.unwrap_or(recipe.timeout_s);
+    if !(1..=recipe.max_timeout_s).contains(&timeout_s) {
         return invalid(
             "timeout_s",
             format!(
                 "the template {} allows 1 to {}",
-                template.name, template.max_timeout_s
+                template.name, recipe.max_timeout_s
             ),
         );
     }
@@ -451,7 +442,7 @@ fn admit(
     {
         return invalid("workdir", "must be an absolute path".to_owned());
     }
-    let mut env = template.env.clone();
+    let mut env = recipe.env.clone();
     env.extend(new.env);
     // The bounds of every process hold for the session's environment, which each process gets.
     let probe = casemate_link::ProcessSpec {
@@ -462,19 +453,26 @@ fn admit(
     if let Err(error) = probe.validate() {
         return invalid("env", error.to_string());
     }
-    Ok(SessionSpec {
+    let spec = SessionSpec {
         name: new.name,
         template: template.name.clone(),
-        image: template.image,
+        template_version: template.version,
+        image: recipe.image,
         team: team.clone(),
         created_by: principal.to_string(),
         labels: new.labels,
         env,
-        workdir: new.workdir.or_else(|| template.workdir.clone()),
+        workdir: new.workdir.or_else(|| recipe.workdir.clone()),
         limits,
-        allow_root: template.allow_root,
+        allow_root: recipe.allow_root,
         timeout_s,
-    })
+        setup: recipe.setup.clone(),
+    };
+    // The start command's environment comes over the session's.
+    if let Some(Err(error)) = ready::start_process(&spec).map(|start| start.validate()) {
+        return invalid("env", error.to_string());
+    }
+    Ok(spec)
 }
 
 fn default_template() -> Result<Name, SessionError> {

@@ -26,10 +26,12 @@ pub mod guest;
 pub mod handle;
 pub mod launch;
 pub mod manager;
+pub mod ready;
 pub mod reconcile;
 pub mod run;
 pub mod runner;
 pub mod state;
+pub mod templates;
 pub mod usage;
 
 use crate::audit::AuditError;

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
+use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
 use super::usage::{LOOK_EVERY, Looks};
 use crate::audit;
@@ -173,7 +174,7 @@ impl Life {
     /// Launches a sandbox from the beginning.
     async fn launch(&mut self) -> Result<(Door, Link), End> {
         let house = Arc::clone(&self.house);
-        let Ok(_turn) = house.launches.acquire().await else {
+        let Ok(turn) = house.launches.acquire().await else {
             return Err(End::new(Reason::Operator, "casemated is stopping"));
         };
         if self.session.status.phase == Phase::Pending {
@@ -189,6 +190,9 @@ impl Life {
         self.session.sandbox = Some(sandbox.clone());
         self.keep(None).await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;
+        // What a template waits for may take minutes, in which others can be launched.
+        drop(turn);
+        let link = self.open_up(&mut door, &sandbox, link).await?;
         self.session.ready_at = Some(self.house.clock.now());
         self.change(Event::Linked).await?;
         self.finish_intent(Outcome::Ok { detail: None }).await;
@@ -240,14 +244,43 @@ impl Life {
             .await
             .map_err(|error| End::new(Reason::GuestLost, format!("reopen the link: {error}")))?;
         let patience = house.settings().reattach_timeout;
-        let link = door.await_guest(&house, &sandbox, patience).await?;
+        let mut link = door.await_guest(&house, &sandbox, patience).await?;
         if self.session.status.phase == Phase::Starting {
+            link = self.open_up(&mut door, &sandbox, link).await?;
             self.session.ready_at = Some(house.clock.now());
             self.change(Event::Linked).await?;
         }
         self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
         Ok((door, link))
+    }
+
+    /// Has done in the sandbox what the template wants to be done before the session is ready; the link that lives then.
+    async fn open_up(
+        &self,
+        door: &mut Door,
+        sandbox: &SandboxId,
+        mut link: Link,
+    ) -> Result<Link, End> {
+        let opening = Opening::begin(&self.session.spec);
+        loop {
+            let again = tokio::select! {
+                biased;
+                end = self.deadline() => return Err(end),
+                settled = opening.settle(&link) => match settled {
+                    Ok(()) => return Ok(link),
+                    Err(Unready::Never(end)) => return Err(end),
+                    Err(Unready::LinkLost) => None,
+                },
+                again = door.guest_again(&self.house, sandbox) => Some(again),
+            };
+            link.close();
+            let patience = self.house.settings().reattach_timeout;
+            link = match again {
+                Some(again) => again,
+                None => door.await_guest(&self.house, sandbox, patience).await?,
+            };
+        }
     }
 
     /// Resolves when the session's time is over by the wall clock.
