@@ -436,7 +436,10 @@ impl<'a> Section<'a> {
                 let entries = nodes.iter().map(|node| parse(&node.value));
                 entries.collect::<Result<Vec<_>, _>>().map(Some)
             }
-            other => Err(format!("expected a list, found {}", describe_quietly(other))),
+            other => Err(format!(
+                "expected a list, found {}",
+                describe_quietly(other)
+            )),
         };
         let show = |list: &Option<Vec<T>>| {
             let count = list.as_ref().map(|list| format!("{} entries", list.len()));

@@ -6,6 +6,7 @@ mod door;
 mod launch;
 mod life;
 mod next_daemon;
+mod ready;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
