@@ -12,7 +12,10 @@ use crate::base::id::InstallationId;
 const APPLICATION_ID: i32 = 0x4353_4d54;
 
 /// Each entry takes the schema from its index to the next version. Never edited, only appended to.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_init.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_init.sql"),
+    include_str!("migrations/0003_leases.sql"),
+];
 
 /// Applies what is missing; refuses a stranger's or a newer database before touching it.
 pub(super) fn bring_up_to_date(db: &mut Connection, path: &Path) -> Result<(), StoreError> {

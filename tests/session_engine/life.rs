@@ -133,7 +133,7 @@ async fn a_session_ends_when_its_time_is_over() {
     let ended = bench.ended(&session).await;
     assert_eq!(ended.status.phase, Phase::Stopped);
     assert_eq!(ended.status.reason, Some(Reason::Deadline));
-    assert!(ended.ended_at.unwrap() >= ended.ends_at);
+    assert!(ended.ended_at.unwrap() >= ended.lease.ends_at);
     bench.nothing_is_left();
 }
 

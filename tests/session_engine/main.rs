@@ -4,6 +4,7 @@
 
 mod door;
 mod launch;
+mod lease;
 mod life;
 mod next_daemon;
 
