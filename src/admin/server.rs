@@ -266,6 +266,7 @@ impl Desk {
             } => {
                 let filter = AuditFilter {
                     session,
+                    kinds: &[],
                     after,
                     limit: limit.min(MAX_LIST),
                 };
@@ -330,7 +331,7 @@ impl Desk {
                 reason: session.status.reason,
                 message: session.status.message,
                 created_at: session.created_at,
-                ends_at: session.ends_at,
+                ends_at: session.lease.ends_at,
             })
             .collect();
         Ok(Answer::Sessions { items })

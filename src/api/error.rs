@@ -196,7 +196,7 @@ impl From<SessionError> for Problem {
             }
             SessionError::KeyReused => plain(StatusCode::CONFLICT),
             SessionError::Full(_) => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
-            SessionError::Busy(_) | SessionError::Draining => {
+            SessionError::Busy(_) | SessionError::Overloaded | SessionError::Draining => {
                 plain(StatusCode::SERVICE_UNAVAILABLE).again_later()
             }
             SessionError::Refused { code, message } => guest_refused(code, message),

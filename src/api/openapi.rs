@@ -80,22 +80,16 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
         .collect();
-    parameters.extend(route.query.iter().map(|parameter| {
-        json!({
-            "name": parameter.name,
-            "in": "query",
-            "description": parameter.about,
-            "schema": {"type": "string"},
-        })
-    }));
-    parameters.extend(route.headers.iter().map(|parameter| {
-        json!({
-            "name": parameter.name,
-            "in": "header",
-            "description": parameter.about,
-            "schema": {"type": "string"},
-        })
-    }));
+    for (place, named) in [("query", route.query), ("header", route.headers)] {
+        parameters.extend(named.iter().map(|parameter| {
+            json!({
+                "name": parameter.name,
+                "in": place,
+                "description": parameter.about,
+                "schema": {"type": "string"},
+            })
+        }));
+    }
     let mut responses = Map::new();
     let problem = schema_of::<ProblemBody>(generator);
     let answers = [(route.status, "As asked.", route.answer)];

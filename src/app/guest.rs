@@ -5,6 +5,7 @@
 //! sandbox's word, within bounds.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use casemate_link::ProcessSpec;
 use casemate_link::daemon::{ArchiveWriter, FileListing, FileWriter, LinkError, Watch};
@@ -21,6 +22,7 @@ use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
 use crate::model::principal::Principal;
 use crate::model::session::Session;
+use crate::session::activity::Use;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
 use crate::store::Durability;
@@ -170,9 +172,10 @@ impl App {
         principal: &Principal,
         id: SessionId,
         request: &WatchRequest,
-    ) -> Result<Watch, AppError> {
+    ) -> Result<(Watch, Arc<Use>), AppError> {
         let guest = self.guest(principal, id).await?;
-        guest.link().watch(request).await.map_err(told)
+        let watch = guest.link().watch(request).await.map_err(told)?;
+        Ok((watch, guest.using()))
     }
 
     /// Opens a file for reading.
@@ -335,7 +338,7 @@ impl App {
         guest.link().ports().await.map_err(told)
     }
 
-    /// What the session uses now, and has used.
+    /// What the session uses now, and has used. Looking is no use of it, and wakes nobody.
     ///
     /// # Errors
     /// [`AppError`].
@@ -344,12 +347,14 @@ impl App {
         principal: &Principal,
         id: SessionId,
     ) -> Result<UsageSeries, AppError> {
-        let guest = self.guest(principal, id).await?;
-        let now = guest.link().usage().await.map_err(told)?;
-        let handle = self.0.sessions.handle(id);
+        self.session(principal, id).await?;
+        let Some(handle) = self.0.sessions.handle(id) else {
+            return Err(self.ended(id).await);
+        };
+        let link = handle.watched().await.map_err(AppError::Session)?;
         Ok(UsageSeries {
-            now,
-            past: handle.map(|handle| handle.past_usage()).unwrap_or_default(),
+            now: link.usage().await.map_err(told)?,
+            past: handle.past_usage(),
         })
     }
 
@@ -372,7 +377,7 @@ impl App {
     ) -> Result<(T, Ongoing), AppError> {
         let guest = self.guest(principal, id).await?;
         let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let mut record = Ongoing::new(self, intent.await?);
+        let mut record = Ongoing::new(self, intent.await?, guest.using());
         match work(guest).await {
             Ok(opened) => Ok((opened, record)),
             Err(error) => Err(record.failed(error).await),

@@ -4,6 +4,7 @@
 //! record the outcome. A front door only translates.
 
 mod guest;
+pub mod lease;
 mod templates;
 mod transfer;
 

@@ -2,6 +2,7 @@
 //! record of its beginning and writes down its end, also when whoever held it just went away.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use casemate_link::daemon::{
@@ -14,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{App, AppError, exit_in_words, finish};
 use crate::audit::Intent;
+use crate::session::activity::Use;
 use crate::session::guest::failed;
 
 /// Code of a record whose transfer was given up before its end.
@@ -22,14 +24,17 @@ const CUT_SHORT: &str = "cut_short";
 /// The record of something that goes on.
 pub(super) struct Ongoing {
     intent: Option<Intent>,
+    /// The session counts as used meanwhile.
+    _using: Arc<Use>,
     bytes: u64,
     calls: TaskTracker,
 }
 
 impl Ongoing {
-    pub(super) fn new(app: &App, intent: Intent) -> Self {
+    pub(super) fn new(app: &App, intent: Intent, using: Arc<Use>) -> Self {
         Self {
             intent: Some(intent),
+            _using: using,
             bytes: 0,
             calls: app.0.calls.clone(),
         }

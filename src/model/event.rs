@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::image::ImageDigest;
+use super::lease::OnTimeout;
 use super::name::Name;
 use super::session::{Phase, Reason};
 use crate::base::clock::Timestamp;
@@ -44,6 +45,31 @@ pub enum AuditEvent {
     /// A session was asked to end.
     #[serde(rename = "session.delete")]
     SessionDelete {},
+    /// A session was asked to stand still.
+    #[serde(rename = "session.pause")]
+    SessionPause {},
+    /// A session was to be woken, or to go on for longer.
+    #[serde(rename = "session.resume")]
+    SessionResume {
+        /// For how many seconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timeout_s: Option<u64>,
+    },
+    /// A session was to have other deadlines or labels.
+    #[serde(rename = "session.change")]
+    SessionChange {
+        /// Seconds until its time is over.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timeout_s: Option<u64>,
+        /// Seconds that it may be idle; 0: for as long as it lives.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        idle_timeout_s: Option<u64>,
+        /// What happens then.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        on_timeout: Option<OnTimeout>,
+        /// Whether it got other labels.
+        labels: bool,
+    },
     /// A program was asked for.
     #[serde(rename = "session.run")]
     SessionRun {
@@ -210,6 +236,9 @@ impl AuditEvent {
             Self::SessionCreate { .. } => "session.create",
             Self::SessionPhase { .. } => "session.phase",
             Self::SessionDelete {} => "session.delete",
+            Self::SessionPause {} => "session.pause",
+            Self::SessionResume { .. } => "session.resume",
+            Self::SessionChange { .. } => "session.change",
             Self::SessionRun { .. } => "session.run",
             Self::ProcessStart { .. } => "process.start",
             Self::ProcessAttach { .. } => "process.attach",

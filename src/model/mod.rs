@@ -3,6 +3,7 @@
 pub mod event;
 pub mod image;
 pub mod key;
+pub mod lease;
 pub mod name;
 pub mod principal;
 pub mod process;

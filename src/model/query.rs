@@ -26,6 +26,8 @@ pub struct SessionFilter {
 pub struct AuditFilter {
     /// Only of this session.
     pub session: Option<SessionId>,
+    /// Only of these kinds; empty means any.
+    pub kinds: &'static [&'static str],
     /// Only records after this position.
     pub after: i64,
     /// At most so many.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::image::ImageDigest;
+use super::lease::Lease;
 use super::name::Name;
 use super::sandbox::{Limits, SandboxId};
 use super::template::Setup;
@@ -22,6 +23,8 @@ pub enum Phase {
     Starting,
     /// Its guest answers.
     Ready,
+    /// Its sandbox stands still; whoever uses it wakes it.
+    Paused,
     /// Its sandbox is being taken down.
     Stopping,
     /// Ended as somebody wished; nothing is left of it.
@@ -32,10 +35,11 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in the order of a life.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Pending,
         Self::Starting,
         Self::Ready,
+        Self::Paused,
         Self::Stopping,
         Self::Stopped,
         Self::Failed,
@@ -54,6 +58,7 @@ impl Phase {
             Self::Pending => "pending",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
@@ -83,6 +88,8 @@ pub enum Reason {
     Operator,
     /// Its time was over.
     Deadline,
+    /// Nobody used it for as long as it may be idle.
+    Idle,
     /// The sandbox could not be brought up.
     LaunchFailed,
     /// podman did not answer, or not in time.
@@ -101,10 +108,11 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
+        Self::Idle,
         Self::LaunchFailed,
         Self::RuntimeUnavailable,
         Self::ImageMissing,
@@ -118,7 +126,7 @@ impl Reason {
     #[must_use]
     pub const fn is_wished(self) -> bool {
         match self {
-            Self::Client | Self::Operator | Self::Deadline => true,
+            Self::Client | Self::Operator | Self::Deadline | Self::Idle => true,
             Self::LaunchFailed
             | Self::RuntimeUnavailable
             | Self::ImageMissing
@@ -136,6 +144,7 @@ impl Reason {
             Self::Client => "client",
             Self::Operator => "operator",
             Self::Deadline => "deadline",
+            Self::Idle => "idle",
             Self::LaunchFailed => "launch_failed",
             Self::RuntimeUnavailable => "runtime_unavailable",
             Self::ImageMissing => "image_missing",
@@ -166,7 +175,7 @@ pub struct Status {
     pub generation: u64,
 }
 
-/// What was asked for, after defaults and checks. Never changes in a session's life.
+/// What was asked for, after defaults and checks. But for its labels it never changes in a session's life.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionSpec {
     /// A name that no other live session of the team has.
@@ -191,7 +200,7 @@ pub struct SessionSpec {
     pub limits: Limits,
     /// Whether programs may run as root in it, as the template said when the session was admitted.
     pub allow_root: bool,
-    /// Lifetime from its admission, in seconds.
+    /// Lifetime that was asked for, in seconds: from its admission, and from each time that it is woken.
     pub timeout_s: u64,
     /// What the template said of programs when the session was admitted.
     pub setup: Setup,
@@ -212,8 +221,8 @@ pub struct Session {
     pub created_at: Timestamp,
     /// When its guest first answered.
     pub ready_at: Option<Timestamp>,
-    /// When it will be stopped.
-    pub ends_at: Timestamp,
+    /// How long it may go on.
+    pub lease: Lease,
     /// When it reached its final phase.
     pub ended_at: Option<Timestamp>,
 }

@@ -99,6 +99,8 @@ pub struct SessionsConfig {
     pub link_timeout: Duration,
     /// How long a guest may take to dial again after the daemon has restarted.
     pub reattach_timeout: Duration,
+    /// How long a session may be paused before it is stopped.
+    pub max_paused: Duration,
     /// Kept of each of a run's two outputs when the client does not say.
     pub default_output_bytes: u64,
     /// The most that a client may ask to be kept.
@@ -152,6 +154,7 @@ impl Default for SessionsConfig {
             concurrent_launches: 4,
             link_timeout: Duration::from_secs(30),
             reattach_timeout: Duration::from_secs(20),
+            max_paused: Duration::from_secs(7 * 24 * 3600),
             default_output_bytes: 256 << 10,
             max_output_bytes: 1 << 20,
             run_timeout_s: 60,

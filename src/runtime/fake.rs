@@ -37,6 +37,10 @@ pub enum FakeCall {
     Create,
     /// [`SandboxRuntime::start`].
     Start,
+    /// [`SandboxRuntime::pause`].
+    Pause,
+    /// [`SandboxRuntime::resume`].
+    Resume,
     /// [`SandboxRuntime::inspect`].
     Inspect,
     /// [`SandboxRuntime::wait`].
@@ -98,6 +102,7 @@ struct Sandbox {
     spec: SandboxSpec,
     phase: SandboxPhase,
     exit_code: Option<i32>,
+    paused: bool,
     words: String,
     running: Option<Running>,
 }
@@ -134,6 +139,7 @@ impl State {
             spec: spec.clone(),
             phase: SandboxPhase::Created,
             exit_code: None,
+            paused: false,
             words: String::new(),
             running: None,
         };
@@ -227,6 +233,20 @@ impl FakeRuntime {
     #[must_use]
     pub fn count(&self) -> usize {
         self.state().sandboxes.len()
+    }
+
+    /// Whether a sandbox stands still.
+    #[must_use]
+    pub fn is_paused(&self, id: &SandboxId) -> bool {
+        self.state().sandboxes.get(id).is_some_and(|s| s.paused)
+    }
+
+    fn stand_still(&self, id: &SandboxId, paused: bool) -> Result<(), RuntimeError> {
+        let mut state = self.state();
+        let sandbox = state.sandboxes.get_mut(id);
+        let sandbox = sandbox.filter(|sandbox| sandbox.phase == SandboxPhase::Running);
+        sandbox.ok_or_else(|| refused("it does not run"))?.paused = paused;
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -371,6 +391,19 @@ impl SandboxRuntime for FakeRuntime {
                 sandbox.running = Some(running);
             }
         }
+        verdict.answer(())
+    }
+
+    /// Its guest, a process of the host, does not notice.
+    async fn pause(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Pause).await?;
+        self.stand_still(id, true)?;
+        verdict.answer(())
+    }
+
+    async fn resume(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Resume).await?;
+        self.stand_still(id, false)?;
         verdict.answer(())
     }
 

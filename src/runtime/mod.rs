@@ -92,6 +92,19 @@ pub trait SandboxRuntime: Send + Sync {
     /// sandbox; [`RuntimeError::Unavailable`].
     async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError>;
 
+    /// Makes a running sandbox stand still: no program in it runs, its memory stays, and nothing in it
+    /// answers. Still so is success. It counts as running, and can be removed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Failed`] when it does not run; [`RuntimeError::Unavailable`].
+    async fn pause(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Lets a sandbox go on that stands still. One that runs is success.
+    ///
+    /// # Errors
+    /// As [`SandboxRuntime::pause`].
+    async fn resume(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
     /// The sandbox now; `None` when there is none.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use casemate_link::daemon::{Link, LinkError, Process};
 use casemate_link::refusal::code;
 
 use super::SessionError;
+use super::activity::Use;
 use super::handle::SessionHandle;
 use crate::model::session::Session;
 
@@ -20,22 +21,36 @@ const LINK_PATIENCE: Duration = Duration::from_secs(5);
 /// Code of a refusal that no guest of ours gives.
 const MADE_UP: &str = "guest_refused";
 
-/// The guest of a session that is ready.
+/// The guest of a session that is ready. While it is held, the session is used.
 #[derive(Clone)]
 pub struct Guest {
     link: Link,
     session: Arc<Session>,
+    using: Arc<Use>,
 }
 
 impl SessionHandle {
-    /// The session's guest; waits a moment while its link is being established.
+    /// The session's guest. A session that is paused is woken; a link that is being established is waited for a moment.
+    ///
+    /// # Errors
+    /// [`SessionError::NotReady`], [`SessionError::Overloaded`], [`SessionError::Runtime`].
+    pub async fn guest(&self) -> Result<Guest, SessionError> {
+        let (link, using) = self.begin(LINK_PATIENCE).await?;
+        let session = self.snapshot();
+        let using = Arc::new(using);
+        Ok(Guest {
+            link,
+            session,
+            using,
+        })
+    }
+
+    /// The link to the guest of a session that is awake, for whoever only looks.
     ///
     /// # Errors
     /// [`SessionError::NotReady`].
-    pub async fn guest(&self) -> Result<Guest, SessionError> {
-        let link = self.link(LINK_PATIENCE).await?;
-        let session = self.snapshot();
-        Ok(Guest { link, session })
+    pub async fn watched(&self) -> Result<Link, SessionError> {
+        self.link(LINK_PATIENCE).await
     }
 }
 
@@ -55,6 +70,12 @@ impl Guest {
         spec.cwd = spec.cwd.or_else(|| given.workdir.clone());
         spec.user = spec.user.or_else(|| given.setup.user.clone());
         self.link.start(spec).await
+    }
+
+    /// What makes the session count as used, to be held for as long as it is.
+    #[must_use]
+    pub fn using(&self) -> Arc<Use> {
+        Arc::clone(&self.using)
     }
 
     /// The link, for everything else.

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use casemate_link::Usage;
 use casemate_link::daemon::Link;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::SessionError;
+use super::activity::{Activity, Use};
 use super::launch::End;
 use super::usage::Looks;
+use super::wish::{self, Wish};
 use crate::base::id::SessionId;
 use crate::model::session::{Phase, Session};
 
@@ -23,6 +25,8 @@ pub struct SessionHandle {
     state: watch::Receiver<Arc<Session>>,
     link: watch::Receiver<Option<Link>>,
     end: watch::Sender<Option<End>>,
+    pub(super) wishes: mpsc::Sender<Wish>,
+    activity: Activity,
     pub(super) runs: Arc<Semaphore>,
     looks: Looks,
 }
@@ -32,26 +36,35 @@ pub(super) struct RunnerEnds {
     pub(super) state: watch::Sender<Arc<Session>>,
     pub(super) link: watch::Sender<Option<Link>>,
     pub(super) end: watch::Receiver<Option<End>>,
+    pub(super) wishes: mpsc::Receiver<Wish>,
+    pub(super) activity: Activity,
     pub(super) looks: Looks,
 }
 
 impl SessionHandle {
-    pub(super) fn new(session: Session) -> (Self, RunnerEnds) {
+    /// `idle` is for how long nobody has used it already.
+    pub(super) fn new(session: Session, idle: Duration) -> (Self, RunnerEnds) {
         let (state_in, state) = watch::channel(Arc::new(session));
         let (link_in, link) = watch::channel(None);
         let (end, end_out) = watch::channel(None);
+        let (wishes, wishes_out) = wish::queue();
+        let activity = Activity::unused_for(idle);
         let looks = Looks::default();
         let handle = Self {
             looks: looks.clone(),
             state,
             link,
             end,
+            wishes,
+            activity: activity.clone(),
             runs: Arc::new(Semaphore::new(CONCURRENT_RUNS)),
         };
         let ends = RunnerEnds {
             state: state_in,
             link: link_in,
             end: end_out,
+            wishes: wishes_out,
+            activity,
             looks,
         };
         (handle, ends)
@@ -102,24 +115,39 @@ impl SessionHandle {
         }
     }
 
-    /// The link to the session's guest; waits a moment while it is being established.
+    /// Begins to use the session: wakes it when it is paused, and counts for as long as the answer is held.
+    ///
+    /// # Errors
+    /// As [`SessionHandle::resume`], [`SessionHandle::link`].
+    pub(super) async fn begin(&self, patience: Duration) -> Result<(Link, Use), SessionError> {
+        let using = self.activity.begin();
+        if self.state.borrow().status.phase == Phase::Paused {
+            self.resume(None).await?;
+        }
+        Ok((self.link(patience).await?, using))
+    }
+
+    /// The link to the session's guest, for whoever only looks; waits a moment while it is being established.
     ///
     /// # Errors
     /// [`SessionError::NotReady`].
     pub async fn link(&self, patience: Duration) -> Result<Link, SessionError> {
-        let session = self.snapshot();
-        let not_ready = |session: &Session| SessionError::NotReady {
-            phase: session.status.phase,
-            reason: session.status.reason,
-        };
-        if session.status.phase != Phase::Ready {
-            return Err(not_ready(&session));
+        if self.state.borrow().status.phase != Phase::Ready {
+            return Err(self.not_ready());
         }
         let mut link = self.link.clone();
         let waited = tokio::time::timeout(patience, link.wait_for(Option::is_some)).await;
         match waited {
-            Ok(Ok(link)) => link.clone().ok_or_else(|| not_ready(&session)),
-            Ok(Err(_)) | Err(_) => Err(not_ready(&self.snapshot())),
+            Ok(Ok(link)) => link.clone().ok_or_else(|| self.not_ready()),
+            Ok(Err(_)) | Err(_) => Err(self.not_ready()),
+        }
+    }
+
+    pub(super) fn not_ready(&self) -> SessionError {
+        let session = self.state.borrow();
+        SessionError::NotReady {
+            phase: session.status.phase,
+            reason: session.status.reason,
         }
     }
 }

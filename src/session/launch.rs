@@ -347,7 +347,7 @@ pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> End {
 
 /// Resolves when the sandbox has ended. A runtime that does not answer is asked again: its silence
 /// says nothing about the sandbox.
-async fn death_of(house: &House, sandbox: &SandboxId) -> End {
+pub(super) async fn death_of(house: &House, sandbox: &SandboxId) -> End {
     loop {
         match house.runtime.wait(sandbox).await {
             Ok(Some(code)) => {

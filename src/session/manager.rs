@@ -19,10 +19,13 @@ use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, Stage};
+use crate::model::lease::{ACTIVE_STEP_S, Lease, MIN_IDLE_TIMEOUT_S, OnTimeout};
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::sandbox::WantedLimits;
-use crate::model::session::{MAX_LABEL_BYTES, MAX_LABELS, Phase, Reason, Session, SessionSpec};
+use crate::model::session::{
+    MAX_LABEL_BYTES, MAX_LABELS, MAX_TIMEOUT_S, Phase, Reason, Session, SessionSpec,
+};
 use crate::model::settings::SessionsConfig;
 use crate::model::template::Template;
 use crate::runtime::SandboxRuntime;
@@ -92,6 +95,10 @@ pub struct NewSession {
     pub timeout_s: Option<u64>,
     /// Instead of the template's.
     pub limits: WantedLimits,
+    /// How long it may be idle, in seconds; absent: for as long as it lives.
+    pub idle_timeout_s: Option<u64>,
+    /// What happens when its time is over, or it was idle for too long.
+    pub on_timeout: OnTimeout,
 }
 
 /// Every session of this installation.
@@ -162,7 +169,9 @@ impl Sessions {
         let template = self.template(team, &wanted).await;
         let template = template.map_err(SessionError::Store)?;
         let template = template.ok_or(SessionError::UnknownTemplate(wanted))?;
+        let (idle_timeout_s, on_timeout) = (new.idle_timeout_s, new.on_timeout);
         let spec = admit(&template, principal, team, new)?;
+        let max_timeout_s = template.spec.max_timeout_s;
         let now = self.house.clock.now();
         let id = SessionId::generate(now).map_err(|error| SessionError::System {
             doing: "name the session",
@@ -174,7 +183,14 @@ impl Sessions {
             sandbox: None,
             created_at: now,
             ready_at: None,
-            ends_at: now.after(Duration::from_secs(spec.timeout_s)),
+            lease: Lease {
+                ends_at: now.after(Duration::from_secs(spec.timeout_s)),
+                max_timeout_s,
+                idle_timeout_s,
+                on_timeout,
+                active_at: idle_timeout_s.map(|_| now),
+                paused_at: None,
+            },
             ended_at: None,
             spec,
         };
@@ -344,10 +360,18 @@ impl Sessions {
         self.runners.reopen();
     }
 
+    /// For how long nobody has used a session, as far as the store knows; rather too little than too much.
+    fn idle_so_far(&self, session: &Session) -> Duration {
+        let active_at = session.lease.active_at.unwrap_or(session.created_at);
+        let sure = active_at.after(Duration::from_secs(ACTIVE_STEP_S));
+        self.house.clock.now().since(sure)
+    }
+
     /// Gives a session its runner, and the table its handle for as long as the runner runs.
     pub(super) fn spawn(&self, session: Session, start: Start, intent: Option<Intent>) {
         let id = session.id;
-        let (handle, ends) = SessionHandle::new(session.clone());
+        let idle = self.idle_so_far(&session);
+        let (handle, ends) = SessionHandle::new(session.clone(), idle);
         self.table
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -418,23 +442,7 @@ fn admit(
             ),
         );
     }
-    if new.labels.len() > MAX_LABELS {
-        return invalid("labels", format!("at most {MAX_LABELS} labels"));
-    }
-    let fits =
-        |text: &String| !text.is_empty() && text.len() <= MAX_LABEL_BYTES && !text.contains('\0');
-    if let Some((key, _)) = new
-        .labels
-        .iter()
-        .find(|(key, value)| !fits(key) || value.len() > MAX_LABEL_BYTES || value.contains('\0'))
-    {
-        return invalid(
-            "labels",
-            format!(
-                "{key:?}: keys have 1 to {MAX_LABEL_BYTES} bytes, values at most as many, without NUL"
-            ),
-        );
-    }
+    check_labels(&new.labels)?;
     if new
         .workdir
         .as_ref()
@@ -453,6 +461,7 @@ fn admit(
     if let Err(error) = probe.validate() {
         return invalid("env", error.to_string());
     }
+    check_idle(new.idle_timeout_s)?;
     let spec = SessionSpec {
         name: new.name,
         template: template.name.clone(),
@@ -473,6 +482,48 @@ fn admit(
         return invalid("env", error.to_string());
     }
     Ok(spec)
+}
+
+/// Checks labels against their bounds.
+///
+/// # Errors
+/// [`SessionError::Invalid`].
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), SessionError> {
+    let invalid = |problem| {
+        Err(SessionError::Invalid {
+            field: "labels",
+            problem,
+        })
+    };
+    if labels.len() > MAX_LABELS {
+        return invalid(format!("at most {MAX_LABELS} labels"));
+    }
+    let fits = |text: &str| text.len() <= MAX_LABEL_BYTES && !text.contains('\0');
+    let bad = labels
+        .iter()
+        .find(|(key, value)| key.is_empty() || !fits(key) || !fits(value));
+    match bad {
+        Some((key, _)) => invalid(format!(
+            "{key:?}: keys have 1 to {MAX_LABEL_BYTES} bytes, values at most as many, without NUL"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Checks an idle time against its bounds.
+///
+/// # Errors
+/// [`SessionError::Invalid`].
+pub fn check_idle(idle_timeout_s: Option<u64>) -> Result<(), SessionError> {
+    match idle_timeout_s {
+        Some(seconds) if !(MIN_IDLE_TIMEOUT_S..=MAX_TIMEOUT_S).contains(&seconds) => {
+            Err(SessionError::Invalid {
+                field: "idle_timeout_s",
+                problem: format!("{MIN_IDLE_TIMEOUT_S} to {MAX_TIMEOUT_S}"),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn default_template() -> Result<Name, SessionError> {

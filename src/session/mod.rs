@@ -1,18 +1,19 @@
 //! Floor 6: a session from admission to the last clean-up.
 //!
 //! ```text
-//!   Pending --Begin--> Starting --Linked--> Ready
-//!      |                  |                   |
-//!      +------------------+-------End---------+      (client, operator, deadline, launch failed,
-//!                         v                           sandbox died or missing, guest lost)
+//!   Pending --Begin--> Starting --Linked--> Ready <--Resume-- Paused
+//!      |                  |                   |  --Pause-->     |
+//!      +------------------+-------End---------+-----------------+   (client, operator, deadline, idle,
+//!                         v                           launch failed, sandbox died or missing, guest lost)
 //!                      Stopping --TornDown--> Stopped   if somebody wished it
 //!                                         \-> Failed    if nobody did
 //! ```
 //!
 //! *Who owns what.* One task, the [`runner`], owns one session: its record, its sandbox, its link
 //! directory and its link. Everybody else holds a [`handle`]: it reads what the runner publishes on
-//! a `watch` channel, asks it to end (which interrupts whatever it does), and runs programs over the
-//! current link without going through the runner. The [`manager`] owns the table of handles.
+//! a `watch` channel, asks it to end (which interrupts whatever it does), has [`wish`]es, which wait in
+//! a short queue, and runs programs over the current link without going through the runner. Whoever
+//! uses a session that is paused wakes it; who uses it, and since when nobody does, is its [`activity`]. The [`manager`] owns the table of handles.
 //!
 //! *What is kept when.* A change is written to the store before it is published, with its audit
 //! record in the same transaction. Only an end goes on without: a full disk must not keep a sandbox
@@ -22,6 +23,7 @@
 //! removes every sandbox and link directory that no such session owns. The runner adopts what runs,
 //! launches again what had not come to run, and ends what is gone.
 
+pub mod activity;
 pub mod guest;
 pub mod handle;
 pub mod launch;
@@ -33,6 +35,7 @@ pub mod runner;
 pub mod state;
 pub mod templates;
 pub mod usage;
+pub mod wish;
 
 use crate::audit::AuditError;
 use crate::base::id::SessionId;
@@ -78,6 +81,9 @@ pub enum SessionError {
     /// Too much runs in the session already. Try again later.
     #[error("{0} programs run in the session already")]
     Busy(usize),
+    /// More is asked of the session at once than can wait. Try again later.
+    #[error("too much is asked of the session at once")]
+    Overloaded,
     /// The daemon is stopping. Try again later.
     #[error("casemated is stopping")]
     Draining,
@@ -133,6 +139,7 @@ impl SessionError {
             Self::Full(_) => "too_many_sessions",
             Self::NotReady { .. } => "session_not_ready",
             Self::Busy(_) => "session_busy",
+            Self::Overloaded => "session_overloaded",
             Self::Draining => "draining",
             Self::Refused { code, .. } => code,
             Self::GuestGone(_) => "guest_gone",

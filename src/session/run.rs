@@ -62,7 +62,8 @@ impl SessionHandle {
             max_stderr_bytes: spec.max_output_bytes,
             ..asked(&spec)
         };
-        let process = self.guest().await?.start(process).await.map_err(failed)?;
+        let guest = self.guest().await?;
+        let process = guest.start(process).await.map_err(failed)?;
         let whole = limit + KILL_GRACE + LIMIT_SLACK;
         match tokio::time::timeout(whole, follow(process, spec.stdin, spec.max_output_bytes)).await
         {

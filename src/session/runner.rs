@@ -9,18 +9,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate_link::daemon::Link;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+use super::SessionError;
+use super::activity::Activity;
 use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
-use super::usage::{LOOK_EVERY, Looks};
+use super::usage::{Looks, look};
+use super::wish::{Change, Order, Wish};
 use crate::audit;
 use crate::base::chain::Chain;
+use crate::base::clock::Timestamp;
 use crate::model::event::{AuditEvent, Outcome, Stage};
+use crate::model::lease::{ACTIVE_STEP_S, Lease, OnTimeout};
 use crate::model::principal::Principal;
 use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxState};
 use crate::model::session::{Phase, Reason, Session};
@@ -59,6 +64,8 @@ struct Life {
     state: watch::Sender<Arc<Session>>,
     link: watch::Sender<Option<Link>>,
     looks: Looks,
+    wishes: mpsc::Receiver<Wish>,
+    activity: Activity,
     remains: Remains,
     intent: Option<audit::Intent>,
 }
@@ -77,6 +84,8 @@ impl Runner {
             state,
             link,
             mut end,
+            wishes,
+            activity,
             looks,
         } = ends;
         let leave = house.leave.clone();
@@ -90,6 +99,8 @@ impl Runner {
             state,
             link,
             looks,
+            wishes,
+            activity,
             remains,
             intent,
         };
@@ -103,14 +114,18 @@ impl Runner {
     }
 }
 
-/// Looks at what the sandbox uses, again and again. A guest that does not answer is looked at later.
-async fn look(link: &Link, looks: &Looks) -> Infallible {
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if let Ok(usage) = link.usage().await {
-            looks.add(usage);
-        }
-    }
+/// What happens to a session that is linked or paused.
+enum Turn {
+    /// The link is lost, or its guest is silent.
+    Gone,
+    /// The guest has come again.
+    Again(Link),
+    /// Its time is over, or it was idle for too long.
+    Over(Reason),
+    /// Somebody wishes something.
+    Asked(Wish),
+    /// It is time to write down that it is used.
+    Used,
 }
 
 /// Resolves when somebody asked for the end; never when nobody can ask any more.
@@ -121,6 +136,47 @@ async fn asked_to_end(end: &mut watch::Receiver<Option<End>>) -> End {
     };
     match asked {
         Some(end) => end,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when it is so late by the wall clock, which may jump.
+async fn over(house: &House, at: Timestamp) {
+    loop {
+        let left = at.since(house.clock.now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+    }
+}
+
+/// Resolves when the session was idle for as long as it may be.
+async fn idle(activity: &Activity, lease: &Lease) {
+    match lease.idle_timeout_s {
+        Some(seconds) => activity.idle_for(Duration::from_secs(seconds)).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the session is used, and that was last written down a while ago.
+async fn used(activity: &Activity, lease: &Lease) {
+    if lease.idle_timeout_s.is_none() {
+        return std::future::pending().await;
+    }
+    let step = Duration::from_secs(ACTIVE_STEP_S);
+    loop {
+        tokio::time::sleep(step).await;
+        if activity.idle() < step {
+            return;
+        }
+    }
+}
+
+/// Resolves when the link is gone; never when there is none.
+async fn closed(link: Option<&Link>) {
+    match link {
+        Some(link) => link.closed().await,
         None => std::future::pending().await,
     }
 }
@@ -136,38 +192,240 @@ impl Life {
 
     async fn bring_up_and_watch(&mut self, start: Start) -> Result<Infallible, End> {
         let (mut door, mut link) = match start {
-            Start::Admitted => self.launch().await?,
+            Start::Admitted => {
+                let (door, link) = self.launch().await?;
+                (door, Some(link))
+            }
             Start::Found(found) => self.take_up(found).await?,
             Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
         loop {
-            let Traces::Known(sandbox) = &self.remains.sandbox else {
-                return Err(End::new(
-                    Reason::Internal,
-                    "a linked session without a sandbox",
-                ));
+            link = match link {
+                link if self.session.status.phase == Phase::Paused => {
+                    self.rest(&mut door, link).await?
+                }
+                Some(link) => self.watch(&mut door, link).await?,
+                // A guest that lost the link dials again at once; one whose sandbox died does not.
+                None => Some(self.linked_again(&mut door).await?),
             };
+        }
+    }
+
+    /// Serves a session whose guest answers, until its link or its phase is another; the link then.
+    async fn watch(&mut self, door: &mut Door, link: Link) -> Result<Option<Link>, End> {
+        let sandbox = self.sandbox()?.clone();
+        while self.session.status.phase == Phase::Ready {
+            // Also after a pause that came to nothing.
             self.link.send_replace(Some(link.clone()));
-            let again = tokio::select! {
+            let lease = &self.session.lease;
+            let turn = tokio::select! {
                 biased;
-                end = self.deadline() => return Err(end),
-                () = link.closed() => None,
-                never = look(&link, &self.looks) => match never {},
-                again = door.guest_again(&self.house, sandbox) => Some(again),
+                () = over(&self.house, lease.ends_at) => Turn::Over(Reason::Deadline),
+                () = link.closed() => Turn::Gone,
+                () = look(&link, &self.looks) => Turn::Gone,
+                again = door.guest_again(&self.house, &sandbox) => Turn::Again(again),
+                Some(wish) = self.wishes.recv() => Turn::Asked(wish),
+                () = idle(&self.activity, lease) => Turn::Over(Reason::Idle),
+                () = used(&self.activity, lease) => Turn::Used,
             };
-            self.link.send_replace(None);
-            link.close();
-            if let Some(again) = again {
-                link = again;
-                continue;
+            match turn {
+                Turn::Gone => {
+                    self.link.send_replace(None);
+                    link.close();
+                    return Ok(None);
+                }
+                Turn::Again(again) => {
+                    self.link.send_replace(None);
+                    link.close();
+                    return Ok(Some(again));
+                }
+                Turn::Over(reason) => self.time_is_over(reason).await?,
+                Turn::Asked(wish) => self.obey(door, &mut None, wish).await?,
+                Turn::Used => {
+                    self.session.lease.active_at = Some(self.house.clock.now());
+                    self.keep(None).await?;
+                }
             }
-            // A guest that lost the link dials again at once; one whose sandbox died does not.
-            let patience = self.house.settings().reattach_timeout;
-            link = tokio::select! {
+        }
+        Ok(Some(link))
+    }
+
+    /// Waits until a session that is paused is woken; its link then. One that was paused before the daemon started has
+    /// no link until then.
+    async fn rest(&mut self, door: &mut Door, link: Option<Link>) -> Result<Option<Link>, End> {
+        let sandbox = self.sandbox()?.clone();
+        let mut link = link;
+        while self.session.status.phase == Phase::Paused {
+            let paused_at = self.session.lease.paused_at;
+            let longest = self.house.settings().max_paused;
+            let until = paused_at.unwrap_or(self.session.created_at).after(longest);
+            let turn = tokio::select! {
                 biased;
-                end = self.deadline() => return Err(end),
-                link = door.await_guest(&self.house, sandbox, patience) => link?,
+                () = over(&self.house, until) => {
+                    return Err(End::new(Reason::Deadline, "it was paused for as long as it may be"));
+                }
+                // A sandbox that dies takes its link with it; podman is only asked where there is none.
+                () = closed(link.as_ref()) => Turn::Gone,
+                end = launch::death_of(&self.house, &sandbox), if link.is_none() => return Err(end),
+                Some(wish) = self.wishes.recv() => Turn::Asked(wish),
             };
+            match turn {
+                Turn::Asked(wish) => self.obey(door, &mut link, wish).await?,
+                _ => link = None,
+            }
+        }
+        Ok(link)
+    }
+
+    /// Fulfils a wish, or says why not; an error ends the session.
+    async fn obey(
+        &mut self,
+        door: &mut Door,
+        link: &mut Option<Link>,
+        wish: Wish,
+    ) -> Result<(), End> {
+        let Wish { order, done } = wish;
+        let answer = match order {
+            Order::Pause(reason) => self.pause(reason).await?,
+            Order::Resume(timeout_s) => self.resume(door, link, timeout_s).await?,
+            Order::Change(change) => self.alter(change).await?,
+        };
+        // Whoever asked may be gone.
+        let _ = done.send(answer);
+        Ok(())
+    }
+
+    /// Stops the session, or pauses it, as it was asked for.
+    async fn time_is_over(&mut self, reason: Reason) -> Result<(), End> {
+        let end = End::new(
+            reason,
+            match reason {
+                Reason::Idle => "nobody used it for as long as it may be idle",
+                _ => "its time was over",
+            },
+        );
+        if self.session.lease.on_timeout == OnTimeout::Stop {
+            return Err(end);
+        }
+        // What cannot be paused is stopped: its time is over.
+        self.pause(reason).await?.map_err(|_| end)
+    }
+
+    /// Makes the sandbox stand still. It is written down first: a daemon that finds it standing still must know why.
+    async fn pause(&mut self, reason: Reason) -> Result<Result<(), SessionError>, End> {
+        if self.session.status.phase == Phase::Paused {
+            return Ok(Ok(()));
+        }
+        self.session.lease.paused_at = Some(self.house.clock.now());
+        self.link.send_replace(None);
+        self.change(Event::Pause { reason }).await?;
+        let sandbox = self.sandbox()?.clone();
+        let Err(error) = self.house.runtime.pause(&sandbox).await else {
+            return Ok(Ok(()));
+        };
+        // It may stand still all the same. Where nobody can tell, it is taken for what is written down.
+        if self.house.runtime.resume(&sandbox).await.is_ok() {
+            self.session.lease.paused_at = None;
+            self.change(Event::Resume).await?;
+        }
+        Ok(Err(SessionError::Runtime(error)))
+    }
+
+    /// Lets the sandbox go on, and waits for its guest.
+    async fn resume(
+        &mut self,
+        door: &mut Door,
+        link: &mut Option<Link>,
+        timeout_s: Option<u64>,
+    ) -> Result<Result<(), SessionError>, End> {
+        if let Err(error) = self.check_timeout(timeout_s) {
+            return Ok(Err(error));
+        }
+        if self.session.status.phase == Phase::Paused {
+            let sandbox = self.sandbox()?.clone();
+            if let Err(error) = self.house.runtime.resume(&sandbox).await {
+                return Ok(Err(SessionError::Runtime(error)));
+            }
+            let kept = link.take().filter(|link| !link.is_closed());
+            *link = if kept.is_some() {
+                kept
+            } else {
+                let patience = self.house.settings().reattach_timeout;
+                Some(door.await_guest(&self.house, &sandbox, patience).await?)
+            };
+            self.session.lease.paused_at = None;
+            self.last_for(timeout_s.unwrap_or(self.session.spec.timeout_s));
+            self.activity.touch();
+            self.change(Event::Resume).await?;
+        } else if let Some(timeout_s) = timeout_s {
+            self.last_for(timeout_s);
+            self.keep(None).await?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Gives the session other deadlines or labels.
+    async fn alter(&mut self, change: Change) -> Result<Result<(), SessionError>, End> {
+        if let Err(error) = self.check_timeout(change.timeout_s) {
+            return Ok(Err(error));
+        }
+        if change.timeout_s.is_some() && self.session.status.phase == Phase::Paused {
+            // Its time stands still; whoever wakes it says how much it has.
+            return Ok(Err(SessionError::NotReady {
+                phase: self.session.status.phase,
+                reason: self.session.status.reason,
+            }));
+        }
+        if let Some(timeout_s) = change.timeout_s {
+            self.last_for(timeout_s);
+        }
+        let lease = &mut self.session.lease;
+        if let Some(idle_timeout_s) = change.idle_timeout_s {
+            lease.idle_timeout_s = Some(idle_timeout_s).filter(|seconds| *seconds > 0);
+            self.activity.touch();
+        }
+        lease.on_timeout = change.on_timeout.unwrap_or(lease.on_timeout);
+        if let Some(labels) = change.labels {
+            self.session.spec.labels = labels;
+        }
+        self.keep(None).await?;
+        Ok(Ok(()))
+    }
+
+    fn check_timeout(&self, timeout_s: Option<u64>) -> Result<(), SessionError> {
+        let most = self.session.lease.max_timeout_s;
+        match timeout_s {
+            Some(timeout_s) if !(1..=most).contains(&timeout_s) => Err(SessionError::Invalid {
+                field: "timeout_s",
+                problem: format!("the session allows 1 to {most}"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn last_for(&mut self, timeout_s: u64) {
+        let now = self.house.clock.now();
+        self.session.lease.ends_at = now.after(Duration::from_secs(timeout_s));
+    }
+
+    /// The link of a guest that had lost it.
+    async fn linked_again(&mut self, door: &mut Door) -> Result<Link, End> {
+        let sandbox = self.sandbox()?.clone();
+        let patience = self.house.settings().reattach_timeout;
+        tokio::select! {
+            biased;
+            () = over(&self.house, self.session.lease.ends_at) => Err(End::new(Reason::Deadline, "its time was over")),
+            link = door.await_guest(&self.house, &sandbox, patience) => link,
+        }
+    }
+
+    fn sandbox(&self) -> Result<&SandboxId, End> {
+        match &self.remains.sandbox {
+            Traces::Known(sandbox) => Ok(sandbox),
+            _ => Err(End::new(
+                Reason::Internal,
+                "a linked session without a sandbox",
+            )),
         }
     }
 
@@ -201,9 +459,9 @@ impl Life {
 
     /// Takes up what a former daemon left: adopts a running sandbox, launches again what had not
     /// come to run, ends what is gone.
-    async fn take_up(&mut self, found: Vec<SandboxState>) -> Result<(Door, Link), End> {
+    async fn take_up(&mut self, found: Vec<SandboxState>) -> Result<(Door, Option<Link>), End> {
         match self.session.status.phase {
-            Phase::Pending | Phase::Starting | Phase::Ready => {}
+            Phase::Pending | Phase::Starting | Phase::Ready | Phase::Paused => {}
             Phase::Stopping | Phase::Stopped | Phase::Failed => {
                 // Its reason is in its status already; the first one stays.
                 return Err(End::new(Reason::Internal, "stopping already"));
@@ -215,7 +473,7 @@ impl Life {
         if let (Some(sandbox), true) = (running, self.session.status.phase != Phase::Pending) {
             return self.adopt(sandbox.id.clone()).await;
         }
-        if self.session.status.phase == Phase::Ready {
+        if matches!(self.session.status.phase, Phase::Ready | Phase::Paused) {
             return Err(match found.first() {
                 Some(dead) => End::new(
                     Reason::SandboxDied,
@@ -224,7 +482,10 @@ impl Life {
                         dead.exit_code.unwrap_or(-1)
                     ),
                 ),
-                None => End::new(Reason::SandboxMissing, "there was no sandbox to adopt"),
+                None => End::new(
+                    Reason::SandboxMissing,
+                    "there was no sandbox to adopt: none outlives a restart of the machine, paused or not",
+                ),
             });
         }
         let house = Arc::clone(&self.house);
@@ -233,16 +494,25 @@ impl Life {
             .await
             .map_err(|error| launch::failed(&error))?;
         self.session.sandbox = None;
-        self.launch().await
+        let (door, link) = self.launch().await?;
+        Ok((door, Some(link)))
     }
 
-    async fn adopt(&mut self, sandbox: SandboxId) -> Result<(Door, Link), End> {
+    async fn adopt(&mut self, sandbox: SandboxId) -> Result<(Door, Option<Link>), End> {
         let house = Arc::clone(&self.house);
         self.session.sandbox = Some(sandbox.clone());
         self.remains.sandbox = Traces::Known(sandbox.clone());
         let mut door = Door::reopen(&house.link_root, self.session.id)
             .await
             .map_err(|error| End::new(Reason::GuestLost, format!("reopen the link: {error}")))?;
+        if self.session.status.phase == Phase::Paused {
+            // It may have been written down and not done, or woken and not written down.
+            if let Err(error) = house.runtime.pause(&sandbox).await {
+                return Err(launch::refused(&error));
+            }
+            info!(session = %self.session.id, sandbox = %sandbox, "adopted a paused session");
+            return Ok((door, None));
+        }
         let patience = house.settings().reattach_timeout;
         let mut link = door.await_guest(&house, &sandbox, patience).await?;
         if self.session.status.phase == Phase::Starting {
@@ -252,46 +522,40 @@ impl Life {
         }
         self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
-        Ok((door, link))
+        Ok((door, Some(link)))
     }
 
     /// Has done in the sandbox what the template wants to be done before the session is ready; the link that lives then.
     async fn open_up(
-        &self,
+        &mut self,
         door: &mut Door,
         sandbox: &SandboxId,
         mut link: Link,
     ) -> Result<Link, End> {
-        let opening = Opening::begin(&self.session.spec);
+        let spec = self.session.spec.clone();
+        let opening = Opening::begin(&spec);
         loop {
             let again = tokio::select! {
                 biased;
-                end = self.deadline() => return Err(end),
+                () = over(&self.house, self.session.lease.ends_at) => {
+                    return Err(End::new(Reason::Deadline, "its time was over"));
+                }
                 settled = opening.settle(&link) => match settled {
-                    Ok(()) => return Ok(link),
+                    Ok(()) => break,
                     Err(Unready::Never(end)) => return Err(end),
                     Err(Unready::LinkLost) => None,
                 },
                 again = door.guest_again(&self.house, sandbox) => Some(again),
             };
             link.close();
-            let patience = self.house.settings().reattach_timeout;
             link = match again {
                 Some(again) => again,
-                None => door.await_guest(&self.house, sandbox, patience).await?,
+                None => self.linked_again(door).await?,
             };
         }
-    }
-
-    /// Resolves when the session's time is over by the wall clock.
-    async fn deadline(&self) -> End {
-        loop {
-            let left = self.session.ends_at.since(self.house.clock.now());
-            if left.is_zero() {
-                return End::new(Reason::Deadline, "its time was over");
-            }
-            tokio::time::sleep(left.min(CLOCK_LOOK)).await;
-        }
+        // Nobody could use it until now.
+        self.activity.touch();
+        Ok(link)
     }
 
     /// Applies an event that only the runner itself can cause, keeps and publishes the outcome.
@@ -322,7 +586,7 @@ impl Life {
         }
     }
 
-    async fn write(&self, from: Option<Phase>) -> Result<(), super::SessionError> {
+    async fn write(&self, from: Option<Phase>) -> Result<(), SessionError> {
         let record = from
             .map(|from| {
                 let event = AuditEvent::SessionPhase {
@@ -336,12 +600,12 @@ impl Life {
                     .record(Stage::Fact, &Principal::Daemon, id, event)
             })
             .transpose()
-            .map_err(super::SessionError::Audit)?;
+            .map_err(SessionError::Audit)?;
         self.house
             .store
             .update_session(self.session.clone(), record)
             .await
-            .map_err(super::SessionError::Store)
+            .map_err(SessionError::Store)
     }
 
     fn publish(&self) {

@@ -20,6 +20,13 @@ pub enum Event {
         /// Why, for people.
         message: Option<String>,
     },
+    /// Its sandbox shall stand still.
+    Pause {
+        /// Who or what wished it.
+        reason: Reason,
+    },
+    /// Its sandbox goes on.
+    Resume,
     /// Nothing of its sandbox is left.
     TornDown,
 }
@@ -62,19 +69,27 @@ pub fn apply(status: &Status, event: Event) -> Answer {
     };
     match (status.phase, event) {
         (Phase::Pending, Event::Begin) => to(Phase::Starting, None, None),
-        (Phase::Starting, Event::Linked) => to(Phase::Ready, None, None),
-        (Phase::Pending | Phase::Starting | Phase::Ready, Event::End { reason, message }) => {
-            to(Phase::Stopping, Some(reason), message)
+        (Phase::Starting, Event::Linked) | (Phase::Paused, Event::Resume) => {
+            to(Phase::Ready, None, None)
         }
+        (Phase::Ready, Event::Pause { reason }) => to(Phase::Paused, Some(reason), None),
+        (
+            Phase::Pending | Phase::Starting | Phase::Ready | Phase::Paused,
+            Event::End { reason, message },
+        ) => to(Phase::Stopping, Some(reason), message),
         (Phase::Starting, Event::Begin)
-        | (Phase::Ready, Event::Linked)
+        | (Phase::Ready, Event::Linked | Event::Resume)
+        | (Phase::Paused, Event::Pause { .. })
         | (Phase::Stopping | Phase::Stopped | Phase::Failed, Event::End { .. })
         | (Phase::Stopped | Phase::Failed, Event::TornDown) => Answer::AlreadySo,
         (Phase::Stopping, Event::TornDown) => {
             let phase = status.reason.map_or(Phase::Failed, end_of);
             to(phase, status.reason, status.message.clone())
         }
-        (phase, Event::Begin | Event::Linked | Event::TornDown) => Answer::Denied { phase },
+        (
+            phase,
+            Event::Begin | Event::Linked | Event::Pause { .. } | Event::Resume | Event::TornDown,
+        ) => Answer::Denied { phase },
     }
 }
 
@@ -97,6 +112,8 @@ mod tests {
             Just(Event::Begin),
             Just(Event::Linked),
             Just(Event::TornDown),
+            Just(Event::Resume),
+            proptest::sample::select(&Reason::ALL[..]).prop_map(|reason| Event::Pause { reason }),
             proptest::sample::select(&Reason::ALL[..]).prop_map(|reason| Event::End {
                 reason,
                 message: Some(reason.as_str().to_owned()),
@@ -105,12 +122,15 @@ mod tests {
     }
 
     /// The drawn arrows, by hand: the one place that says which phase may follow which.
-    const ARROWS: [(Phase, Phase); 7] = [
+    const ARROWS: [(Phase, Phase); 10] = [
         (Phase::Pending, Phase::Starting),
         (Phase::Pending, Phase::Stopping),
         (Phase::Starting, Phase::Ready),
         (Phase::Starting, Phase::Stopping),
+        (Phase::Ready, Phase::Paused),
         (Phase::Ready, Phase::Stopping),
+        (Phase::Paused, Phase::Ready),
+        (Phase::Paused, Phase::Stopping),
         (Phase::Stopping, Phase::Stopped),
         (Phase::Stopping, Phase::Failed),
     ];
@@ -161,6 +181,36 @@ mod tests {
     }
 
     #[test]
+    fn pausing_and_waking_are_told_from_what_is_so_already() {
+        let ready = Status {
+            phase: Phase::Ready,
+            ..admitted()
+        };
+        let pause = || Event::Pause {
+            reason: Reason::Idle,
+        };
+        let Answer::Changed(paused) = apply(&ready, pause()) else {
+            panic!("a ready session is not paused");
+        };
+        assert_eq!(
+            (paused.phase, paused.reason),
+            (Phase::Paused, Some(Reason::Idle))
+        );
+        assert_eq!(apply(&paused, pause()), Answer::AlreadySo);
+        let Answer::Changed(woken) = apply(&paused, Event::Resume) else {
+            panic!("a paused session is not woken");
+        };
+        assert_eq!((woken.phase, woken.reason), (Phase::Ready, None));
+        assert_eq!(apply(&woken, Event::Resume), Answer::AlreadySo);
+        let phase = Phase::Starting;
+        let starting = Status {
+            phase,
+            ..admitted()
+        };
+        assert_eq!(apply(&starting, pause()), Answer::Denied { phase });
+    }
+
+    #[test]
     fn what_nobody_wished_is_a_failure() {
         for reason in Reason::ALL {
             let stopping = Status {
@@ -172,7 +222,10 @@ mod tests {
             let Answer::Changed(last) = apply(&stopping, Event::TornDown) else {
                 panic!("{reason:?}");
             };
-            let wished = matches!(reason, Reason::Client | Reason::Operator | Reason::Deadline);
+            let wished = matches!(
+                reason,
+                Reason::Client | Reason::Operator | Reason::Deadline | Reason::Idle
+            );
             assert_eq!(last.phase == Phase::Stopped, wished, "{reason:?}");
         }
     }

@@ -5,9 +5,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use casemate_link::Usage;
+use casemate_link::daemon::{Link, LinkError};
+use tokio::time::Instant;
 
 /// Time between two looks. A look costs the sandbox a few milliseconds of processor time.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// Longest silence of a guest whose sandbox lives, before its link counts as gone: longer than a loaded machine
+/// keeps it waiting.
+const SILENCE: Duration = Duration::from_secs(90);
 
 /// Looks that are kept: half an hour.
 const KEPT: usize = 120;
@@ -37,6 +43,22 @@ impl Looks {
     pub(super) fn all(&self) -> Vec<Usage> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().cloned().collect()
+    }
+}
+
+/// Looks at what the sandbox uses, again and again; returns when its guest has not answered for too long. Death of
+/// the other side shows on the link itself: this finds a sandbox that lives and does not run any more.
+pub(super) async fn look(link: &Link, looks: &Looks) {
+    let mut answered = Instant::now();
+    while answered.elapsed() < SILENCE {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match link.usage().await {
+            Ok(usage) => looks.add(usage),
+            // A guest that knows no usage is asked how it is.
+            Err(LinkError::Refused { .. }) if link.health().await.is_ok() => {}
+            Err(_) => continue,
+        }
+        answered = Instant::now();
     }
 }
 

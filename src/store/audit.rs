@@ -35,9 +35,13 @@ impl Store {
                 let sql = StoreError::sql(doing);
                 let mut statement = db
                     .prepare_cached(if filter.session.is_some() {
-                        "SELECT * FROM audit WHERE session = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+                        "SELECT * FROM audit WHERE session = ?1 AND seq > ?2
+                            AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
+                          ORDER BY seq LIMIT ?3"
                     } else {
-                        "SELECT * FROM audit WHERE ?1 IS NULL AND seq > ?2 ORDER BY seq LIMIT ?3"
+                        "SELECT * FROM audit WHERE ?1 IS NULL AND seq > ?2
+                            AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
+                          ORDER BY seq LIMIT ?3"
                     })
                     .map_err(&sql)?;
                 let rows = statement
@@ -45,7 +49,8 @@ impl Store {
                         params![
                             filter.session.map(|id| id.to_string()),
                             filter.after,
-                            filter.limit
+                            filter.limit,
+                            serde_json::json!(filter.kinds).to_string()
                         ],
                         |row| Ok(read(row)),
                     )

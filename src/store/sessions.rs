@@ -6,6 +6,7 @@ use super::{Durability, Store, StoreError, audit};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::event::AuditRecord;
+use crate::model::lease::{Lease, OnTimeout};
 use crate::model::name::Name;
 use crate::model::query::SessionFilter;
 use crate::model::sandbox::{Limits, SandboxId};
@@ -39,7 +40,8 @@ pub enum Admission {
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
-    created_at, ready_at, ends_at, ended_at, template_version, setup";
+    created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, \
+    template_version, setup";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -79,7 +81,8 @@ impl Store {
                 }
                 db.prepare_cached(
                     "UPDATE sessions SET phase = ?2, reason = ?3, message = ?4, generation = ?5,
-                        sandbox = ?6, ready_at = ?7, ends_at = ?8, ended_at = ?9,
+                        sandbox = ?6, ready_at = ?7, ends_at = ?8, ended_at = ?9, labels = ?10,
+                        idle_timeout_s = ?11, on_timeout = ?12, active_at = ?13, paused_at = ?14,
                         env = CASE WHEN ?9 IS NULL THEN env ELSE '{}' END
                      WHERE id = ?1",
                 )
@@ -92,8 +95,13 @@ impl Store {
                         session.status.generation,
                         session.sandbox.as_ref().map(SandboxId::as_str),
                         session.ready_at.map(Timestamp::as_millis),
-                        session.ends_at.as_millis(),
+                        session.lease.ends_at.as_millis(),
                         session.ended_at.map(Timestamp::as_millis),
+                        serde_json::json!(session.spec.labels).to_string(),
+                        session.lease.idle_timeout_s,
+                        session.lease.on_timeout.as_str(),
+                        session.lease.active_at.map(Timestamp::as_millis),
+                        session.lease.paused_at.map(Timestamp::as_millis),
                     ])
                 })
                 .map(drop)
@@ -251,7 +259,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -277,8 +285,13 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             session.sandbox.as_ref().map(SandboxId::as_str),
             session.created_at.as_millis(),
             session.ready_at.map(Timestamp::as_millis),
-            session.ends_at.as_millis(),
+            session.lease.ends_at.as_millis(),
             session.ended_at.map(Timestamp::as_millis),
+            session.lease.max_timeout_s,
+            session.lease.idle_timeout_s,
+            session.lease.on_timeout.as_str(),
+            session.lease.active_at.map(Timestamp::as_millis),
+            session.lease.paused_at.map(Timestamp::as_millis),
             spec.template_version,
             serde_json::json!(spec.setup).to_string(),
         ])
@@ -367,7 +380,15 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
             .transpose()?,
         created_at: time(row, "created_at")?.ok_or("created_at")?,
         ready_at: time(row, "ready_at")?,
-        ends_at: time(row, "ends_at")?.ok_or("ends_at")?,
+        lease: Lease {
+            ends_at: time(row, "ends_at")?.ok_or("ends_at")?,
+            max_timeout_s: field(row, "max_timeout_s")?,
+            idle_timeout_s: field(row, "idle_timeout_s")?,
+            on_timeout: OnTimeout::parse(&field::<String>(row, "on_timeout")?)
+                .ok_or("on_timeout")?,
+            active_at: time(row, "active_at")?,
+            paused_at: time(row, "paused_at")?,
+        },
         ended_at: time(row, "ended_at")?,
     })
 }
@@ -413,7 +434,14 @@ mod tests {
             sandbox: None,
             created_at: now,
             ready_at: None,
-            ends_at: now,
+            lease: Lease {
+                ends_at: now,
+                max_timeout_s: 3600,
+                idle_timeout_s: Some(30),
+                on_timeout: OnTimeout::Pause,
+                active_at: None,
+                paused_at: None,
+            },
             ended_at: None,
         }
     }

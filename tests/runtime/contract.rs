@@ -118,6 +118,7 @@ pub async fn contract(bench: &Bench<'_>) {
         an_unknown_image_is_missing(bench).await;
         a_session_has_one_sandbox(bench).await;
         exec_tells_exit_code_and_output(bench).await;
+        what_stands_still_goes_on_and_can_be_removed(bench).await;
         a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench).await;
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
@@ -247,6 +248,32 @@ async fn a_session_has_one_sandbox(bench: &Bench<'_>) {
     assert_eq!(bench.phase(&first).await, None);
     assert_eq!(bench.phase(&second).await, Some(SandboxPhase::Created));
     bench.runtime.remove(&second).await.unwrap();
+}
+
+async fn what_stands_still_goes_on_and_can_be_removed(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let id = runtime.create(&bench.spec()).await.unwrap();
+    let refused = |result: Result<(), RuntimeError>| {
+        assert!(
+            matches!(result, Err(RuntimeError::Failed { .. })),
+            "{result:?}"
+        );
+    };
+    refused(runtime.pause(&id).await);
+    runtime.start(&id).await.unwrap();
+    for _ in 0..2 {
+        runtime.pause(&id).await.unwrap();
+    }
+    assert_eq!(bench.phase(&id).await, Some(SandboxPhase::Running));
+    for _ in 0..2 {
+        runtime.resume(&id).await.unwrap();
+    }
+    let outcome = runtime.exec(&id, &["echo", "a"]).await.unwrap();
+    assert_eq!(&outcome.output[..], b"a\n");
+    runtime.pause(&id).await.unwrap();
+    runtime.remove(&id).await.unwrap();
+    assert_eq!(bench.phase(&id).await, None);
+    refused(runtime.resume(&id).await);
 }
 
 async fn exec_tells_exit_code_and_output(bench: &Bench<'_>) {

@@ -86,9 +86,7 @@ async fn a_door_that_a_crash_left_half_built_is_built_again() {
         let mut bench = Bench::new();
         bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
         let session = bench.create().await;
-        while bench.runtime.calls(FakeCall::Create) == 0 {
-            tokio::task::yield_now().await;
-        }
+        bench.asked(FakeCall::Create).await;
         bench.sessions.leave_all(PATIENCE).await;
         let (directory, token) = bench.door_of(&session);
         std::fs::remove_dir_all(&directory).unwrap();

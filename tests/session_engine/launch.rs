@@ -7,7 +7,7 @@ use casemate::model::session::{Phase, Reason};
 use casemate::runtime::fake::{FakeCall, FakeFailure, FakeRuntime};
 use casemate::session::launch::End;
 
-use crate::{Bench, IMAGE, PATIENCE};
+use crate::{Bench, IMAGE};
 
 fn by_client() -> End {
     End {
@@ -90,9 +90,7 @@ async fn a_sandbox_that_dies_before_it_links_fails_at_once() {
         .await;
     let sandbox = starting.sandbox.clone().unwrap();
     // It can only die once it runs.
-    while bench.runtime.calls(FakeCall::Wait) == 0 {
-        tokio::task::yield_now().await;
-    }
+    bench.asked(FakeCall::Wait).await;
     bench.runtime.die(&sandbox, 3);
     let ended = bench.ended(&session).await;
     assert_eq!(ended.status.reason, Some(Reason::LaunchFailed));
@@ -113,14 +111,8 @@ async fn ending_interrupts_whatever_a_launch_is_doing() {
         let bench = Bench::new();
         bench.runtime.fail(call, 1, FakeFailure::Hangs);
         let session = bench.create().await;
-        while bench.runtime.calls(call) == 0 {
-            tokio::task::yield_now().await;
-        }
-        let ended = bench
-            .sessions
-            .end(session.id, Reason::Client, PATIENCE)
-            .await
-            .unwrap();
+        bench.asked(call).await;
+        let ended = bench.end(&session).await;
         assert_eq!(ended.status.phase, Phase::Stopped, "{call:?}");
         bench.nothing_is_left();
     }
@@ -133,15 +125,9 @@ async fn a_sandbox_that_is_made_while_its_session_ends_is_not_forgotten() {
     let bench = Bench::new();
     bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Late);
     let session = bench.create().await;
-    while bench.runtime.calls(FakeCall::Create) == 0 {
-        tokio::task::yield_now().await;
-    }
+    bench.asked(FakeCall::Create).await;
     assert_eq!(bench.runtime.count(), 0);
-    let ended = bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    let ended = bench.end(&session).await;
     assert_eq!(ended.status.phase, Phase::Stopped);
     while bench.runtime.made() == 0 {
         tokio::task::yield_now().await;

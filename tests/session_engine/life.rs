@@ -30,20 +30,12 @@ async fn a_session_lives_and_leaves_nothing() {
         .link(PATIENCE)
         .await
         .unwrap();
-    let ended = bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    let ended = bench.end(&session).await;
     assert_eq!(ended.status.phase, Phase::Stopped);
     assert_eq!(ended.status.reason, Some(Reason::Client));
     assert_eq!(ended.sandbox, None);
     bench.nothing_is_left();
-    let again = bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    let again = bench.end(&session).await;
     assert_eq!(again.ended_at, ended.ended_at);
 }
 
@@ -51,11 +43,7 @@ async fn a_session_lives_and_leaves_nothing() {
 async fn every_phase_is_recorded_with_the_creation_s_intent_and_outcome() {
     let bench = Bench::new();
     let session = bench.ready().await;
-    bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    bench.end(&session).await;
     let records = bench.audit().await;
     let phases: Vec<_> = records
         .iter()
@@ -92,11 +80,7 @@ async fn a_clean_up_that_fails_is_tried_again() {
     bench
         .runtime
         .fail(FakeCall::Remove, 2, FakeFailure::AnswerLost);
-    let ended = bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    let ended = bench.end(&session).await;
     assert_eq!(ended.status.phase, Phase::Stopped);
     assert_eq!(bench.runtime.calls(FakeCall::Remove), 3);
     bench.nothing_is_left();
@@ -133,7 +117,7 @@ async fn a_session_ends_when_its_time_is_over() {
     let ended = bench.ended(&session).await;
     assert_eq!(ended.status.phase, Phase::Stopped);
     assert_eq!(ended.status.reason, Some(Reason::Deadline));
-    assert!(ended.ended_at.unwrap() >= ended.ends_at);
+    assert!(ended.ended_at.unwrap() >= ended.lease.ends_at);
     bench.nothing_is_left();
 }
 

@@ -4,6 +4,7 @@
 
 mod door;
 mod launch;
+mod lease;
 mod life;
 mod next_daemon;
 mod ready;
@@ -21,11 +22,11 @@ use casemate::model::name::Name;
 use casemate::model::principal::Principal;
 use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
-use casemate::model::session::{Phase, Session};
+use casemate::model::session::{Phase, Reason, Session};
 use casemate::model::settings::SessionsConfig;
 use casemate::model::template::{Origin, Template, TemplateSpec};
 use casemate::runtime::SandboxRuntime;
-use casemate::runtime::fake::{FakeRuntime, Running};
+use casemate::runtime::fake::{FakeCall, FakeRuntime, Running};
 use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts, Sessions, Settings, is_settled};
 use casemate::store::Store;
@@ -132,6 +133,22 @@ impl Bench {
         let session = self.until(&session, is_settled).await;
         assert_eq!(session.status.phase, Phase::Ready, "{:?}", session.status);
         session
+    }
+
+    /// Waits until the runtime was asked for this.
+    async fn asked(&self, call: FakeCall) {
+        let asked = async {
+            while self.runtime.calls(call) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    }
+
+    /// Ends a session as its client would.
+    async fn end(&self, session: &Session) -> Arc<Session> {
+        let ended = self.sessions.end(session.id, Reason::Client, PATIENCE);
+        ended.await.unwrap()
     }
 
     async fn ended(&self, session: &Session) -> Arc<Session> {

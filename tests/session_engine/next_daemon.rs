@@ -27,11 +27,7 @@ async fn the_next_daemon_adopts_what_runs() {
     handle.link(PATIENCE).await.unwrap();
     assert_eq!(handle.snapshot().sandbox, session.sandbox);
     assert_eq!(handle.snapshot().status, session.status);
-    bench
-        .sessions
-        .end(session.id, Reason::Client, PATIENCE)
-        .await
-        .unwrap();
+    bench.end(&session).await;
     bench.nothing_is_left();
 }
 
@@ -85,9 +81,7 @@ async fn a_launch_that_a_crash_interrupted_is_begun_again() {
         let mut bench = Bench::new();
         bench.runtime.fail(call, 1, FakeFailure::Hangs);
         let session = bench.create().await;
-        while bench.runtime.calls(call) == 0 {
-            tokio::task::yield_now().await;
-        }
+        bench.asked(call).await;
         bench.sessions.leave_all(PATIENCE).await;
         bench.next_daemon();
         bench.sessions.reconcile().await.unwrap();
@@ -100,11 +94,7 @@ async fn a_launch_that_a_crash_interrupted_is_begun_again() {
         );
         assert_eq!(bench.runtime.count(), 1);
         assert_eq!(bench.doors().len(), 1);
-        bench
-            .sessions
-            .end(session.id, Reason::Client, PATIENCE)
-            .await
-            .unwrap();
+        bench.end(&session).await;
         bench.nothing_is_left();
     }
 }
@@ -133,9 +123,7 @@ async fn a_session_keeps_the_word_on_root_that_its_template_had_when_it_began() 
         bench.sessions.reload(then);
         bench.runtime.fail(FakeCall::Create, 1, FakeFailure::Hangs);
         let session = bench.create().await;
-        while bench.runtime.calls(FakeCall::Create) == 0 {
-            tokio::task::yield_now().await;
-        }
+        bench.asked(FakeCall::Create).await;
         bench.sessions.leave_all(PATIENCE).await;
         // The next daemon has to build the sandbox, and its template says otherwise.
         bench.next_daemon();

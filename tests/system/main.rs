@@ -24,6 +24,7 @@ mod files;
 mod http_door;
 mod life;
 mod other_runtimes;
+mod pause;
 mod podman_trouble;
 mod processes;
 mod programs;

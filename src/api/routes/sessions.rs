@@ -3,7 +3,7 @@
 use http::Method;
 
 use crate::api::route::{Answer, Request, Route, parameter, schema_of};
-use crate::api::v1::{run, sessions};
+use crate::api::v1::{lease, run, sessions};
 
 pub(super) const ROUTES: &[Route] = &[
     Route::new(
@@ -56,6 +56,45 @@ pub(super) const ROUTES: &[Route] = &[
         "It still stops.",
         Answer::Json(schema_of::<sessions::SessionView>),
     )])
+    .failures(&[404]),
+    Route::new(
+        Method::PATCH,
+        "/v1/sessions/{id}",
+        "change_session",
+        "Give a session other deadlines or labels.",
+        |call| Box::pin(lease::change(call)),
+    )
+    .request(Request::Json(schema_of::<lease::ChangeSession>))
+    .answer(200, Answer::Json(schema_of::<sessions::SessionView>))
+    .failures(&[404, 409]),
+    Route::new(
+        Method::POST,
+        "/v1/sessions/{id}/pause",
+        "pause_session",
+        "Make a session stand still; whoever uses it wakes it. Paused already is success.",
+        |call| Box::pin(lease::pause(call)),
+    )
+    .answer(200, Answer::Json(schema_of::<sessions::SessionView>))
+    .failures(&[404, 409, 502]),
+    Route::new(
+        Method::POST,
+        "/v1/sessions/{id}/resume",
+        "resume_session",
+        "Wake a session, or let one that is awake go on for longer.",
+        |call| Box::pin(lease::resume(call)),
+    )
+    .request(Request::Json(schema_of::<lease::ResumeSession>))
+    .answer(200, Answer::Json(schema_of::<sessions::SessionView>))
+    .failures(&[404, 409, 502]),
+    Route::new(
+        Method::GET,
+        "/v1/sessions/{id}/events",
+        "session_events",
+        "What happens to a session, from its beginning, as it happens; ends with the session.",
+        |call| Box::pin(lease::events(call)),
+    )
+    .headers(&[parameter("Last-Event-ID", "Go on after this event.")])
+    .answer(200, Answer::Events(schema_of::<lease::PhaseView>))
     .failures(&[404]),
     Route::new(
         Method::POST,

@@ -7,8 +7,7 @@ use http_body_util::BodyExt;
 use super::{Door, get, problem};
 use crate::api::error::Problem;
 use crate::api::route::{Answer, Call, Reply, schema_of};
-use crate::api::sse;
-use crate::api::sse::SseEvent;
+use crate::api::sse::{self, SseEvent};
 
 /// Counts from after the last event that the client has seen.
 pub(super) async fn count(call: &Call) -> Result<Reply, Problem> {

@@ -1,6 +1,7 @@
 //! Files on the wire: bytes with parts, entity tags and metadata; everything else as JSON.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use casemate_link::daemon::Watch;
 use casemate_link::file::{
@@ -22,6 +23,7 @@ use crate::app::{AppError, Download};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::principal::Principal;
+use crate::session::activity::Use;
 use crate::session::guest::failed;
 
 /// What the names of headers with metadata begin with.
@@ -460,13 +462,13 @@ pub(crate) async fn watch(call: &Call) -> Result<Reply, Problem> {
     Ok(sse::reply(call.stop.clone(), events(watch)))
 }
 
-fn events(watch: Watch) -> impl Stream<Item = Result<SseEvent, BoxError>> + Send {
-    futures_util::stream::unfold(watch, async |mut watch| {
+fn events(watch: (Watch, Arc<Use>)) -> impl Stream<Item = Result<SseEvent, BoxError>> + Send {
+    futures_util::stream::unfold(watch, async |(mut watch, using)| {
         let event = match watch.next().await? {
             Ok(event) => told(event),
             Err(error) => Err(AppError::Session(failed(error)).into()),
         };
-        Some((event, watch))
+        Some((event, (watch, using)))
     })
 }
 

@@ -4,6 +4,7 @@ pub(super) mod archive;
 pub(super) mod audit;
 pub(super) mod files;
 pub(super) mod health;
+pub(super) mod lease;
 pub(super) mod processes;
 mod program;
 pub(super) mod run;

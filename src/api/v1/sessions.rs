@@ -13,6 +13,7 @@ use crate::api::route::{Call, Reply};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::image::ImageDigest;
+use crate::model::lease::OnTimeout;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::query::SessionFilter;
@@ -41,6 +42,12 @@ pub(crate) struct CreateSession {
     workdir: Option<String>,
     /// Lifetime in seconds.
     timeout_s: Option<u64>,
+    /// How long it may be idle, in seconds: without a call that runs or a stream that is open. As long as it lives when
+    /// absent.
+    idle_timeout_s: Option<u64>,
+    /// What happens when its time is over, or it was idle for too long.
+    #[serde(default)]
+    on_timeout: OnTimeout,
     /// What it may use; the template's where absent.
     #[serde(default)]
     limits: WantedLimits,
@@ -74,10 +81,14 @@ pub(crate) struct SessionView {
     timeout_s: u64,
     /// On which ports its services listen, as the template declares.
     ports: Vec<u16>,
+    idle_timeout_s: Option<u64>,
+    on_timeout: OnTimeout,
     created_at: Timestamp,
     ready_at: Option<Timestamp>,
-    /// When it will be stopped.
+    /// When its time is over. While it is paused, time stands still.
     ends_at: Timestamp,
+    /// Since when it is paused.
+    paused_at: Option<Timestamp>,
     ended_at: Option<Timestamp>,
 }
 
@@ -97,9 +108,12 @@ impl From<&Session> for SessionView {
             limits: session.spec.limits,
             timeout_s: session.spec.timeout_s,
             ports: session.spec.setup.ports.clone(),
+            idle_timeout_s: session.lease.idle_timeout_s,
+            on_timeout: session.lease.on_timeout,
             created_at: session.created_at,
             ready_at: session.ready_at,
-            ends_at: session.ends_at,
+            ends_at: session.lease.ends_at,
+            paused_at: session.lease.paused_at,
             ended_at: session.ended_at,
         }
     }
@@ -131,6 +145,8 @@ pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
         env: wanted.env,
         workdir: wanted.workdir,
         timeout_s: wanted.timeout_s,
+        idle_timeout_s: wanted.idle_timeout_s,
+        on_timeout: wanted.on_timeout,
         limits: wanted.limits,
     };
     let created = call

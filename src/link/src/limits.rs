@@ -76,13 +76,6 @@ pub const MAX_RESET_STREAMS: usize = 1024;
 /// Protocol errors that HTTP/2 answers with a stream reset before it ends the connection.
 pub const MAX_ERROR_RESETS: usize = 1024;
 
-/// Time between keep-alive pings, also on an idle link. Death of the other side shows as an end of file at once; the
-/// ping finds a sandbox that lives but does not run any more.
-pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// Time for the answer to a keep-alive ping before the link counts as gone.
-pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
-
 // --- Frames of a process stream --------------------------------------------------------------------------------------
 
 /// Bytes before each frame's payload: one of kind, four of length.

@@ -91,9 +91,6 @@ impl Link {
             .max_concurrent_reset_streams(limits::MAX_RESET_STREAMS)
             .max_pending_accept_reset_streams(limits::MAX_RESET_STREAMS)
             .max_local_error_reset_streams(limits::MAX_ERROR_RESETS)
-            .keep_alive_interval(limits::KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(limits::KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream));
         let opened = in_time(limits::HANDSHAKE_DEADLINE, async {
             opening.await.map_err(|_| LinkError::Gone)

@@ -2,11 +2,14 @@
 
 pub mod wire;
 
+use std::collections::BTreeMap;
+
 use casemate::base::id::SessionId;
 use casemate::model::name::Name;
 use casemate::model::session::Phase;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{Args, Subcommand};
+use http::Method;
 use serde_json::{Value, json};
 
 use self::wire::{Limits, NewSession, Page, SessionView};
@@ -30,6 +33,23 @@ pub enum Command {
     },
     /// Make a session and print its ID when it is ready
     Create(Box<Create>),
+    /// Make a session stand still; whoever uses it wakes it
+    Pause {
+        /// Which
+        #[arg(value_name = "ID")]
+        id: SessionId,
+    },
+    /// Wake a session, or let one that is awake go on for longer
+    Resume {
+        /// Which
+        #[arg(value_name = "ID")]
+        id: SessionId,
+        /// End it after so many seconds from now
+        #[arg(long, value_name = "S", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+        timeout: Option<u64>,
+    },
+    /// Give a session other deadlines or labels
+    Set(Set),
     /// End sessions; one that has ended already is no failure
     Stop {
         /// Which
@@ -87,6 +107,12 @@ pub struct Create {
     /// End the session after so many seconds
     #[arg(long, value_name = "S", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     timeout: Option<u64>,
+    /// End the session when nobody has used it for so many seconds
+    #[arg(long, value_name = "S", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    idle_timeout: Option<u64>,
+    /// What happens when its time is over, or it was idle for too long
+    #[arg(long, value_parser = ["stop", "pause"])]
+    on_timeout: Option<String>,
     /// Memory of the whole sandbox
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     memory_bytes: Option<u64>,
@@ -102,6 +128,66 @@ pub struct Create {
     /// Do not wait until the session is ready
     #[arg(long)]
     no_wait: bool,
+}
+
+/// Options of `casemate session set`.
+#[derive(Args)]
+#[group(id = "changes", required = true, multiple = true, args = ["timeout", "idle_timeout", "on_timeout", "labels"])]
+pub struct Set {
+    /// Which
+    #[arg(value_name = "ID")]
+    id: SessionId,
+    /// End it after so many seconds from now
+    #[arg(long, value_name = "S", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    timeout: Option<u64>,
+    /// End it when nobody has used it for so many seconds; 0: never
+    #[arg(long, value_name = "S")]
+    idle_timeout: Option<u64>,
+    /// What happens when its time is over, or it was idle for too long
+    #[arg(long, value_parser = ["stop", "pause"])]
+    on_timeout: Option<String>,
+    /// For people and filters, instead of all that it has; may be repeated
+    #[arg(long = "label", value_name = "k=v", value_parser = pair)]
+    labels: Vec<(String, String)>,
+}
+
+impl Set {
+    async fn execute(self, context: &Context) -> Result<(), Failure> {
+        let mut body = serde_json::Map::new();
+        body.extend(self.timeout.map(|s| ("timeout_s".to_owned(), json!(s))));
+        body.extend(
+            self.idle_timeout
+                .map(|s| ("idle_timeout_s".to_owned(), json!(s))),
+        );
+        body.extend(
+            self.on_timeout
+                .map(|word| ("on_timeout".to_owned(), json!(word))),
+        );
+        if !self.labels.is_empty() {
+            let labels: BTreeMap<_, _> = self.labels.into_iter().collect();
+            body.insert("labels".to_owned(), json!(labels));
+        }
+        put(context, Method::PATCH, self.id, "", &Value::Object(body)).await
+    }
+}
+
+/// Asks for something to be done with a session, and shows the session then.
+async fn put(
+    context: &Context,
+    method: Method,
+    id: SessionId,
+    what: &str,
+    body: &Value,
+) -> Result<(), Failure> {
+    let call = Call::new(method, format!("/v1/sessions/{id}{what}"))
+        .json(body.to_string().into_bytes())
+        .within(wire::CHANGE_DEADLINE);
+    let client = context.client()?;
+    let answer = client.call(call).await?;
+    if context.json {
+        return output::json(&client.read::<Value>(&answer)?);
+    }
+    output::fields(&details(client.read(&answer)?))
 }
 
 impl From<Wanted> for NewSession {
@@ -129,6 +215,15 @@ impl Command {
                 output::fields(&details(client.read(&answer)?))
             }
             Self::Create(create) => create.execute(context).await,
+            Self::Pause { id } => put(context, Method::POST, id, "/pause", &json!({})).await,
+            Self::Resume { id, timeout } => {
+                let body = match timeout {
+                    Some(timeout) => json!({"timeout_s": timeout}),
+                    None => json!({}),
+                };
+                put(context, Method::POST, id, "/resume", &body).await
+            }
+            Self::Set(set) => set.execute(context).await,
             Self::Stop { ids } => stop(context, ids).await,
         }
     }
@@ -170,6 +265,8 @@ impl Create {
             env: environment(self.env, own)?,
             workdir: self.workdir,
             timeout_s: self.timeout,
+            idle_timeout_s: self.idle_timeout,
+            on_timeout: self.on_timeout,
             limits: limits.wanted(),
             wait: self.no_wait.then_some(false),
             ..NewSession::from(self.wanted)
@@ -271,6 +368,12 @@ fn details(session: SessionView) -> Vec<(&'static str, String)> {
         ("created", session.created_at),
         ("ready", or_absent(session.ready_at)),
         ("ends", session.ends_at),
+        ("paused", or_absent(session.paused_at)),
+        (
+            "idle for",
+            or_absent(session.idle_timeout_s.map(|s| format!("at most {s} s"))),
+        ),
+        ("on timeout", or_absent(session.on_timeout)),
         ("ended", or_absent(session.ended_at)),
     ]
 }

@@ -19,6 +19,9 @@ use crate::http::{Answer, Call, Client};
 /// Longer than the daemon waits for a session to come up (120 s).
 const CREATE_DEADLINE: Duration = Duration::from_secs(150);
 
+/// Longer than the daemon waits for a session to wake (60 s).
+pub const CHANGE_DEADLINE: Duration = Duration::from_secs(75);
+
 /// Longer than the daemon waits for a session to end (30 s).
 const STOP_DEADLINE: Duration = Duration::from_secs(45);
 
@@ -37,6 +40,10 @@ pub struct NewSession {
     pub workdir: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout_s: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +86,12 @@ pub struct SessionView {
     pub created_at: String,
     pub ready_at: Option<String>,
     pub ends_at: String,
+    #[serde(default)]
+    pub paused_at: Option<String>,
+    #[serde(default)]
+    pub idle_timeout_s: Option<u64>,
+    #[serde(default)]
+    pub on_timeout: Option<String>,
     pub ended_at: Option<String>,
 }
 

@@ -1,31 +1,16 @@
-//! What the guest promises, kept over a real link. Nothing here needs a sandbox.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failed test is a panic"
-)]
-
-mod support;
+//! What the guest promises of programs, kept over a real link.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use casemate_link::ProcessSpec;
-use casemate_link::daemon::{LinkError, LinkListener, ProcessEvent};
+use casemate_link::daemon::{LinkError, ProcessEvent};
 use casemate_link::refusal::code;
-use support::{
-    Bench, TOKEN, children_of, finish, first_line, lives, pattern, run, shell, soon, spec, until,
-    write_token, zombies_of,
-};
 
-async fn refusal(link: &casemate_link::daemon::Link, spec: ProcessSpec) -> String {
-    match link.start(spec).await {
-        Err(LinkError::Refused { code, .. }) => code,
-        other => panic!("{other:?}"),
-    }
-}
+use crate::support::{
+    Bench, children_of, finish, first_line, lives, pattern, refused, run, shell, soon, spec, until,
+    zombies_of,
+};
 
 #[tokio::test]
 async fn output_comes_apart_and_as_bytes() {
@@ -151,7 +136,7 @@ async fn what_is_left_in_the_background_lives_on_and_does_not_hold_the_answer_up
     let (_bench, link) = Bench::start().await;
     let began = Instant::now();
     let outcome = run(&link, shell("sleep 1000 & echo $!; exit 3")).await;
-    assert!(began.elapsed() < support::PATIENCE);
+    assert!(began.elapsed() < crate::support::PATIENCE);
     assert_eq!(outcome.exit.exit_code, Some(3));
     let child: u32 = String::from_utf8(outcome.stdout)
         .unwrap()
@@ -230,86 +215,6 @@ async fn dropping_the_stream_kills_the_group() {
 }
 
 #[tokio::test]
-async fn losing_the_link_kills_its_processes_and_the_guest_dials_again() {
-    let (mut bench, link) = Bench::start().await;
-    let mut process = link.start(shell("echo up; exec sleep 1000")).await.unwrap();
-    first_line(&mut process).await;
-    let pid = process.pid;
-    link.close();
-    soon(link.closed()).await;
-    assert!(link.is_closed());
-    assert!(matches!(
-        soon(process.next()).await,
-        Some(Err(LinkError::Gone))
-    ));
-    assert!(soon(process.next()).await.is_none());
-    assert!(matches!(
-        link.start(spec(&["true"])).await,
-        Err(LinkError::Gone)
-    ));
-    until("the process is gone", || !lives(pid)).await;
-    let link = bench.accept().await;
-    assert_eq!(run(&link, spec(&["true"])).await.exit.exit_code, Some(0));
-}
-
-#[tokio::test]
-async fn a_daemon_that_restarts_is_found_again() {
-    let (mut bench, link) = Bench::start().await;
-    let Bench { listener, dir, .. } = &mut bench;
-    let rebound = {
-        link.close();
-        // Nobody may listen at the path while it is bound again.
-        drop(listener.take());
-        soon(LinkListener::bind(dir.path())).await.unwrap()
-    };
-    bench.listener = Some(rebound);
-    let began = Instant::now();
-    let link = bench.accept().await;
-    assert!(began.elapsed() < Duration::from_secs(10));
-    assert_eq!(run(&link, spec(&["true"])).await.exit.exit_code, Some(0));
-}
-
-#[tokio::test]
-async fn the_token_is_read_once_and_the_directory_is_not_looked_up_again() {
-    let (mut bench, link) = Bench::start().await;
-    let (dir, moved) = (
-        bench.dir.path().to_owned(),
-        bench.dir.path().with_extension("moved"),
-    );
-    std::fs::remove_file(dir.join("token")).unwrap();
-    // Whoever may rename the directory puts a trap in its place.
-    std::fs::rename(&dir, &moved).unwrap();
-    std::fs::create_dir(&dir).unwrap();
-    write_token(&dir, TOKEN);
-    let trap = std::os::unix::net::UnixListener::bind(dir.join("link.sock")).unwrap();
-    trap.set_nonblocking(true).unwrap();
-    for _ in 0..2 {
-        link.close();
-        let again = bench.accept().await;
-        assert_eq!(run(&again, spec(&["true"])).await.exit.exit_code, Some(0));
-        again.close();
-    }
-    let nobody = trap.accept().unwrap_err();
-    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
-    std::fs::remove_dir_all(&dir).unwrap();
-    std::fs::rename(&moved, &dir).unwrap();
-}
-
-#[tokio::test]
-async fn a_wrong_token_is_refused_until_it_is_right() {
-    let mut bench = Bench::start_with_token(&"f".repeat(32)).await;
-    for _ in 0..3 {
-        let rejected = soon(bench.listener.as_mut().unwrap().accept_one(&bench.token)).await;
-        assert!(matches!(rejected, Err(LinkError::Rejected { .. })));
-    }
-    write_token(bench.dir.path(), TOKEN);
-    let link = bench.accept().await;
-    assert_eq!(run(&link, spec(&["true"])).await.exit.exit_code, Some(0));
-    let log = std::fs::read_to_string(bench.dir.path().join("guest.log")).unwrap();
-    assert!(!log.contains(TOKEN) && !log.contains("ffff"), "{log}");
-}
-
-#[tokio::test]
 async fn two_hundred_processes_run_at_once() {
     let (_bench, link) = Bench::start().await;
     let mut tasks = tokio::task::JoinSet::new();
@@ -345,7 +250,7 @@ async fn processes_may_be_dropped_by_the_hundred() {
             drop(tokio::time::timeout(Duration::from_millis(1), link.start(spec(&["cat"]))).await);
         }
     }
-    let deadline = Instant::now() + support::PATIENCE;
+    let deadline = Instant::now() + crate::support::PATIENCE;
     while link.health().await.unwrap().processes > 0 {
         assert!(Instant::now() < deadline);
     }
@@ -374,27 +279,33 @@ async fn each_reason_not_to_start_has_its_code() {
         spec
     };
     assert_eq!(
-        refusal(&link, spec(&["no-such-program"])).await,
+        refused(link.start(spec(&["no-such-program"])).await),
         code::NOT_FOUND
     );
     assert_eq!(
-        refusal(&link, spec(&["/no/such/program"])).await,
+        refused(link.start(spec(&["/no/such/program"])).await),
         code::NOT_FOUND
     );
     assert_eq!(
-        refusal(&link, spec(&[plain.to_str().unwrap()])).await,
+        refused(link.start(spec(&[plain.to_str().unwrap()])).await),
         code::PERMISSION_DENIED
     );
     assert_eq!(
-        refusal(&link, changed(|s| s.cwd = Some("/no/such".into()))).await,
+        refused(
+            link.start(changed(|s| s.cwd = Some("/no/such".into())))
+                .await
+        ),
         code::BAD_WORKDIR
     );
     assert_eq!(
-        refusal(&link, changed(|s| s.user = Some("no-such-user".into()))).await,
+        refused(
+            link.start(changed(|s| s.user = Some("no-such-user".into())))
+                .await
+        ),
         code::UNKNOWN_USER
     );
     assert_eq!(
-        refusal(&link, changed(|s| s.argv.clear())).await,
+        refused(link.start(changed(|s| s.argv.clear())).await),
         code::BAD_SPEC
     );
     assert_eq!(link.health().await.unwrap().processes, 0);
@@ -438,36 +349,5 @@ async fn a_program_is_found_in_the_given_path_only() {
     let (_bench, link) = Bench::start().await;
     let mut spec = spec(&["ls"]);
     spec.env.insert("PATH".into(), "/nowhere".into());
-    assert_eq!(refusal(&link, spec).await, code::NOT_FOUND);
-}
-
-#[tokio::test]
-async fn health_says_what_runs() {
-    let (_bench, link) = Bench::start().await;
-    let process = link.start(spec(&["cat"])).await.unwrap();
-    let health = link.health().await.unwrap();
-    assert_eq!(
-        (health.processes, health.guest_version.as_str()),
-        (1, env!("CARGO_PKG_VERSION"))
-    );
-    process.input.end().await.unwrap();
-    finish(process).await;
-}
-
-#[tokio::test]
-async fn told_to_stop_the_guest_ends_everything_and_then_itself() {
-    let (mut bench, link) = Bench::start().await;
-    let mut stubborn = link
-        .start(shell("trap '' TERM; echo up; while :; do sleep 1000; done"))
-        .await
-        .unwrap();
-    first_line(&mut stubborn).await;
-    let pid = stubborn.pid;
-    let guest = nix::unistd::Pid::from_raw(i32::try_from(bench.guest.id()).unwrap());
-    nix::sys::signal::kill(guest, nix::sys::signal::SIGTERM).unwrap();
-    until("the guest is gone", || {
-        bench.guest.try_wait().unwrap().is_some()
-    })
-    .await;
-    assert!(!lives(pid));
+    assert_eq!(refused(link.start(spec).await), code::NOT_FOUND);
 }

@@ -1,5 +1,4 @@
 //! The real guest binary as an ordinary process, over a real socket, with the real daemon end.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -131,14 +130,6 @@ pub(crate) fn kept(mut spec: ProcessSpec) -> ProcessSpec {
     spec
 }
 
-/// The code of a refusal.
-pub(crate) fn code_of<T: std::fmt::Debug>(result: Result<T, LinkError>) -> String {
-    match result {
-        Err(LinkError::Refused { code, .. }) => code,
-        other => panic!("{other:?}"),
-    }
-}
-
 /// All that is kept of a process, from these offsets on, and how much of it is lost.
 pub(crate) async fn read_from(link: &Link, process: u64, offsets: [u64; 2]) -> (Outcome, Lost) {
     let (_, process) = attach(link, process, offsets).await;
@@ -171,13 +162,11 @@ pub(crate) async fn ended(link: &Link, process: u64) -> ProcessExit {
 }
 
 /// Resident memory of a process, in bytes.
-pub(crate) fn resident(pid: u32) -> u64 {
+pub(crate) fn resident_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() * 1024
 }
 
 /// All that a process said.
@@ -356,15 +345,4 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
-}
-
-/// Resident memory of a process, in KiB.
-pub(crate) fn resident_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.unwrap()
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap()
 }

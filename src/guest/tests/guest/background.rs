@@ -1,13 +1,4 @@
 //! Processes that outlive their reader, have several, or are found again, over a real link.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failed test is a panic"
-)]
-
-mod support;
 
 use std::time::Duration;
 
@@ -16,11 +7,12 @@ use casemate_link::ProcessSpec;
 use casemate_link::daemon::{Link, ProcessEvent};
 use casemate_link::process::{AttachRequest, LoginShell, ProcessInfo, Selector, SlowReader};
 use casemate_link::refusal::code;
-use support::{
-    Bench, PATIENCE, attach, children_of, code_of, ended, finish, finish_losing, first_line, kept,
-    lives, pattern, read_from, resident, run, shell, soon, spec, until,
-};
 use tokio::time::Instant;
+
+use crate::support::{
+    Bench, PATIENCE, attach, children_of, ended, finish, finish_losing, first_line, kept, lives,
+    pattern, read_from, refused, resident_bytes, run, shell, soon, spec, until,
+};
 
 async fn info(link: &Link, process: u64) -> Option<ProcessInfo> {
     let all = soon(link.processes()).await.unwrap();
@@ -131,7 +123,7 @@ async fn a_process_that_is_not_kept_is_forgotten_and_its_readers_get_the_rest() 
         stderr_offset: 0,
         output: true,
     };
-    assert_eq!(code_of(link.attach(request).await), code::NO_SUCH_PROCESS);
+    assert_eq!(refused(link.attach(request).await), code::NO_SUCH_PROCESS);
     assert_eq!(finish(second).await.stdout.len(), 300_000);
 }
 
@@ -146,14 +138,14 @@ async fn the_slower_of_two_readers_slows_the_program_down_and_memory_stays_bound
     let number = fast.number();
     let reading = async { while let Some(Ok(_)) = fast.next().await {} };
     tokio::pin!(reading);
-    let before = resident(bench.guest.id());
+    let before = resident_bytes(bench.guest.id());
     let stood = tokio::select! {
         () = &mut reading => panic!("it ended"),
         stood = standstill(&link, number) => stood,
     };
     // What is kept, what is on its way, and no more.
     assert!(stood < 1_000_000, "{stood}");
-    assert!(resident(bench.guest.id()) < before + 1_000_000);
+    assert!(resident_bytes(bench.guest.id()) < before + 1_000_000);
     let seen = tokio::select! {
         () = &mut reading => panic!("it ended"),
         seen = take(&mut slow, 1_000_000) => seen,
@@ -181,7 +173,7 @@ async fn a_reader_that_is_not_waited_for_is_told_exactly_what_it_lost() {
     let number = slow.number();
     // It reads nothing until the program is done.
     assert_eq!(ended(&link, number).await.exit_code, Some(0));
-    assert!(resident(bench.guest.id()) < 12_000_000);
+    assert!(resident_bytes(bench.guest.id()) < 12_000_000);
     let all = numbers(1..=3_000_000).into_bytes();
     assert!(all.len() > count);
     let (mut at, mut lost, mut process) = (0, 0, slow);
@@ -266,8 +258,11 @@ async fn nothing_is_lost_or_doubled_over_a_lost_link_while_it_is_all_kept() {
     spec.keep_bytes = 16 << 20;
     let mut process = link.start(spec).await.unwrap();
     let (number, mut seen) = (process.number(), Vec::new());
+    let expected = numbers(0..=19_999);
     for _ in 0..4 {
-        seen.extend_from_slice(&take(&mut process, 10_000).await);
+        // The loop may be over before the link is, and no more comes then than there is.
+        let count = 10_000.min(expected.len() - seen.len());
+        seen.extend_from_slice(&take(&mut process, count).await);
         let offsets = process.offsets();
         link.close();
         drop(process);
@@ -275,7 +270,7 @@ async fn nothing_is_lost_or_doubled_over_a_lost_link_while_it_is_all_kept() {
         process = attach(&link, number, offsets).await.1;
     }
     seen.extend_from_slice(&finish(process).await.stdout);
-    assert!(seen == numbers(0..=19_999).as_bytes());
+    assert!(seen == expected.as_bytes());
 }
 
 #[tokio::test]
@@ -344,18 +339,18 @@ async fn a_process_is_found_by_its_pid_and_the_latest_by_its_tag() {
     assert!(lives(old.pid));
     // The latest of that name is the one that ended, and no other is meant.
     assert_eq!(
-        code_of(link.signal(number("server"), 9).await),
+        refused(link.signal(number("server"), 9).await),
         code::NO_SUCH_PROCESS
     );
     link.signal(Selector::Pid(old.pid), 15).await.unwrap();
     assert_eq!(finish(old).await.exit.signal, Some(15));
     for nobody in [number("client"), Selector::Pid(1), Selector::Process(999)] {
         assert_eq!(
-            code_of(link.signal(nobody.clone(), 15).await),
+            refused(link.signal(nobody.clone(), 15).await),
             code::NO_SUCH_PROCESS
         );
         assert_eq!(
-            code_of(link.attach(by(nobody)).await),
+            refused(link.attach(by(nobody)).await),
             code::NO_SUCH_PROCESS
         );
     }
@@ -433,10 +428,10 @@ async fn input_that_has_nowhere_to_go_is_refused() {
     for number in [without.number(), over] {
         let input = link.input(Selector::Process(number)).unwrap();
         input.write(Bytes::from_static(b"words")).await.ok();
-        assert_eq!(code_of(input.finish(false).await), code::NO_INPUT);
+        assert_eq!(refused(input.finish(false).await), code::NO_INPUT);
     }
     let input = link.input(number("nobody")).unwrap();
-    assert_eq!(code_of(input.finish(true).await), code::NO_SUCH_PROCESS);
+    assert_eq!(refused(input.finish(true).await), code::NO_SUCH_PROCESS);
     // One that lives and has closed its input, seen when the first bytes go nowhere.
     let mut closed = link
         .start(shell("exec <&-; echo closed; exec sleep 1000"))
@@ -445,7 +440,7 @@ async fn input_that_has_nowhere_to_go_is_refused() {
     first_line(&mut closed).await;
     let input = link.input(Selector::Process(closed.number())).unwrap();
     input.write(Bytes::from_static(b"words")).await.ok();
-    assert_eq!(code_of(input.finish(false).await), code::NO_INPUT);
+    assert_eq!(refused(input.finish(false).await), code::NO_INPUT);
 }
 
 #[tokio::test]
@@ -500,7 +495,7 @@ async fn two_hundred_ended_processes_are_kept_in_bounded_memory_and_the_oldest_g
     );
     // 256 times 100 kB, and the guest itself.
     until("memory is given back", || {
-        resident(bench.guest.id()) < 36_000_000
+        resident_bytes(bench.guest.id()) < 36_000_000
     })
     .await;
     let last = read_from(&link, *numbers.last().unwrap(), [0, 0]).await.0;
@@ -534,7 +529,7 @@ async fn all_that_is_kept_together_is_bounded() {
         "{kept:?} of {numbers:?}"
     );
     until("memory is given back", || {
-        resident(bench.guest.id()) < 64 << 20
+        resident_bytes(bench.guest.id()) < 64 << 20
     })
     .await;
     let last = read_from(&link, numbers[7], [0, 0]).await.0;
@@ -553,9 +548,9 @@ async fn two_hundred_kept_processes_run_at_once_and_end_with_the_guest() {
         numbers.push(process.number());
     }
     assert!(
-        resident(bench.guest.id()) < 16_000_000,
+        resident_bytes(bench.guest.id()) < 16_000_000,
         "{}",
-        resident(bench.guest.id())
+        resident_bytes(bench.guest.id())
     );
     link.close();
     let link = bench.accept().await;
@@ -580,7 +575,7 @@ async fn a_guest_runs_no_more_than_it_may() {
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let code = code_of(link.start(kept(spec(&["sleep", "1000"]))).await);
+        let code = refused(link.start(kept(spec(&["sleep", "1000"]))).await);
         assert_eq!(code, code::TOO_MANY_PROCESSES);
         // The first refusals may be the link's own; the guest's say so after the links have forgotten.
         if link.health().await.unwrap().processes == 256 {
@@ -591,7 +586,7 @@ async fn a_guest_runs_no_more_than_it_may() {
     link.close();
     let link = bench.accept().await;
     assert_eq!(
-        code_of(link.start(spec(&["true"])).await),
+        refused(link.start(spec(&["true"])).await),
         code::TOO_MANY_PROCESSES
     );
 }

@@ -1,13 +1,4 @@
 //! What the guest promises of watches, kept over a real link.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failed test is a panic"
-)]
-
-mod support;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
@@ -17,8 +8,9 @@ use std::path::Path;
 use casemate_link::daemon::{Link, Watch};
 use casemate_link::file::{FileChange, FileEvent, Place, WatchRequest};
 use casemate_link::refusal::code;
-use support::{Bench, at, put, refused, soon, writing};
 use tempfile::tempdir;
+
+use crate::support::{Bench, at, put, refused, soon, writing};
 
 async fn watch(link: &Link, path: &Path, recursive: bool) -> Watch {
     let place = at(path);

@@ -1,9 +1,5 @@
 //! Large files over connections of their own: the real guest, the real daemon end.
 
-#![cfg(test)]
-
-mod support;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -14,7 +10,7 @@ use casemate_link::file::{ReadRange, ReadRequest};
 use casemate_link::limits::{CHANNEL_PART_BYTES, MAX_CHANNELS, MIN_CHANNEL_BYTES};
 use tokio::time::Instant;
 
-use support::{Bench, all, at, names_in, pattern, put, refused, soon, until, writing};
+use crate::support::{Bench, all, at, names_in, pattern, put, refused, soon, until, writing};
 
 /// More than every buffer on the way together.
 const LARGE: usize = 8 << 20;

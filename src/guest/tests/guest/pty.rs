@@ -1,21 +1,13 @@
 //! Processes on a terminal, over a real link.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a failed test is a panic"
-)]
-
-mod support;
 
 use bytes::Bytes;
 use casemate_link::ProcessSpec;
 use casemate_link::daemon::{Process, ProcessEvent};
 use casemate_link::process::{LoginShell, PtySize, Selector};
 use casemate_link::refusal::code;
-use support::{
-    Bench, attach, code_of, ended, finish, kept, lives, pattern, read_from, shell, soon, spec,
+
+use crate::support::{
+    Bench, attach, ended, finish, kept, lives, pattern, read_from, refused, shell, soon, spec,
     until,
 };
 
@@ -34,7 +26,7 @@ async fn shows(process: &mut Process, words: &str) -> String {
         if text.contains(words) {
             return text;
         }
-        match tokio::time::timeout(support::PATIENCE, process.next()).await {
+        match tokio::time::timeout(crate::support::PATIENCE, process.next()).await {
             Ok(Some(Ok(ProcessEvent::Stdout(data)))) => shown.extend_from_slice(&data),
             other => panic!("{other:?} after {text:?}"),
         }
@@ -132,17 +124,17 @@ async fn programs_hear_of_a_new_size() {
     );
     let size = PtySize { rows: 1, cols: 1 };
     assert_eq!(
-        code_of(link.resize(number, size).await),
+        refused(link.resize(number, size).await),
         code::NO_SUCH_PROCESS
     );
     let plain = link.start(spec(&["cat"])).await.unwrap();
     let number = Selector::Process(plain.number());
     assert_eq!(
-        code_of(link.resize(number.clone(), size).await),
+        refused(link.resize(number.clone(), size).await),
         code::NO_PTY
     );
     let none = PtySize { rows: 0, cols: 1 };
-    assert_eq!(code_of(link.resize(number, none).await), code::BAD_REQUEST);
+    assert_eq!(refused(link.resize(number, none).await), code::BAD_REQUEST);
 }
 
 #[tokio::test]
@@ -213,7 +205,7 @@ async fn a_terminal_without_input_reads_an_end() {
     spec.stdin = false;
     let process = link.start(spec).await.unwrap();
     let input = link.input(Selector::Process(process.number())).unwrap();
-    assert_eq!(code_of(input.finish(false).await), code::NO_INPUT);
+    assert_eq!(refused(input.finish(false).await), code::NO_INPUT);
     assert_eq!(text(finish(process).await.stdout), "31 97\r\n");
 }
 
