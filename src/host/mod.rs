@@ -8,6 +8,7 @@ pub mod accept;
 pub mod directory;
 pub mod harden;
 pub mod lock;
+pub mod memory;
 pub mod notify;
 pub mod peer;
 pub mod signals;
