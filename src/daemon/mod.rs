@@ -155,6 +155,7 @@ async fn serve(
             format!("take up the sessions: {}", Chain(&error)),
         )
     })?;
+    tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
     tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -228,6 +229,12 @@ async fn serve(
     drain(&config, &notifier, &tasks, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Holds sandboxes ready, and lets go of them when the daemon stops.
+async fn keep_warm(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
+    sessions.keep_warm(stop).await;
+    Ok(())
 }
 
 /// Removes every half minute what no session owns. What fails now is tried again, and told where it is told of everything.

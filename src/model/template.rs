@@ -110,6 +110,14 @@ pub struct Setup {
     pub ports: Vec<u16>,
 }
 
+impl Setup {
+    /// Whether a session is ready as soon as its guest answers.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.start.is_none() && self.ready.is_none()
+    }
+}
+
 /// A command that is started in every session.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartCommand {

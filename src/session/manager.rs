@@ -15,6 +15,7 @@ use super::SessionError;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::launch::End;
+use super::pool::{Claim, Pool};
 use super::runner::{Runner, Start};
 use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
@@ -115,6 +116,8 @@ pub struct Sessions {
     /// A place for each live session.
     places: Gate,
     reserve_bytes: Arc<AtomicU64>,
+    room: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub(super) pool: Arc<Pool>,
     runners: TaskTracker,
     closed: CancellationToken,
 }
@@ -127,8 +130,10 @@ impl Sessions {
         let (memory, settings) = (parts.memory, parts.settings.sessions.clone());
         let reserve_bytes = Arc::new(AtomicU64::new(settings.reserve_bytes));
         let reserve = Arc::clone(&reserve_bytes);
-        let room = move || memory() >= reserve.load(Ordering::Relaxed);
-        let places = Gate::new(session_budget(&settings), room);
+        let room: Arc<dyn Fn() -> bool + Send + Sync> =
+            Arc::new(move || memory() >= reserve.load(Ordering::Relaxed));
+        let has_room = Arc::clone(&room);
+        let places = Gate::new(session_budget(&settings), move || has_room());
         let (sender, receiver) = watch::channel(Arc::new(parts.settings));
         Self {
             house: Arc::new(House {
@@ -144,6 +149,8 @@ impl Sessions {
             table: Arc::default(),
             places,
             reserve_bytes,
+            room,
+            pool: Arc::default(),
             settings: sender,
             runners: TaskTracker::new(),
             closed: CancellationToken::new(),
@@ -192,10 +199,14 @@ impl Sessions {
         let spec = admit(&template, principal, team, new)?;
         let max_timeout_s = template.spec.max_timeout_s;
         let now = self.house.clock.now();
-        let id = SessionId::generate(now).map_err(|error| SessionError::System {
-            doing: "name the session",
-            source: std::io::Error::other(error),
-        })?;
+        let claim = self.claim(&template, spec.limits, spec.name.as_ref());
+        let id = match claim.as_ref().and_then(Claim::id) {
+            Some(id) => id,
+            None => SessionId::generate(now).map_err(|error| SessionError::System {
+                doing: "name the session",
+                source: std::io::Error::other(error),
+            })?,
+        };
         let session = Session {
             id,
             status: state::admitted(),
@@ -249,9 +260,22 @@ impl Sessions {
                 let store = this.house.store.clone();
                 let answer = store
                     .admit_session(session.clone(), announcement, max_live, idempotency)
-                    .await?;
+                    .await;
+                let answer = match answer {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        if let Some(warm) = claim.and_then(Claim::spoil) {
+                            this.throw_out(warm).await;
+                        }
+                        return Err(error);
+                    }
+                };
                 if let (Admission::Admitted, Some(place)) = (&answer, place) {
-                    this.spawn(session, Start::Admitted, Some(intent), place);
+                    let (warm, used) = claim.map(Claim::take).unwrap_or_default();
+                    let start = warm.map_or(Start::Admitted, |warm| Start::Claimed(Box::new(warm)));
+                    this.spawn(session, start, Some(intent), place);
+                    // From here on it is in the table.
+                    drop(used);
                 }
                 Ok(answer)
             })
@@ -293,6 +317,11 @@ impl Sessions {
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         self.places.load()
+    }
+
+    /// Whether the machine can carry one more sandbox.
+    pub(super) fn has_room(&self) -> bool {
+        (self.room)()
     }
 
     /// A place for a session that is there already.

@@ -17,6 +17,7 @@ use super::activity::Activity;
 use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
+use super::pool::Warm;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
 use super::usage::{Looks, look};
@@ -41,6 +42,8 @@ const CLOCK_LOOK: Duration = Duration::from_secs(30);
 pub(super) enum Start {
     /// Just admitted.
     Admitted,
+    /// Just admitted, with a sandbox that stood ready.
+    Claimed(Box<Warm>),
     /// Left by a former daemon, with the containers that carry its label.
     Found(Vec<SandboxState>),
     /// Its former runner panicked.
@@ -89,8 +92,12 @@ impl Runner {
             looks,
         } = ends;
         let leave = house.leave.clone();
-        let remains = match start {
+        let remains = match &start {
             Start::Admitted => Remains::nothing(),
+            Start::Claimed(warm) => Remains {
+                sandbox: Traces::Known(warm.sandbox.clone()),
+                door: true,
+            },
             Start::Found(_) | Start::Broken => Remains::anything(),
         };
         let mut life = Life {
@@ -196,6 +203,7 @@ impl Life {
                 let (door, link) = self.launch().await?;
                 (door, Some(link))
             }
+            Start::Claimed(warm) => self.settle_in(*warm).await?,
             Start::Found(found) => self.take_up(found).await?,
             Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
@@ -434,7 +442,7 @@ impl Life {
         let house = Arc::clone(&self.house);
         let team = &self.session.spec.team;
         let Ok(turn) = house.launches.enter(team, Duration::MAX).await else {
-            return Err(End::new(Reason::Operator, "casemated is stopping"));
+            return Err(launch::stopping());
         };
         if self.session.status.phase == Phase::Pending {
             self.change(Event::Begin).await?;
@@ -445,7 +453,8 @@ impl Life {
             .map_err(|error| launch::failed(&error))?;
         let directory = door.directory.clone();
         let traces = &mut self.remains.sandbox;
-        let sandbox = launch::create(&house, &self.session, directory, traces).await?;
+        let spec = launch::spec(&house, &self.session, directory);
+        let sandbox = launch::create(&house, spec, traces).await?;
         self.session.sandbox = Some(sandbox.clone());
         self.keep(None).await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;
@@ -456,6 +465,28 @@ impl Life {
         self.change(Event::Linked).await?;
         self.finish_intent(Outcome::Ok { detail: None }).await;
         Ok((door, link))
+    }
+
+    /// Takes over a sandbox that stood ready.
+    async fn settle_in(&mut self, warm: Warm) -> Result<(Door, Option<Link>), End> {
+        let Warm {
+            sandbox,
+            mut door,
+            mut link,
+            ..
+        } = warm;
+        self.session.sandbox = Some(sandbox.clone());
+        if self.session.spec.setup.is_empty() {
+            self.session.ready_at = Some(self.house.clock.now());
+            self.change(Event::Claimed).await?;
+        } else {
+            self.change(Event::Begin).await?;
+            link = self.open_up(&mut door, &sandbox, link).await?;
+            self.session.ready_at = Some(self.house.clock.now());
+            self.change(Event::Linked).await?;
+        }
+        self.finish_intent(Outcome::Ok { detail: None }).await;
+        Ok((door, Some(link)))
     }
 
     /// Takes up what a former daemon left: adopts a running sandbox, launches again what had not

@@ -7,6 +7,7 @@ mod launch;
 mod lease;
 mod life;
 mod next_daemon;
+mod pool;
 mod ready;
 
 use std::collections::BTreeMap;
