@@ -129,8 +129,8 @@ impl Drop for Claim {
     fn drop(&mut self) {
         if let Some(warm) = self.warm.take() {
             let mut shelves = self.pool.state();
-            let shelf = shelves.warm.entry(self.edition.clone()).or_default();
-            shelf.push_front(warm);
+            let row = shelves.warm.entry(self.edition.clone()).or_default();
+            row.push_front(warm);
         }
     }
 }
@@ -140,10 +140,10 @@ impl Pool {
     pub(super) fn claim(self: &Arc<Self>, edition: &Edition) -> Option<Claim> {
         let warm = {
             let mut shelves = self.state();
-            let shelf = shelves.warm.get_mut(edition)?;
+            let row = shelves.warm.get_mut(edition)?;
             // Those that are gone are thrown out by whoever fills the shelves.
-            let at = shelf.iter().position(|warm| !warm.link.is_closed())?;
-            shelf.remove(at)?
+            let at = row.iter().position(|warm| !warm.link.is_closed())?;
+            row.remove(at)?
         };
         self.taken.notify_one();
         Some(Claim {

@@ -26,6 +26,7 @@ mod life;
 mod other_runtimes;
 mod pause;
 mod podman_trouble;
+mod pool;
 mod processes;
 mod programs;
 mod rogue;
