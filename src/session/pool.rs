@@ -192,14 +192,14 @@ impl Pool {
         all.map(|warm| warm.link.clone()).collect()
     }
 
-    /// Puts a sandbox on its shelf, unless there are no shelves any more.
-    fn put(&self, edition: Edition, warm: Warm) -> Result<(), Warm> {
+    /// Puts a sandbox on its shelf; gives it back when there are no shelves any more.
+    fn put(&self, edition: Edition, warm: Warm) -> Option<Warm> {
         let mut shelves = self.state();
         if shelves.closed {
-            return Err(warm);
+            return Some(warm);
         }
         shelves.warm.entry(edition).or_default().push_back(warm);
-        Ok(())
+        None
     }
 
     fn state(&self) -> MutexGuard<'_, Shelves> {
@@ -284,7 +284,7 @@ impl Sessions {
             };
             match self.make(spec).await {
                 Ok(warm) => {
-                    if let Err(warm) = self.pool.put(edition, warm) {
+                    if let Some(warm) = self.pool.put(edition, warm) {
                         self.throw_out(warm).await;
                         return true;
                     }
