@@ -33,3 +33,4 @@ mod root;
 mod sandbox;
 mod secrets;
 mod signals;
+mod templates;
