@@ -514,13 +514,13 @@ mod tests {
         TemplateSpec::new(ImageDigest::from_bytes([7; 32]))
     }
 
-    fn start(program: Program) -> Option<StartCommand> {
-        Some(StartCommand {
+    fn start(program: Program) -> StartCommand {
+        StartCommand {
             program,
             env: BTreeMap::new(),
             cwd: None,
             user: None,
-        })
+        }
     }
 
     #[test]
@@ -534,7 +534,7 @@ mod tests {
             workdir: Some(format!("/{}", "w".repeat(MAX_PATH_BYTES - 1))),
             setup: Setup {
                 user: Some("0".into()),
-                start: start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS])),
+                start: Some(start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS]))),
                 ready: Some(Readiness {
                     probe: Probe::Port(65_535),
                     timeout_s: MAX_READY_TIMEOUT_S,
@@ -550,33 +550,30 @@ mod tests {
         assert_eq!(full.problems(), []);
     }
 
+    /// Makes sure that each of these is wrong in this one field, and that it is said so without a secret.
+    fn each_is_wrong(cases: impl IntoIterator<Item = (TemplateSpec, &'static str)>) {
+        for (spec, field) in cases {
+            let problems = spec.problems();
+            let fields: Vec<_> = problems.iter().map(|one| one.field.join(".")).collect();
+            assert_eq!(fields, [field]);
+            let said = problems[0].to_string();
+            assert!(said.starts_with(field), "{said}");
+            assert!(!said.contains("hush"), "{said}");
+        }
+    }
+
+    fn with(setup: Setup) -> TemplateSpec {
+        TemplateSpec { setup, ..spec() }
+    }
+
+    fn long() -> String {
+        "hush".repeat(10_000)
+    }
+
     #[test]
     fn each_problem_names_its_field_and_no_secret() {
-        let setup = |setup| TemplateSpec { setup, ..spec() };
-        let with_start = |program| {
-            setup(Setup {
-                start: start(program),
-                ..Setup::default()
-            })
-        };
-        let ready = |probe, timeout_s, interval_ms| {
-            setup(Setup {
-                ready: Some(Readiness {
-                    probe,
-                    timeout_s,
-                    interval_ms,
-                }),
-                ..Setup::default()
-            })
-        };
-        let ports = |ports: &[u16]| {
-            setup(Setup {
-                ports: ports.to_vec(),
-                ..Setup::default()
-            })
-        };
         let user = |user: &str| {
-            setup(Setup {
+            with(Setup {
                 user: Some(user.into()),
                 ..Setup::default()
             })
@@ -585,44 +582,10 @@ mod tests {
             env: [(name.to_owned(), value)].into(),
             ..spec()
         };
-        let long = "hush".repeat(10_000);
-        let line = |line: &str| Probe::Command(line.to_owned());
-        let cases = [
+        each_is_wrong([
             (env("1A", "hush".into()), "env.1A"),
             (env("A", "hush\0".into()), "env.A"),
-            (env("A", long.clone()), "env.A"),
-            (with_start(Program::Argv(vec![])), "start.argv"),
-            (
-                with_start(Program::Argv(vec![String::new(), "hush".into()])),
-                "start.argv",
-            ),
-            (
-                with_start(Program::Argv(vec!["a".into(), "hush\0".into()])),
-                "start.argv",
-            ),
-            (
-                with_start(Program::Argv(vec!["a".into(), long.clone()])),
-                "start.argv",
-            ),
-            (
-                with_start(Program::Argv(vec!["hush".into(); 257])),
-                "start.argv",
-            ),
-            (with_start(Program::Command(" ".into())), "start.command"),
-            (with_start(Program::Command(long.clone())), "start.command"),
-            (ready(line("hush\0"), 1, 50), "ready.command"),
-            (ready(line(""), 1, 50), "ready.command"),
-            (ready(Probe::Port(0), 1, 50), "ready.port"),
-            (ready(Probe::Port(RESERVED_PORT), 1, 50), "ready.port"),
-            (ready(Probe::File("x".into()), 1, 50), "ready.file"),
-            (ready(Probe::Port(1), 0, 50), "ready.timeout_s"),
-            (ready(Probe::Port(1), 3601, 50), "ready.timeout_s"),
-            (ready(Probe::Port(1), 1, 49), "ready.interval_ms"),
-            (ready(Probe::Port(1), 1, 60_001), "ready.interval_ms"),
-            (ports(&[0]), "ports"),
-            (ports(&[RESERVED_PORT]), "ports"),
-            (ports(&[80, 80]), "ports"),
-            (ports(&(1..=65).collect::<Vec<_>>()), "ports"),
+            (env("A", long()), "env.A"),
             (user("root"), "user"),
             (user("00"), "user"),
             (user("a:b"), "user"),
@@ -682,21 +645,74 @@ mod tests {
                 },
                 "max_limits.cpus",
             ),
-        ];
-        for (spec, field) in cases {
-            let problems = spec.problems();
-            let fields: Vec<_> = problems.iter().map(|one| one.field.join(".")).collect();
-            assert_eq!(fields, [field]);
-            let said = problems[0].to_string();
-            assert!(said.starts_with(field), "{said}");
-            assert!(!said.contains("hush"), "{said}");
-        }
+        ]);
+    }
+
+    #[test]
+    fn each_problem_of_a_command_names_its_field_and_no_secret() {
+        let with_start = |program| {
+            with(Setup {
+                start: Some(start(program)),
+                ..Setup::default()
+            })
+        };
+        let ready = |probe, timeout_s, interval_ms| {
+            with(Setup {
+                ready: Some(Readiness {
+                    probe,
+                    timeout_s,
+                    interval_ms,
+                }),
+                ..Setup::default()
+            })
+        };
+        let ports = |ports: &[u16]| {
+            with(Setup {
+                ports: ports.to_vec(),
+                ..Setup::default()
+            })
+        };
+        let line = |line: &str| Probe::Command(line.to_owned());
+        each_is_wrong([
+            (with_start(Program::Argv(vec![])), "start.argv"),
+            (
+                with_start(Program::Argv(vec![String::new(), "hush".into()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["a".into(), "hush\0".into()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["a".into(), long()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["hush".into(); 257])),
+                "start.argv",
+            ),
+            (with_start(Program::Command(" ".into())), "start.command"),
+            (with_start(Program::Command(long())), "start.command"),
+            (ready(line("hush\0"), 1, 50), "ready.command"),
+            (ready(line(""), 1, 50), "ready.command"),
+            (ready(Probe::Port(0), 1, 50), "ready.port"),
+            (ready(Probe::Port(RESERVED_PORT), 1, 50), "ready.port"),
+            (ready(Probe::File("x".into()), 1, 50), "ready.file"),
+            (ready(Probe::Port(1), 0, 50), "ready.timeout_s"),
+            (ready(Probe::Port(1), 3601, 50), "ready.timeout_s"),
+            (ready(Probe::Port(1), 1, 49), "ready.interval_ms"),
+            (ready(Probe::Port(1), 1, 60_001), "ready.interval_ms"),
+            (ports(&[0]), "ports"),
+            (ports(&[RESERVED_PORT]), "ports"),
+            (ports(&[80, 80]), "ports"),
+            (ports(&(1..=65).collect::<Vec<_>>()), "ports"),
+        ]);
     }
 
     #[test]
     fn nothing_of_a_command_is_printed() {
         let setup = Setup {
-            start: start(Program::Argv(vec!["hush".into()])),
+            start: Some(start(Program::Argv(vec!["hush".into()]))),
             ready: Some(Readiness {
                 probe: Probe::Command("hush".into()),
                 timeout_s: 1,
@@ -746,7 +762,7 @@ mod tests {
                     pool,
                     setup: Setup {
                         user,
-                        start: program.and_then(start),
+                        start: program.map(start),
                         ready: ready.map(|(probe, timeout_s, interval_ms)| Readiness {
                             probe,
                             timeout_s,

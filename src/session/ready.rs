@@ -170,7 +170,7 @@ impl<'a> Opening<'a> {
             let is_met = match &ready.probe {
                 Probe::Port(port) => is_open(link, *port).await,
                 Probe::File(path) => self.is_there(link, path).await,
-                Probe::Command(line) => self.succeeds(link, line).await,
+                Probe::Command(command) => self.succeeds(link, command).await,
             };
             match is_met {
                 Ok(true) => return Ok(()),
@@ -193,14 +193,14 @@ impl<'a> Opening<'a> {
         link.stat(&request).await.map(|_| true)
     }
 
-    async fn succeeds(&self, link: &Link, line: &String) -> Result<bool, LinkError> {
+    async fn succeeds(&self, link: &Link, command: &String) -> Result<bool, LinkError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let limit = left.clamp(Duration::from_millis(1), TRY_TIMEOUT);
         let spec = ProcessSpec {
             timeout_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             max_stdout_bytes: TRY_OUTPUT_BYTES,
             max_stderr_bytes: TRY_OUTPUT_BYTES,
-            ..process(self.spec, Vec::new(), Some(line), &BTreeMap::new())
+            ..process(self.spec, Vec::new(), Some(command), &BTreeMap::new())
         };
         let mut process = link.start(spec).await?;
         let exit = until_exit(&mut process).await?;

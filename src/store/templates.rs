@@ -65,7 +65,7 @@ pub enum TemplateRemoval {
 }
 
 /// A row: `spec` is absent in the one that says that the template was removed.
-struct Version {
+struct Edition {
     name: Name,
     version: u32,
     spec: Option<TemplateSpec>,
@@ -73,7 +73,7 @@ struct Version {
     made_at: Timestamp,
 }
 
-impl Version {
+impl Edition {
     fn template(self, origin: &Origin) -> Option<Template> {
         Some(Template {
             name: self.name,
@@ -347,7 +347,7 @@ fn forget(
 }
 
 /// The latest version of a template, which may be its removal.
-fn latest(db: &Connection, origin: &Origin, name: &Name) -> Result<Option<Version>, StoreError> {
+fn latest(db: &Connection, origin: &Origin, name: &Name) -> Result<Option<Edition>, StoreError> {
     let tail = "owner = ?1 AND name = ?2 ORDER BY version DESC LIMIT 1";
     Ok(select(db, tail, params![owner(origin), name.as_str()])?.pop())
 }
@@ -356,7 +356,7 @@ fn select(
     db: &Connection,
     tail: &str,
     values: &[&dyn rusqlite::ToSql],
-) -> Result<Vec<Version>, StoreError> {
+) -> Result<Vec<Edition>, StoreError> {
     let doing = "read templates";
     let sql = StoreError::sql(doing);
     let mut statement = db
@@ -371,13 +371,13 @@ fn select(
         .collect()
 }
 
-fn read(row: &Row<'_>) -> Result<Version, String> {
+fn read(row: &Row<'_>) -> Result<Edition, String> {
     fn field<T: rusqlite::types::FromSql>(row: &Row<'_>, column: &str) -> Result<T, String> {
         row.get(column).map_err(|error| error.to_string())
     }
     let document: Option<String> = field(row, "document")?;
     let spec = document.map(|text| serde_json::from_str(&text)).transpose();
-    Ok(Version {
+    Ok(Edition {
         name: field::<String>(row, "name")?.parse().map_err(|_| "name")?,
         version: field(row, "version")?,
         // What serde says may repeat the document, in which there may be a secret.

@@ -150,7 +150,8 @@ async fn programs_run_as_the_template_s_user_unless_they_say() {
     let mut other = json!({"image": bench().image, "user": "daemon", "workdir": "/"});
     put(client, "other", &other).await.expect(201);
     let id = client.session(json!({"template": "other"})).await;
-    assert_eq!(client.out(&id, "id -un").await, "daemon\n");
+    let own = client.run(&id, json!({"argv": ["id", "-un"]})).await;
+    assert_eq!(own["stdout"], "daemon\n");
     assert_eq!(client.sh_as(&id, "user", "id -un").await.1, "user\n");
     let records = client.audit(&id).await;
     let run = records
