@@ -488,7 +488,7 @@ impl Drop for Section<'_> {
             }
             let former = FORMER
                 .iter()
-                .find(|(path, _)| *path == [&self.path[..], &[key.clone()]].concat());
+                .find(|(path, _)| *path == [&self.path[..], std::slice::from_ref(key)].concat());
             if let Some((_, mend)) = former {
                 self.report(&[key], node.file, (*mend).to_owned());
                 continue;

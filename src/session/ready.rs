@@ -12,9 +12,11 @@ use casemate_link::file::{Place, StatRequest};
 use casemate_link::process::{AttachRequest, LoginShell, ProcessInfo, Selector};
 use casemate_link::{OnDetach, ProcessExit, ProcessSpec};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::info;
 
 use super::launch::End;
 use crate::base::chain::Chain;
+use crate::base::id::SessionId;
 use crate::model::session::{Reason, SessionSpec};
 use crate::model::template::{Probe, Program, Readiness};
 
@@ -90,16 +92,18 @@ fn process(
 
 /// A session on its way to being ready, over as many links as that takes.
 pub(super) struct Opening<'a> {
+    id: SessionId,
     spec: &'a SessionSpec,
     deadline: Instant,
 }
 
 impl<'a> Opening<'a> {
     /// Begins now: the time of the template's readiness runs from here.
-    pub(super) fn begin(spec: &'a SessionSpec) -> Self {
+    pub(super) fn begin(id: SessionId, spec: &'a SessionSpec) -> Self {
         let ready = spec.setup.ready.as_ref();
         let patience = ready.map_or(Duration::ZERO, |ready| Duration::from_secs(ready.timeout_s));
         Self {
+            id,
             spec,
             deadline: Instant::now() + patience,
         }
@@ -108,7 +112,7 @@ impl<'a> Opening<'a> {
     /// Starts the start command, unless it runs, and waits until the session is ready.
     pub(super) async fn settle(&self, link: &Link) -> Result<(), Unready> {
         let started = match start_process(self.spec) {
-            Some(process) => Some(start_once(link, process).await?),
+            Some(process) => Some(self.start_once(link, process).await?),
             None => None,
         };
         let Some(ready) = &self.spec.setup.ready else {
@@ -139,13 +143,34 @@ impl<'a> Opening<'a> {
         Err(Unready::Never(End::new(Reason::LaunchFailed, message)))
     }
 
+    /// The guest's number of the start command, which is started unless it was before.
+    async fn start_once(&self, link: &Link, process: ProcessSpec) -> Result<u64, Unready> {
+        let listed = link.processes().await;
+        if let Some(known) = refused("look for the start command", listed)?
+            .into_iter()
+            .find(is_start)
+        {
+            return Ok(known.process);
+        }
+        // In a task of its own: who stops waiting in the middle must not end what the next one is to find.
+        let starting = {
+            let link = link.clone();
+            tokio::spawn(async move { link.start(process).await.map(|process| process.number()) })
+        };
+        let started = starting.await.unwrap_or(Err(LinkError::Gone));
+        // It is kept when the handle on it goes.
+        let number = refused("run the template's start command", started)?;
+        info!(session = %self.id, "the template's start command was started");
+        Ok(number)
+    }
+
     /// Looks again and again; resolves when it is so.
     async fn until_met(&self, link: &Link, ready: &Readiness) -> Result<(), Unready> {
         loop {
             let is_met = match &ready.probe {
                 Probe::Port(port) => is_open(link, *port).await,
                 Probe::File(path) => self.is_there(link, path).await,
-                Probe::Command(line) => self.succeeds(link, line).await,
+                Probe::Command(command) => self.succeeds(link, command).await,
             };
             match is_met {
                 Ok(true) => return Ok(()),
@@ -168,14 +193,14 @@ impl<'a> Opening<'a> {
         link.stat(&request).await.map(|_| true)
     }
 
-    async fn succeeds(&self, link: &Link, line: &String) -> Result<bool, LinkError> {
+    async fn succeeds(&self, link: &Link, command: &String) -> Result<bool, LinkError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let limit = left.clamp(Duration::from_millis(1), TRY_TIMEOUT);
         let spec = ProcessSpec {
             timeout_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             max_stdout_bytes: TRY_OUTPUT_BYTES,
             max_stderr_bytes: TRY_OUTPUT_BYTES,
-            ..process(self.spec, Vec::new(), Some(line), &BTreeMap::new())
+            ..process(self.spec, Vec::new(), Some(command), &BTreeMap::new())
         };
         let mut process = link.start(spec).await?;
         let exit = until_exit(&mut process).await?;
@@ -186,25 +211,6 @@ impl<'a> Opening<'a> {
 async fn is_open(link: &Link, port: u16) -> Result<bool, LinkError> {
     let ports = link.ports().await?;
     Ok(ports.iter().any(|open| open.port == port))
-}
-
-/// The guest's number of the start command, which is started unless it was before.
-async fn start_once(link: &Link, process: ProcessSpec) -> Result<u64, Unready> {
-    let listed = link.processes().await;
-    if let Some(known) = refused("look for the start command", listed)?
-        .into_iter()
-        .find(is_start)
-    {
-        return Ok(known.process);
-    }
-    // In a task of its own: who stops waiting in the middle must not end what the next one is to find.
-    let starting = {
-        let link = link.clone();
-        tokio::spawn(async move { link.start(process).await.map(|process| process.number()) })
-    };
-    let started = starting.await.unwrap_or(Err(LinkError::Gone));
-    // It is kept when the handle on it goes.
-    refused("run the template's start command", started)
 }
 
 fn is_start(process: &ProcessInfo) -> bool {

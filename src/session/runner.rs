@@ -565,7 +565,7 @@ impl Life {
         mut link: Link,
     ) -> Result<Link, End> {
         let spec = self.session.spec.clone();
-        let opening = Opening::begin(&spec);
+        let opening = Opening::begin(self.session.id, &spec);
         loop {
             let again = tokio::select! {
                 biased;

@@ -65,7 +65,7 @@ pub enum TemplateRemoval {
 }
 
 /// A row: `spec` is absent in the one that says that the template was removed.
-struct Version {
+struct Edition {
     name: Name,
     version: u32,
     spec: Option<TemplateSpec>,
@@ -73,7 +73,7 @@ struct Version {
     made_at: Timestamp,
 }
 
-impl Version {
+impl Edition {
     fn template(self, origin: &Origin) -> Option<Template> {
         Some(Template {
             name: self.name,
@@ -347,7 +347,7 @@ fn forget(
 }
 
 /// The latest version of a template, which may be its removal.
-fn latest(db: &Connection, origin: &Origin, name: &Name) -> Result<Option<Version>, StoreError> {
+fn latest(db: &Connection, origin: &Origin, name: &Name) -> Result<Option<Edition>, StoreError> {
     let tail = "owner = ?1 AND name = ?2 ORDER BY version DESC LIMIT 1";
     Ok(select(db, tail, params![owner(origin), name.as_str()])?.pop())
 }
@@ -356,7 +356,7 @@ fn select(
     db: &Connection,
     tail: &str,
     values: &[&dyn rusqlite::ToSql],
-) -> Result<Vec<Version>, StoreError> {
+) -> Result<Vec<Edition>, StoreError> {
     let doing = "read templates";
     let sql = StoreError::sql(doing);
     let mut statement = db
@@ -371,13 +371,13 @@ fn select(
         .collect()
 }
 
-fn read(row: &Row<'_>) -> Result<Version, String> {
+fn read(row: &Row<'_>) -> Result<Edition, String> {
     fn field<T: rusqlite::types::FromSql>(row: &Row<'_>, column: &str) -> Result<T, String> {
         row.get(column).map_err(|error| error.to_string())
     }
     let document: Option<String> = field(row, "document")?;
     let spec = document.map(|text| serde_json::from_str(&text)).transpose();
-    Ok(Version {
+    Ok(Edition {
         name: field::<String>(row, "name")?.parse().map_err(|_| "name")?,
         version: field(row, "version")?,
         // What serde says may repeat the document, in which there may be a secret.
@@ -392,5 +392,280 @@ fn bad_row(doing: &'static str, what: String) -> StoreError {
         doing,
         table: "templates",
         what,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image::ImageDigest;
+    use crate::model::template::{Probe, Program, Readiness, Setup, StartCommand};
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        (directory, store)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    /// Says something in every field.
+    fn full() -> TemplateSpec {
+        TemplateSpec {
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            workdir: Some("/w".into()),
+            setup: Setup {
+                user: Some("app".into()),
+                start: Some(StartCommand {
+                    program: Program::Argv(vec!["serve".into()]),
+                    env: [("C".to_owned(), "d".to_owned())].into(),
+                    cwd: Some("/srv".into()),
+                    user: None,
+                }),
+                ready: Some(Readiness {
+                    probe: Probe::Port(8000),
+                    timeout_s: 5,
+                    interval_ms: 100,
+                }),
+                ports: vec![8000, 80],
+            },
+            pool: 2,
+            teams: Some([name("red")].into()),
+            ..TemplateSpec::new(ImageDigest::from_bytes([7; 32]))
+        }
+    }
+
+    fn new(team: &str, template: &str, pool: u32) -> NewTemplate {
+        NewTemplate {
+            team: name(team),
+            name: name(template),
+            spec: TemplateSpec { pool, ..full() },
+            precondition: Precondition::None,
+            max: 1000,
+            by: "key_x".into(),
+            at: Timestamp::from_millis(i64::from(pool)),
+        }
+    }
+
+    async fn put(store: &Store, new: NewTemplate) -> TemplatePut {
+        store.put_template(new).await.unwrap()
+    }
+
+    async fn remove(store: &Store, template: &str, precondition: Precondition) -> TemplateRemoval {
+        let at = Timestamp::from_millis(9);
+        let removal = store.remove_template(
+            name("red"),
+            name(template),
+            precondition,
+            "key_x".into(),
+            at,
+        );
+        removal.await.unwrap()
+    }
+
+    async fn version(store: &Store, version: u32) -> Option<Template> {
+        let origin = Origin::Team(name("red"));
+        let found = store.template_version(origin, name("web"), version);
+        found.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn versions_count_on_and_the_old_ones_can_be_looked_up() {
+        let (directory, store) = store();
+        let TemplatePut::Made(first) = put(&store, new("red", "web", 0)).await else {
+            panic!("it was not made");
+        };
+        assert_eq!(
+            (first.version, first.spec.clone()),
+            (1, TemplateSpec { pool: 0, ..full() })
+        );
+        assert_eq!(first.made_by, "key_x");
+        let again = put(&store, new("red", "web", 0)).await;
+        assert_eq!(again, TemplatePut::AlreadySo(first.clone()));
+        let TemplatePut::Changed(second) = put(&store, new("red", "web", 1)).await else {
+            panic!("it was not changed");
+        };
+        assert_eq!(second.version, 2);
+        store.close().await;
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let found = store.team_template(name("red"), name("web")).await.unwrap();
+        assert_eq!(found, Some(second.clone()));
+        assert_eq!(version(&store, 1).await, Some(first));
+        assert_eq!(version(&store, 2).await, Some(second.clone()));
+        assert_eq!(version(&store, 3).await, None);
+        assert_eq!(store.team_templates(name("red")).await.unwrap(), [second]);
+        assert_eq!(store.team_templates(name("blue")).await.unwrap(), []);
+        let other = store.team_template(name("blue"), name("web")).await;
+        assert_eq!(other.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_removed_template_is_gone_and_its_numbers_are_not_given_again() {
+        let (_directory, store) = store();
+        assert_eq!(
+            remove(&store, "web", Precondition::None).await,
+            TemplateRemoval::Missing
+        );
+        put(&store, new("red", "web", 0)).await;
+        assert_eq!(
+            remove(&store, "web", Precondition::None).await,
+            TemplateRemoval::Removed
+        );
+        assert_eq!(
+            remove(&store, "web", Precondition::None).await,
+            TemplateRemoval::Missing
+        );
+        assert_eq!(store.team_templates(name("red")).await.unwrap(), []);
+        let now = store.team_template(name("red"), name("web")).await;
+        assert_eq!(now.unwrap(), None);
+        assert!(
+            version(&store, 1).await.is_some(),
+            "sessions of it may live"
+        );
+        assert_eq!(version(&store, 2).await, None, "that is its removal");
+        let TemplatePut::Made(next) = put(&store, new("red", "web", 0)).await else {
+            panic!("it was not made");
+        };
+        assert_eq!(next.version, 3);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_hold_any_more_changes_nothing() {
+        let (_directory, store) = store();
+        let with = |pool, precondition| NewTemplate {
+            precondition,
+            ..new("red", "web", pool)
+        };
+        for precondition in [Precondition::Present, Precondition::OneOf(vec![1])] {
+            let put = put(&store, with(0, precondition)).await;
+            assert_eq!(put, TemplatePut::Conflict);
+        }
+        let made = put(&store, with(0, Precondition::Absent)).await;
+        assert!(matches!(made, TemplatePut::Made(_)));
+        for precondition in [Precondition::Absent, Precondition::OneOf(vec![2, 3])] {
+            let put = put(&store, with(1, precondition.clone())).await;
+            assert_eq!(put, TemplatePut::Conflict);
+            let removal = remove(&store, "web", precondition).await;
+            assert_eq!(removal, TemplateRemoval::Conflict);
+        }
+        let changed = put(&store, with(1, Precondition::OneOf(vec![7, 1]))).await;
+        assert!(matches!(changed, TemplatePut::Changed(_)));
+        let removal = remove(&store, "web", Precondition::OneOf(vec![2])).await;
+        assert_eq!(removal, TemplateRemoval::Removed);
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let (_directory, store) = store();
+        for pool in 0..MAX_VERSIONS + 3 {
+            put(&store, new("red", "web", pool)).await;
+        }
+        assert_eq!(version(&store, 3).await, None);
+        assert!(version(&store, 4).await.is_some());
+        let full = NewTemplate {
+            max: 1,
+            ..new("red", "other", 0)
+        };
+        assert_eq!(put(&store, full.clone()).await, TemplatePut::Full);
+        // A new version is not another template, and another team has its own.
+        let changed = NewTemplate {
+            max: 1,
+            ..new("red", "web", 0)
+        };
+        assert!(matches!(
+            put(&store, changed).await,
+            TemplatePut::Changed(_)
+        ));
+        let blue = NewTemplate {
+            team: name("blue"),
+            ..full.clone()
+        };
+        assert!(matches!(put(&store, blue).await, TemplatePut::Made(_)));
+        remove(&store, "web", Precondition::None).await;
+        assert!(matches!(put(&store, full).await, TemplatePut::Made(_)));
+        for n in 0..=MAX_REMOVED {
+            let one = format!("t{n}");
+            put(&store, new("red", &one, 0)).await;
+            remove(&store, &one, Precondition::None).await;
+        }
+        let rows = store.readers.call("test", |db| {
+            db.query_row(
+                "SELECT count(DISTINCT name) FROM templates WHERE owner = 'red'",
+                [],
+                |row| row.get::<_, u32>(0),
+            )
+            .map_err(StoreError::sql("test"))
+        });
+        assert_eq!(
+            rows.await.unwrap(),
+            MAX_REMOVED + 1,
+            "and the one that lives"
+        );
+    }
+
+    #[tokio::test]
+    async fn files_are_numbered_by_what_they_say() {
+        let (_directory, store) = store();
+        let number = async |specs: &[(&str, u32)]| {
+            let specs = specs
+                .iter()
+                .map(|(one, pool)| {
+                    (
+                        name(one),
+                        TemplateSpec {
+                            pool: *pool,
+                            ..full()
+                        },
+                    )
+                })
+                .collect();
+            let at = Timestamp::from_millis(1);
+            let numbered = store.number_templates(specs, "casemated".into(), at);
+            let numbered = numbered.await.unwrap().into_values();
+            numbered
+                .map(|template| {
+                    assert_eq!(template.origin, Origin::File);
+                    (template.name.to_string(), template.version)
+                })
+                .collect::<Vec<_>>()
+        };
+        let numbered = |base, python| vec![("base".into(), base), ("python".into(), python)];
+        assert_eq!(number(&[("base", 0), ("python", 0)]).await, numbered(1, 1));
+        assert_eq!(number(&[("base", 0), ("python", 1)]).await, numbered(1, 2));
+        // A file that was away for a while, and one that goes back.
+        assert_eq!(number(&[("base", 0)]).await, [("base".into(), 1)]);
+        assert_eq!(number(&[("base", 1), ("python", 1)]).await, numbered(2, 2));
+        assert_eq!(number(&[("base", 0), ("python", 1)]).await, numbered(3, 2));
+        // A team's are another's.
+        let made = put(&store, new("red", "base", 0)).await;
+        assert!(matches!(
+            made,
+            TemplatePut::Made(Template { version: 1, .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_document_that_cannot_be_read_is_said_without_it_and_a_file_goes_on() {
+        let (directory, store) = store();
+        let specs = BTreeMap::from([(name("base"), full())]);
+        let at = Timestamp::from_millis(1);
+        let number = || store.number_templates(specs.clone(), "casemated".into(), at);
+        number().await.unwrap();
+        put(&store, new("red", "web", 0)).await;
+        let raw = Connection::open(directory.path().join("state.db")).unwrap();
+        raw.execute(
+            "UPDATE templates SET document = '{\"image\": \"hush\"}'",
+            [],
+        )
+        .unwrap();
+        let numbered = number().await.unwrap();
+        assert_eq!(numbered[&name("base")].version, 2);
+        let error = store
+            .team_template(name("red"), name("web"))
+            .await
+            .unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("hush"));
     }
 }

@@ -34,3 +34,4 @@ mod root;
 mod sandbox;
 mod secrets;
 mod signals;
+mod templates;
