@@ -80,6 +80,7 @@ impl House {
             ..TeamTemplates::default()
         };
         let sessions = Sessions::new(SessionParts {
+            memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&runtime),
             store: store.clone(),
             audit: audit.clone(),
