@@ -21,7 +21,7 @@ use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
-use crate::model::event::{AuditEvent, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease, MIN_IDLE_TIMEOUT_S, OnTimeout};
 use crate::model::name::Name;
 use crate::model::principal::Principal;
@@ -32,7 +32,7 @@ use crate::model::session::{
 use crate::model::settings::SessionsConfig;
 use crate::model::template::Template;
 use crate::runtime::SandboxRuntime;
-use crate::store::{Admission, Idempotency, Store};
+use crate::store::{Admission, Idempotency, Store, StoreError};
 
 /// How long a repeated request is recognised: a day.
 const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
@@ -82,6 +82,16 @@ pub struct Parts {
     pub settings: Settings,
     /// How many bytes of memory the machine has left.
     pub memory: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// A session that is about to be recorded.
+struct Newcomer {
+    session: Session,
+    announcement: AuditRecord,
+    idempotency: Option<Idempotency>,
+    place: Option<Place>,
+    /// A sandbox that stands ready for it.
+    claim: Option<Claim>,
 }
 
 /// What a client asks of a new session.
@@ -250,37 +260,15 @@ impl Sessions {
             Err(refused) if idempotency.is_some() => (None, Some(refused)),
             Err(refused) => return Err(SessionError::Full(refused)),
         };
-        let max_live = if place.is_some() { u32::MAX } else { 0 };
-        let admitted = {
-            // The runner starts even if the caller goes away while the store answers.
-            let this = self.clone();
-            let session = session.clone();
-            tokio::spawn(async move {
-                let intent = this.house.audit.adopt(announcement.clone());
-                let store = this.house.store.clone();
-                let answer = store
-                    .admit_session(session.clone(), announcement, max_live, idempotency)
-                    .await;
-                let answer = match answer {
-                    Ok(answer) => answer,
-                    Err(error) => {
-                        if let Some(warm) = claim.and_then(Claim::spoil) {
-                            this.throw_out(warm).await;
-                        }
-                        return Err(error);
-                    }
-                };
-                if let (Admission::Admitted, Some(place)) = (&answer, place) {
-                    let (warm, used) = claim.map(Claim::take).unwrap_or_default();
-                    let start = warm.map_or(Start::Admitted, |warm| Start::Claimed(Box::new(warm)));
-                    this.spawn(session, start, Some(intent), place);
-                    // From here on it is in the table.
-                    drop(used);
-                }
-                Ok(answer)
-            })
-            .await
+        let newcomer = Newcomer {
+            session: session.clone(),
+            announcement,
+            idempotency,
+            place,
+            claim,
         };
+        // The runner starts even if the caller goes away while the store answers.
+        let admitted = tokio::spawn(self.clone().take_in(newcomer)).await;
         match admitted {
             Ok(Ok(Admission::Admitted)) => Ok((Arc::new(session), false)),
             Ok(Ok(Admission::Repeated(first))) => {
@@ -301,6 +289,38 @@ impl Sessions {
                 source: std::io::Error::other(error),
             }),
         }
+    }
+
+    /// Records a session, and gives it its runner; without a place it can only be recognised as one that was admitted before.
+    async fn take_in(self, newcomer: Newcomer) -> Result<Admission, StoreError> {
+        let Newcomer {
+            session,
+            announcement,
+            idempotency,
+            place,
+            claim,
+        } = newcomer;
+        let intent = self.house.audit.adopt(announcement.clone());
+        let max_live = if place.is_some() { u32::MAX } else { 0 };
+        let store = &self.house.store;
+        let admitted = store.admit_session(session.clone(), announcement, max_live, idempotency);
+        let admission = match admitted.await {
+            Ok(admission) => admission,
+            Err(error) => {
+                if let Some(warm) = claim.and_then(Claim::spoil) {
+                    self.throw_out(warm).await;
+                }
+                return Err(error);
+            }
+        };
+        if let (Admission::Admitted, Some(place)) = (&admission, place) {
+            let (warm, identity) = claim.map(Claim::take).unwrap_or_default();
+            let start = warm.map_or(Start::Admitted, |warm| Start::Claimed(Box::new(warm)));
+            self.spawn(session, start, Some(intent), place);
+            // From here on it is in the table.
+            drop(identity);
+        }
+        Ok(admission)
     }
 
     /// A live session.

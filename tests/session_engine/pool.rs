@@ -45,9 +45,8 @@ impl Bench {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(crate::PATIENCE, standing)
-            .await
-            .expect("sandboxes stand ready");
+        let standing = tokio::time::timeout(crate::PATIENCE, standing).await;
+        assert!(standing.is_ok(), "{} stand ready", self.sessions.warm());
     }
 
     async fn brought_up(&self, new: NewSession) -> Session {
