@@ -97,6 +97,7 @@ async fn what_stands_ready_goes_with_the_daemon_and_a_crash_leaves_no_orphan() {
     })
     .await;
     assert_eq!(daemon.term().await, 0);
-    assert!(daemon.containers().await.is_empty());
+    let left = daemon.containers().await;
+    assert!(left.is_empty(), "{left:?} {}", daemon.log());
     assert!(daemon.link_entries().is_empty());
 }
