@@ -49,6 +49,8 @@ async fn sigterm_lets_a_run_finish_and_leaves_the_sessions() {
     daemon.start().await;
     assert_eq!(daemon.phase(&id, "ready").await["generation"], 3);
     wait_until("it is usable", async || {
+        let session = client.look(&id).await;
+        assert_eq!(session["phase"], "ready", "{session}");
         client.try_run(&id, json!({"argv": ["true"]})).await.status == 200
     })
     .await;

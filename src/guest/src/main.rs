@@ -33,6 +33,7 @@ mod transfer;
 mod usage;
 mod users;
 mod vfork;
+mod wakeful;
 
 use std::fmt;
 use std::io::Write;

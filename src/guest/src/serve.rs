@@ -26,6 +26,7 @@ use crate::files::{self, Channels, Offered};
 use crate::processes::Processes;
 use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
+use crate::wakeful::Wakeful;
 use crate::{VERSION, ports, say, usage};
 
 /// Serves one link after another for as long as the guest lives.
@@ -70,7 +71,7 @@ async fn serve(socket: UnixStream, processes: &Rc<Processes>, channels: Option<&
         .max_pending_accept_reset_streams(limits::MAX_RESET_STREAMS)
         .max_local_error_reset_streams(limits::MAX_ERROR_RESETS)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(socket), service);
+        .serve_connection(TokioIo::new(Wakeful::new(socket)), service);
     // However it ended, the daemon is dialed again.
     let _ = connection.await;
 }
