@@ -237,13 +237,10 @@ impl Sessions {
                     self.check().await;
                     checked = Instant::now();
                 }
-                self.fill().await
+                self.fill(&stop).await
             };
-            let pause = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                filled = filling => if filled { LOOK } else { RETRY },
-            };
+            // Told to stop it comes to an end by itself, and clears up what it was making.
+            let pause = if filling.await { LOOK } else { RETRY };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -267,7 +264,7 @@ impl Sessions {
     }
 
     /// Makes what is missing, one after the other; false when something could not be made.
-    async fn fill(&self) -> bool {
+    async fn fill(&self, stop: &CancellationToken) -> bool {
         loop {
             let wanted = self.wanted();
             let (out, missing) = self.pool.tidy(&wanted);
@@ -275,20 +272,21 @@ impl Sessions {
                 self.throw_out(warm).await;
             }
             // Sessions go first.
-            let is_free = self.has_room() && self.load().1 == 0;
+            let is_free = self.has_room() && self.load().1 == 0 && !stop.is_cancelled();
             let Some(edition) = missing.into_iter().next().filter(|_| is_free) else {
                 return true;
             };
             let Some((_, spec)) = wanted.get(&edition) else {
                 return true;
             };
-            match self.make(spec).await {
+            match self.make(spec, stop).await {
                 Ok(warm) => {
                     if let Some(warm) = self.pool.put(edition, warm) {
                         self.throw_out(warm).await;
                         return true;
                     }
                 }
+                Err(_) if stop.is_cancelled() => return true,
                 Err(end) => {
                     warn!(template = %edition.name, error = end.message, "cannot hold a sandbox ready");
                     return false;
@@ -311,7 +309,7 @@ impl Sessions {
     }
 
     /// Makes a sandbox that belongs to nobody.
-    async fn make(&self, template: &TemplateSpec) -> Result<Warm, End> {
+    async fn make(&self, template: &TemplateSpec, stop: &CancellationToken) -> Result<Warm, End> {
         let house = &self.house;
         let id = SessionId::generate(house.clock.now()).map_err(|error| launch::failed(&error))?;
         self.pool.state().ids.insert(id);
@@ -319,7 +317,11 @@ impl Sessions {
             sandbox: Traces::None,
             door: true,
         };
-        let made = self.launch(id, template, &mut remains).await;
+        let made = tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(launch::stopping()),
+            made = self.launch(id, template, &mut remains) => made,
+        };
         if made.is_err() {
             if let Err(error) = remains.clear(house, id).await {
                 warn!(session = %id, error = %Chain(&error), "cannot clear up what was to be held ready; the next look will");
