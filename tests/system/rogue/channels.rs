@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Ask::{Read, Write, WriteMuch};
-use super::Fate::{Cut, Fine, Gone, Problem};
+use super::Fate::{Cut, Fine, Gone, Problem, Told};
 use super::{Attack, END, FRAMES, attacked_with, entry, lines, said, with};
 
 /// Answers to what is asked about large files, and what comes on the channels for them.
@@ -81,8 +81,8 @@ fn channels() -> Vec<Attack> {
             lines([FRAMES, "channel-held", taken, "hang-up"]),
             Gone,
         ),
-        // It was not offered one, and nothing comes over it.
-        (Write, lines([FRAMES, taken, &done, END, "end"]), Fine),
+        // It was not offered one, and nothing comes over it: it counts when it is said at the right moment.
+        (Write, lines([FRAMES, taken, &done, END, "end"]), Told),
     ]
 }
 
