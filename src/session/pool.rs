@@ -7,8 +7,8 @@
 //! it from its shelf has it.
 //!
 //! A shelf holds what is alike: one edition of a template, with that template's own limits. Whoever asks for other limits, or
-//! for a name, which is the host name inside, has a sandbox made as ever. Only the templates of files have shelves: what stands
-//! ready costs memory, and that is the operator's to give. One task fills the shelves, one sandbox after the
+//! for a name, which is the host name inside, has a sandbox made as ever. How far a team's own templates may go is the operator's
+//! to say: what stands ready costs memory. One task fills the shelves, one sandbox after the
 //! other, as long as the machine has room; what is not wanted any more, or whose guest went away, is thrown out.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
@@ -28,6 +28,7 @@ use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
 use crate::model::template::{Origin, Template, TemplateSpec};
+use crate::store::StoreError;
 
 /// How often the shelves are looked at when nobody took anything: templates change, guests go away.
 const LOOK: Duration = Duration::from_secs(5);
@@ -266,7 +267,13 @@ impl Sessions {
     /// Makes what is missing, one after the other; false when something could not be made.
     async fn fill(&self, stop: &CancellationToken) -> bool {
         loop {
-            let wanted = self.wanted();
+            let wanted = match self.wanted().await {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    warn!(error = %Chain(&error), "cannot read which sandboxes to hold ready");
+                    return false;
+                }
+            };
             let (out, missing) = self.pool.tidy(&wanted);
             for warm in out {
                 self.throw_out(warm).await;
@@ -296,16 +303,17 @@ impl Sessions {
     }
 
     /// How many of which editions are to be held ready.
-    fn wanted(&self) -> BTreeMap<Edition, (usize, TemplateSpec)> {
+    async fn wanted(&self) -> Result<BTreeMap<Edition, (usize, TemplateSpec)>, StoreError> {
         let settings = self.settings();
-        let wanted = settings.templates.values();
-        let wanted = wanted.filter(|template| template.spec.pool > 0);
-        wanted
+        let of_teams = self.house.store.pooled_templates().await?;
+        let all = settings.templates.values().chain(&of_teams);
+        let wanted = all.filter(|template| template.spec.pool > 0);
+        Ok(wanted
             .map(|template| {
                 let most = usize::try_from(template.spec.pool).unwrap_or(usize::MAX);
                 (Edition::of(template), (most, template.spec.clone()))
             })
-            .collect()
+            .collect())
     }
 
     /// Makes a sandbox that belongs to nobody.

@@ -188,16 +188,34 @@ impl Store {
     /// [`StoreError`].
     pub async fn team_templates(&self, team: Name) -> Result<Vec<Template>, StoreError> {
         self.readers
-            .call("list templates", move |db| {
-                let origin = Origin::Team(team);
-                let tail = "owner = ?1 AND document IS NOT NULL AND version =
-                    (SELECT max(version) FROM templates AS u WHERE u.owner = templates.owner AND u.name = templates.name)
-                    ORDER BY name";
-                let rows = select(db, tail, params![owner(&origin)])?;
-                Ok(rows
-                    .into_iter()
-                    .filter_map(|row| row.template(&origin))
-                    .collect())
+            .call("list templates", move |db| current(db, &Origin::Team(team)))
+            .await
+    }
+
+    /// The templates of all teams as they are now of which sandboxes are to stand ready.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn pooled_templates(&self) -> Result<Vec<Template>, StoreError> {
+        let doing = "list the templates with a pool";
+        self.readers
+            .call(doing, move |db| {
+                let sql = StoreError::sql(doing);
+                let mut owners = db
+                    .prepare_cached(
+                        "SELECT DISTINCT owner FROM templates WHERE owner <> '' AND document ->> 'pool' > 0",
+                    )
+                    .map_err(&sql)?;
+                let owners: Result<Vec<String>, _> = owners
+                    .query_map([], |row| row.get(0))
+                    .and_then(Iterator::collect);
+                let mut pooled = Vec::new();
+                for owner in owners.map_err(&sql)? {
+                    let team = owner.parse().map_err(|_| bad_row(doing, "owner".to_owned()))?;
+                    let templates = current(db, &Origin::Team(team))?;
+                    pooled.extend(templates.into_iter().filter(|template| template.spec.pool > 0));
+                }
+                Ok(pooled)
             })
             .await
     }
@@ -350,6 +368,16 @@ fn forget(
 fn latest(db: &Connection, origin: &Origin, name: &Name) -> Result<Option<Edition>, StoreError> {
     let tail = "owner = ?1 AND name = ?2 ORDER BY version DESC LIMIT 1";
     Ok(select(db, tail, params![owner(origin), name.as_str()])?.pop())
+}
+
+/// The templates of one origin as they are now, by name.
+fn current(db: &Connection, origin: &Origin) -> Result<Vec<Template>, StoreError> {
+    let tail = "owner = ?1 AND document IS NOT NULL AND version =
+        (SELECT max(version) FROM templates AS u WHERE u.owner = templates.owner AND u.name = templates.name)
+        ORDER BY name";
+    let rows = select(db, tail, params![owner(origin)])?;
+    let templates = rows.into_iter().filter_map(|row| row.template(origin));
+    Ok(templates.collect())
 }
 
 fn select(
