@@ -66,7 +66,7 @@ struct State {
     teams: BTreeMap<Name, usize>,
     /// Who waits, by team, in the order in which the teams' turns come.
     waiting: VecDeque<(Name, VecDeque<Waiter>)>,
-    next: u64,
+    last: u64,
 }
 
 struct Waiter {
@@ -108,16 +108,16 @@ impl State {
     }
 
     fn wait(&mut self, team: &Name, wake: oneshot::Sender<Place>) -> u64 {
-        self.next += 1;
+        self.last += 1;
         let waiter = Waiter {
-            number: self.next,
+            number: self.last,
             wake,
         };
         match self.waiting.iter_mut().find(|(name, _)| name == team) {
             Some((_, queue)) => queue.push_back(waiter),
             None => self.waiting.push_back((team.clone(), [waiter].into())),
         }
-        self.next
+        self.last
     }
 
     fn forget(&mut self, number: u64) {
@@ -127,10 +127,15 @@ impl State {
         self.waiting.retain(|(_, queue)| !queue.is_empty());
     }
 
+    /// Which team's turn it is, of those that may have a place.
+    fn next(&self) -> Option<usize> {
+        let may = |(team, _): &(Name, _)| self.obstacle(team).is_none();
+        self.waiting.iter().position(may)
+    }
+
     /// Takes a place for the team whose turn it is, of those that may have one; its turn comes again after all others'.
     fn admit_next(&mut self) -> Option<(Name, Waiter)> {
-        let may = |(team, _): &(Name, _)| self.obstacle(team).is_none();
-        let at = self.waiting.iter().position(may)?;
+        let at = self.next()?;
         let (team, mut queue) = self.waiting.remove(at)?;
         let waiter = queue.pop_front()?;
         if !queue.is_empty() {
@@ -224,7 +229,8 @@ impl Gate {
     fn let_in(&self) {
         loop {
             let mut state = self.state();
-            if state.waiting.is_empty() || !(self.0.room)() {
+            // The machine is only asked for somebody who may have a place.
+            if state.next().is_none() || !(self.0.room)() {
                 return;
             }
             let Some((team, waiter)) = state.admit_next() else {

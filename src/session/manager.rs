@@ -208,6 +208,17 @@ impl Sessions {
         let (idle_timeout_s, on_timeout) = (new.idle_timeout_s, new.on_timeout);
         let spec = admit(&template, principal, team, new)?;
         let max_timeout_s = template.spec.max_timeout_s;
+        let patience = settings.sessions.queue_timeout;
+        let (place, refused) = match self.places.enter(team, patience).await {
+            Ok(place) => (Some(place), None),
+            // A request that came before was admitted then.
+            Err(refused) if idempotency.is_some() => (None, Some(refused)),
+            Err(refused) => return Err(SessionError::Full(refused)),
+        };
+        if self.closed.is_cancelled() {
+            return Err(SessionError::Draining);
+        }
+        // Its life begins now, however long it has waited.
         let now = self.house.clock.now();
         let claim = self.claim(&template, spec.limits, spec.name.as_ref());
         let id = match claim.as_ref().and_then(Claim::id) {
@@ -253,13 +264,6 @@ impl Sessions {
                     .saturating_sub(i64::try_from(IDEMPOTENCY.as_millis()).unwrap_or(i64::MAX)),
             ),
         });
-        let patience = settings.sessions.queue_timeout;
-        let (place, refused) = match self.places.enter(team, patience).await {
-            Ok(place) => (Some(place), None),
-            // A request that came before was admitted then.
-            Err(refused) if idempotency.is_some() => (None, Some(refused)),
-            Err(refused) => return Err(SessionError::Full(refused)),
-        };
         let newcomer = Newcomer {
             session: session.clone(),
             announcement,
