@@ -49,6 +49,15 @@ impl Activity {
         uses.last.elapsed()
     }
 
+    /// Resolves at the next use after this call, or the end of one.
+    pub(super) fn used_again(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut uses = self.0.subscribe();
+        async move {
+            // It cannot fail: the session's handles hold the sender.
+            let _ = uses.changed().await;
+        }
+    }
+
     /// Resolves when nobody has used it for so long.
     pub(super) async fn idle_for(&self, patience: Duration) {
         let mut uses = self.0.subscribe();

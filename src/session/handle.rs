@@ -122,7 +122,14 @@ impl SessionHandle {
     pub(super) async fn begin(&self, patience: Duration) -> Result<(Link, Use), SessionError> {
         let using = self.activity.begin();
         if self.state.borrow().status.phase == Phase::Paused {
-            self.resume(None).await?;
+            match self.resume(None).await {
+                // Of many at once the first wake it for all.
+                Err(SessionError::Overloaded) => {
+                    let awake = |session: &Session| session.status.phase != Phase::Paused;
+                    self.wait_until(wish::PATIENCE, awake).await;
+                }
+                woken => drop(woken?),
+            }
         }
         Ok((self.link(patience).await?, using))
     }

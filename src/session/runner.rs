@@ -166,15 +166,21 @@ async fn idle(activity: &Activity, lease: &Lease) {
     }
 }
 
-/// Resolves when the session is used, and that was last written down a while ago.
-async fn used(activity: &Activity, lease: &Lease) {
-    if lease.idle_timeout_s.is_none() {
+/// Resolves when the session was used after it was last written down that it is, and that was a while ago.
+async fn used(house: &House, activity: &Activity, lease: &Lease) {
+    let Some(written) = lease.active_at.filter(|_| lease.idle_timeout_s.is_some()) else {
         return std::future::pending().await;
-    }
+    };
     let step = Duration::from_secs(ACTIVE_STEP_S);
     loop {
-        tokio::time::sleep(step).await;
-        if activity.idle() < step {
+        // Before looking, so that no use between the two is missed.
+        let again = activity.used_again();
+        let ago = house.clock.now().since(written);
+        if activity.idle() >= ago {
+            again.await;
+        } else if let Some(rest) = step.checked_sub(ago).filter(|rest| !rest.is_zero()) {
+            tokio::time::sleep(rest).await;
+        } else {
             return;
         }
     }
@@ -234,7 +240,7 @@ impl Life {
                 again = door.guest_again(&self.house, &sandbox) => Turn::Again(again),
                 Some(wish) = self.wishes.recv() => Turn::Asked(wish),
                 () = idle(&self.activity, lease) => Turn::Over(Reason::Idle),
-                () = used(&self.activity, lease) => Turn::Used,
+                () = used(&self.house, &self.activity, lease) => Turn::Used,
             };
             match turn {
                 Turn::Gone => {
@@ -247,11 +253,14 @@ impl Life {
                     link.close();
                     return Ok(Some(again));
                 }
-                Turn::Over(reason) => self.time_is_over(reason).await?,
-                Turn::Asked(wish) => self.obey(door, &mut None, wish).await?,
+                Turn::Over(reason) => self.time_is_over(&sandbox, reason).await?,
+                Turn::Asked(wish) => self.obey(door, &sandbox, &mut None, wish).await?,
                 Turn::Used => {
                     self.session.lease.active_at = Some(self.house.clock.now());
-                    self.keep(None).await?;
+                    if let Err(error) = self.put_down(None).await {
+                        // The next step of use is written down again.
+                        warn!(session = %self.session.id, error = %Chain(&error), "cannot write down that a session is used");
+                    }
                 }
             }
         }
@@ -278,7 +287,7 @@ impl Life {
                 Some(wish) = self.wishes.recv() => Turn::Asked(wish),
             };
             match turn {
-                Turn::Asked(wish) => self.obey(door, &mut link, wish).await?,
+                Turn::Asked(wish) => self.obey(door, &sandbox, &mut link, wish).await?,
                 _ => link = None,
             }
         }
@@ -289,14 +298,15 @@ impl Life {
     async fn obey(
         &mut self,
         door: &mut Door,
+        sandbox: &SandboxId,
         link: &mut Option<Link>,
         wish: Wish,
     ) -> Result<(), End> {
         let Wish { order, done } = wish;
         let answer = match order {
-            Order::Pause(reason) => self.pause(reason).await?,
-            Order::Resume(timeout_s) => self.resume(door, link, timeout_s).await?,
-            Order::Change(change) => self.alter(change).await?,
+            Order::Pause(reason) => self.pause(sandbox, reason).await,
+            Order::Resume(timeout_s) => self.resume(door, sandbox, link, timeout_s).await?,
+            Order::Change(change) => self.alter(change).await,
         };
         // Whoever asked may be gone.
         let _ = done.send(answer);
@@ -304,7 +314,7 @@ impl Life {
     }
 
     /// Stops the session, or pauses it, as it was asked for.
-    async fn time_is_over(&mut self, reason: Reason) -> Result<(), End> {
+    async fn time_is_over(&mut self, sandbox: &SandboxId, reason: Reason) -> Result<(), End> {
         let end = End::new(
             reason,
             match reason {
@@ -316,88 +326,108 @@ impl Life {
             return Err(end);
         }
         // What cannot be paused is stopped: its time is over.
-        self.pause(reason).await?.map_err(|_| end)
+        self.pause(sandbox, reason).await.map_err(|_| end)
     }
 
     /// Makes the sandbox stand still. It is written down first: a daemon that finds it standing still must know why.
-    async fn pause(&mut self, reason: Reason) -> Result<Result<(), SessionError>, End> {
+    async fn pause(&mut self, sandbox: &SandboxId, reason: Reason) -> Result<(), SessionError> {
         if self.session.status.phase == Phase::Paused {
-            return Ok(Ok(()));
+            return Ok(());
         }
-        self.session.lease.paused_at = Some(self.house.clock.now());
         self.link.send_replace(None);
-        self.change(Event::Pause { reason }).await?;
-        let sandbox = self.sandbox()?.clone();
-        let Err(error) = self.house.runtime.pause(&sandbox).await else {
-            return Ok(Ok(()));
+        let before = self.session.lease.clone();
+        self.session.lease.paused_at = Some(self.house.clock.now());
+        if let Err(error) = self.step(Event::Pause { reason }).await {
+            self.session.lease = before;
+            return Err(error);
+        }
+        let Err(error) = self.house.runtime.pause(sandbox).await else {
+            return Ok(());
         };
         // It may stand still all the same. Where nobody can tell, it is taken for what is written down.
-        if self.house.runtime.resume(&sandbox).await.is_ok() {
-            self.session.lease.paused_at = None;
-            self.change(Event::Resume).await?;
+        if self.house.runtime.resume(sandbox).await.is_ok() {
+            let paused = std::mem::replace(&mut self.session.lease, before);
+            if self.step(Event::Resume).await.is_err() {
+                self.session.lease = paused;
+            }
         }
-        Ok(Err(SessionError::Runtime(error)))
+        Err(SessionError::Runtime(error))
     }
 
-    /// Lets the sandbox go on, and waits for its guest.
+    /// Lets the sandbox go on, and waits for its guest; an error ends the session.
     async fn resume(
         &mut self,
         door: &mut Door,
+        sandbox: &SandboxId,
         link: &mut Option<Link>,
         timeout_s: Option<u64>,
     ) -> Result<Result<(), SessionError>, End> {
         if let Err(error) = self.check_timeout(timeout_s) {
             return Ok(Err(error));
         }
-        if self.session.status.phase == Phase::Paused {
-            let sandbox = self.sandbox()?.clone();
-            if let Err(error) = self.house.runtime.resume(&sandbox).await {
-                return Ok(Err(SessionError::Runtime(error)));
-            }
-            let kept = link.take().filter(|link| !link.is_closed());
-            *link = if kept.is_some() {
-                kept
-            } else {
-                let patience = self.house.settings().reattach_timeout;
-                Some(door.await_guest(&self.house, &sandbox, patience).await?)
+        if self.session.status.phase != Phase::Paused {
+            let change = Change {
+                timeout_s,
+                ..Change::default()
             };
-            self.session.lease.paused_at = None;
-            self.last_for(timeout_s.unwrap_or(self.session.spec.timeout_s));
-            self.activity.touch();
-            self.change(Event::Resume).await?;
-        } else if let Some(timeout_s) = timeout_s {
-            self.last_for(timeout_s);
-            self.keep(None).await?;
+            return Ok(self.alter(change).await);
         }
-        Ok(Ok(()))
+        if let Err(error) = self.house.runtime.resume(sandbox).await {
+            return Ok(Err(SessionError::Runtime(error)));
+        }
+        if link.as_ref().is_none_or(Link::is_closed) {
+            let patience = self.house.settings().reattach_timeout;
+            *link = Some(door.await_guest(&self.house, sandbox, patience).await?);
+        }
+        let before = self.session.lease.clone();
+        self.activity.touch();
+        self.session.lease.paused_at = None;
+        self.session.lease.active_at = Some(self.house.clock.now());
+        self.last_for(timeout_s.unwrap_or(self.session.spec.timeout_s));
+        let woken = self.step(Event::Resume).await;
+        if woken.is_err() {
+            self.session.lease = before;
+            // What is written down is that it stands still.
+            if let Err(error) = self.house.runtime.pause(sandbox).await {
+                warn!(session = %self.session.id, error = %Chain(&error), "a session that counts as paused runs");
+            }
+        }
+        Ok(woken)
     }
 
-    /// Gives the session other deadlines or labels.
-    async fn alter(&mut self, change: Change) -> Result<Result<(), SessionError>, End> {
-        if let Err(error) = self.check_timeout(change.timeout_s) {
-            return Ok(Err(error));
+    /// Gives the session other deadlines or labels, or leaves it as it is.
+    async fn alter(&mut self, change: Change) -> Result<(), SessionError> {
+        if change == Change::default() {
+            return Ok(());
         }
+        self.check_timeout(change.timeout_s)?;
         if change.timeout_s.is_some() && self.session.status.phase == Phase::Paused {
             // Its time stands still; whoever wakes it says how much it has.
-            return Ok(Err(SessionError::NotReady {
+            return Err(SessionError::NotReady {
                 phase: self.session.status.phase,
                 reason: self.session.status.reason,
-            }));
+            });
         }
+        let before = self.session.clone();
         if let Some(timeout_s) = change.timeout_s {
             self.last_for(timeout_s);
         }
         let lease = &mut self.session.lease;
         if let Some(idle_timeout_s) = change.idle_timeout_s {
             lease.idle_timeout_s = Some(idle_timeout_s).filter(|seconds| *seconds > 0);
+            // Its time begins now, also for a daemon that comes after.
+            lease.active_at = Some(self.house.clock.now());
             self.activity.touch();
         }
         lease.on_timeout = change.on_timeout.unwrap_or(lease.on_timeout);
         if let Some(labels) = change.labels {
             self.session.spec.labels = labels;
         }
-        self.keep(None).await?;
-        Ok(Ok(()))
+        let kept = self.put_down(None).await;
+        if kept.is_err() {
+            self.session = before;
+        }
+        kept
     }
 
     fn check_timeout(&self, timeout_s: Option<u64>) -> Result<(), SessionError> {
@@ -456,7 +486,7 @@ impl Life {
         let spec = launch::spec(&house, &self.session, directory);
         let sandbox = launch::create(&house, spec, traces).await?;
         self.session.sandbox = Some(sandbox.clone());
-        self.keep(None).await?;
+        self.keep().await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;
         // What a template waits for may take minutes, in which others can be launched.
         drop(turn);
@@ -540,7 +570,7 @@ impl Life {
         if self.session.status.phase == Phase::Paused {
             // It may have been written down and not done, or woken and not written down.
             if let Err(error) = house.runtime.pause(&sandbox).await {
-                return Err(launch::refused(&error));
+                warn!(session = %self.session.id, error = %Chain(&error), "a session that counts as paused may run");
             }
             info!(session = %self.session.id, sandbox = %sandbox, "adopted a paused session");
             return Ok((door, None));
@@ -590,32 +620,48 @@ impl Life {
         Ok(link)
     }
 
-    /// Applies an event that only the runner itself can cause, keeps and publishes the outcome.
+    /// Takes a step of a launch, which cannot go on without.
     async fn change(&mut self, event: Event) -> Result<(), End> {
-        let before = self.session.status.phase;
-        match state::apply(&self.session.status, event) {
+        let taken = self.step(event).await;
+        taken.map_err(|error| End::new(Reason::Internal, Chain(&error).to_string()))
+    }
+
+    /// Writes the session down in the middle of a launch, which cannot go on without.
+    async fn keep(&mut self) -> Result<(), End> {
+        let kept = self.put_down(None).await;
+        kept.map_err(|error| End::new(Reason::Internal, Chain(&error).to_string()))
+    }
+
+    /// Applies an event that only the runner itself can cause, writes the outcome down and publishes it. What cannot be
+    /// written down did not happen.
+    async fn step(&mut self, event: Event) -> Result<(), SessionError> {
+        let before = self.session.status.clone();
+        match state::apply(&before, event) {
             Answer::Changed(status) => self.session.status = status,
             Answer::AlreadySo => return Ok(()),
             Answer::Denied { phase } => {
                 error!(session = %self.session.id, %phase, "an impossible step was tried");
-                return Err(End::new(Reason::Internal, "a defect; see the log"));
+                return Err(SessionError::NotReady {
+                    phase,
+                    reason: before.reason,
+                });
             }
         }
-        self.keep(Some(before)).await
+        let kept = self.put_down(Some(before.phase)).await;
+        if kept.is_err() {
+            self.session.status = before;
+        }
+        kept
     }
 
     /// Writes the session down, with the audit record of a phase change, then publishes it.
-    async fn keep(&mut self, from: Option<Phase>) -> Result<(), End> {
-        match self.write(from).await {
-            Ok(()) => {
-                if from.is_some() {
-                    self.tell();
-                }
-                self.publish();
-                Ok(())
-            }
-            Err(error) => Err(End::new(Reason::Internal, Chain(&error).to_string())),
+    async fn put_down(&self, from: Option<Phase>) -> Result<(), SessionError> {
+        self.write(from).await?;
+        if from.is_some() {
+            self.tell();
         }
+        self.publish();
+        Ok(())
     }
 
     async fn write(&self, from: Option<Phase>) -> Result<(), SessionError> {

@@ -15,7 +15,7 @@ use crate::model::session::{Reason, Session};
 const QUEUE: usize = 8;
 
 /// How long somebody waits for a wish to be fulfilled: podman's own deadline for a sandbox, and some more.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is wished.
 #[derive(Debug)]
