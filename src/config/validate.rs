@@ -218,6 +218,16 @@ fn template(name: Option<Name>, keys: &Section<'_>) -> Option<Template> {
         ("memory_bytes", limits.memory_bytes, max_limits.memory_bytes),
         ("pids", limits.pids.into(), max_limits.pids.into()),
         ("disk_bytes", limits.disk_bytes, max_limits.disk_bytes),
+        (
+            "open_files",
+            limits.open_files.into(),
+            max_limits.open_files.into(),
+        ),
+        (
+            "processes_started",
+            limits.processes_started,
+            max_limits.processes_started,
+        ),
     ] {
         if keys.is_complete() && asked > allowed {
             most.problem(key, format!("{allowed} is less than limits.{key}, {asked}"));
@@ -278,6 +288,19 @@ fn limits(keys: &Section<'_>, default: Limits) -> Limits {
         disk_bytes: keys.whole("disk_bytes", default.disk_bytes, |disk_bytes| {
             check(Limits { disk_bytes, ..base })
         }),
+        open_files: keys.whole("open_files", default.open_files, |open_files| {
+            check(Limits { open_files, ..base })
+        }),
+        processes_started: keys.whole(
+            "processes_started",
+            default.processes_started,
+            |processes_started| {
+                check(Limits {
+                    processes_started,
+                    ..base
+                })
+            },
+        ),
     }
 }
 

@@ -11,11 +11,15 @@ use crate::base::id::{InstallationId, SessionId};
 /// One gibibyte, the step in which gVisor's files can be capped.
 pub const GIB: u64 = 1 << 30;
 
+/// The most files that one process in a sandbox can have open; the guest has as many.
+pub const MAX_OPEN_FILES: u32 = 65_536;
+
 /// What a sandbox may use.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory of the whole sandbox, gVisor's own included.
+    /// Memory of everything in the sandbox: programs, files in `/tmp` and `/dev/shm`. What gVisor needs for itself comes on
+    /// top. A sandbox that needs more is ended.
     pub memory_bytes: u64,
     /// Processor cores, in parts of one: 0.5 is half a core.
     pub cpus: f64,
@@ -23,6 +27,10 @@ pub struct Limits {
     pub pids: u32,
     /// Bytes in the writable layer.
     pub disk_bytes: u64,
+    /// Files, sockets and pipes that one process may have open.
+    pub open_files: u32,
+    /// Processes that may be started from outside in the sandbox's life; those that a program starts by itself are not counted.
+    pub processes_started: u64,
 }
 
 impl Default for Limits {
@@ -32,6 +40,8 @@ impl Default for Limits {
             cpus: 1.0,
             pids: 256,
             disk_bytes: 4 * GIB,
+            open_files: 8192,
+            processes_started: 1_000_000,
         }
     }
 }
@@ -48,6 +58,10 @@ pub struct WantedLimits {
     pub pids: Option<u32>,
     /// See [`Limits::disk_bytes`].
     pub disk_bytes: Option<u64>,
+    /// See [`Limits::open_files`].
+    pub open_files: Option<u32>,
+    /// See [`Limits::processes_started`].
+    pub processes_started: Option<u64>,
 }
 
 impl WantedLimits {
@@ -59,6 +73,8 @@ impl WantedLimits {
             cpus: self.cpus.unwrap_or(base.cpus),
             pids: self.pids.unwrap_or(base.pids),
             disk_bytes: self.disk_bytes.unwrap_or(base.disk_bytes),
+            open_files: self.open_files.unwrap_or(base.open_files),
+            processes_started: self.processes_started.unwrap_or(base.processes_started),
         }
     }
 }
@@ -91,6 +107,12 @@ impl Limits {
         }
         if !(GIB..=1 << 44).contains(&self.disk_bytes) {
             return bad("disk_bytes", "1 GiB to 16 TiB");
+        }
+        if !(64..=MAX_OPEN_FILES).contains(&self.open_files) {
+            return bad("open_files", "64 to 65536");
+        }
+        if !(1..=1_000_000_000).contains(&self.processes_started) {
+            return bad("processes_started", "1 to 1000000000");
         }
         Ok(())
     }
@@ -228,6 +250,20 @@ mod tests {
                     ..Limits::default()
                 },
                 "disk_bytes",
+            ),
+            (
+                Limits {
+                    open_files: MAX_OPEN_FILES + 1,
+                    ..Limits::default()
+                },
+                "open_files",
+            ),
+            (
+                Limits {
+                    processes_started: 0,
+                    ..Limits::default()
+                },
+                "processes_started",
             ),
         ];
         for (limits, field) in cases {

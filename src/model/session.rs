@@ -97,6 +97,8 @@ pub enum Reason {
     ImageMissing,
     /// The sandbox ended by itself.
     SandboxDied,
+    /// The sandbox used all the memory that it may, and was ended for it.
+    LimitMemory,
     /// After a restart there was no sandbox left to adopt.
     SandboxMissing,
     /// The sandbox runs, but its guest did not come back in time.
@@ -107,7 +109,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
@@ -116,6 +118,7 @@ impl Reason {
         Self::RuntimeUnavailable,
         Self::ImageMissing,
         Self::SandboxDied,
+        Self::LimitMemory,
         Self::SandboxMissing,
         Self::GuestLost,
         Self::Internal,
@@ -130,6 +133,7 @@ impl Reason {
             | Self::RuntimeUnavailable
             | Self::ImageMissing
             | Self::SandboxDied
+            | Self::LimitMemory
             | Self::SandboxMissing
             | Self::GuestLost
             | Self::Internal => false,
@@ -148,6 +152,7 @@ impl Reason {
             Self::RuntimeUnavailable => "runtime_unavailable",
             Self::ImageMissing => "image_missing",
             Self::SandboxDied => "sandbox_died",
+            Self::LimitMemory => "limit_memory",
             Self::SandboxMissing => "sandbox_missing",
             Self::GuestLost => "guest_lost",
             Self::Internal => "internal",

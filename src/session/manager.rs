@@ -432,6 +432,16 @@ fn admit(
             limits.disk_bytes > max.disk_bytes,
             max.disk_bytes.to_string(),
         ),
+        (
+            "limits.open_files",
+            limits.open_files > max.open_files,
+            max.open_files.to_string(),
+        ),
+        (
+            "limits.processes_started",
+            limits.processes_started > max.processes_started,
+            max.processes_started.to_string(),
+        ),
     ];
     if let Some((field, _, most)) = over.into_iter().find(|(_, over, _)| *over) {
         return invalid(

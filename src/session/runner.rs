@@ -438,7 +438,7 @@ impl Life {
             self.change(Event::Begin).await?;
         }
         self.remains.door = true;
-        let mut door = Door::build(&house.link_root, self.session.id)
+        let mut door = Door::build(&house.link_root, &self.session)
             .await
             .map_err(|error| launch::failed(&error))?;
         let directory = door.directory.clone();
@@ -498,7 +498,7 @@ impl Life {
         let house = Arc::clone(&self.house);
         self.session.sandbox = Some(sandbox.clone());
         self.remains.sandbox = Traces::Known(sandbox.clone());
-        let mut door = Door::reopen(&house.link_root, self.session.id)
+        let mut door = Door::reopen(&house.link_root, &self.session)
             .await
             .map_err(|error| End::new(Reason::GuestLost, format!("reopen the link: {error}")))?;
         if self.session.status.phase == Phase::Paused {

@@ -40,7 +40,8 @@ pub enum Admission {
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
-    created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at";
+    created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, open_files, \
+    processes_started";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -258,7 +259,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -291,6 +292,8 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             session.lease.on_timeout.as_str(),
             session.lease.active_at.map(Timestamp::as_millis),
             session.lease.paused_at.map(Timestamp::as_millis),
+            spec.limits.open_files,
+            spec.limits.processes_started,
         ])
     })
     .map(drop)
@@ -358,6 +361,8 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
                 cpus: field(row, "cpus")?,
                 pids: field(row, "pids")?,
                 disk_bytes: field(row, "disk_bytes")?,
+                open_files: field(row, "open_files")?,
+                processes_started: field(row, "processes_started")?,
             },
             allow_root: field(row, "allow_root")?,
             timeout_s: field(row, "timeout_s")?,
