@@ -131,7 +131,10 @@ mod tests {
             ("cgroup.procs", "7\n12\n"),
             ("memory.max", "1048576\n"),
             ("memory.swap.max", "0\n"),
-            ("memory.events", "low 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 1\n"),
+            (
+                "memory.events",
+                "low 0\nmax 3\noom 1\noom_kill 2\noom_group_kill 1\n",
+            ),
             ("cpu.max", "50000 100000\n"),
             ("cpu.stat", "usage_usec 5\nnr_periods 10\nnr_throttled 4\n"),
             ("pids.max", "512\n"),
@@ -141,10 +144,16 @@ mod tests {
             ("cgroup.procs", "7\n12\n"),
             ("memory.limit_in_bytes", "1048576\n"),
             ("memory.memsw.limit_in_bytes", "1048576\n"),
-            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
+            (
+                "memory.oom_control",
+                "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+            ),
             ("cpu.cfs_quota_us", "50000\n"),
             ("cpu.cfs_period_us", "100000\n"),
-            ("cpu.stat", "nr_periods 10\nnr_throttled 4\nthrottled_time 0\n"),
+            (
+                "cpu.stat",
+                "nr_periods 10\nnr_throttled 4\nthrottled_time 0\n",
+            ),
             ("pids.max", "512\n"),
             ("pids.events", "max 6\n"),
         ]);

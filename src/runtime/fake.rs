@@ -500,7 +500,7 @@ impl SandboxRuntime for FakeRuntime {
         Ok(())
     }
 
-    async fn strain(&self, id: &SandboxId) -> Strain {
+    fn strain(&self, id: &SandboxId) -> Strain {
         let state = self.state();
         let sandbox = state.sandboxes.get(id);
         sandbox.map(|sandbox| sandbox.strain).unwrap_or_default()

@@ -205,7 +205,11 @@ impl Groups {
 
 fn judge(group: &Group, enforced: Enforced, bounds: &Bounds) -> Result<(), RuntimeError> {
     if enforced.memory {
-        same("memory bound", group.memory_max(), Some(bounds.memory_bytes))?;
+        same(
+            "memory bound",
+            group.memory_max(),
+            Some(bounds.memory_bytes),
+        )?;
         same("use of swap", group.may_swap(), false)?;
     }
     if enforced.cpu {

@@ -157,7 +157,7 @@ pub trait SandboxRuntime: Send + Sync {
 
     /// What the kernel did to keep a sandbox within its limits. Also of one that has ended, where it
     /// was for lack of memory, until another comes or goes.
-    async fn strain(&self, id: &SandboxId) -> Strain;
+    fn strain(&self, id: &SandboxId) -> Strain;
 
     /// What the sandbox's first process has said so far, at most its last few KiB.
     async fn last_words(&self, id: &SandboxId) -> String;

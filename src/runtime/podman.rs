@@ -538,8 +538,8 @@ impl SandboxRuntime for Podman {
         groups.check(id, gofer, &Bounds::of(limits))
     }
 
-    async fn strain(&self, id: &SandboxId) -> Strain {
-        let groups = self.groups().await.unwrap_or_default();
+    fn strain(&self, id: &SandboxId) -> Strain {
+        let groups = self.known_groups().unwrap_or_default();
         groups.strain(id)
     }
 

@@ -385,7 +385,13 @@ pub(super) mod tests {
         let mut request = serde_json::to_value(request).unwrap();
         assert_eq!(
             request["command"],
-            json!(["--open-files", "1000", "--max-started", "5000", "--allow-root"])
+            json!([
+                "--open-files",
+                "1000",
+                "--max-started",
+                "5000",
+                "--allow-root"
+            ])
         );
         assert_eq!(
             request["cap_add"],

@@ -347,11 +347,23 @@ mod tests {
             ("Config.Labels", json!({})),
             ("Config.Labels", json!(null)),
             ("Config.Annotations", json!({})),
-            ("Config.Annotations", annotated("io.casemate.file-limit-bytes", "1")),
-            ("Config.Annotations", annotated("io.casemate.memory-max-bytes", "9")),
-            ("Config.Annotations", annotated("io.casemate.cpu-quota-us", "9")),
+            (
+                "Config.Annotations",
+                annotated("io.casemate.file-limit-bytes", "1"),
+            ),
+            (
+                "Config.Annotations",
+                annotated("io.casemate.memory-max-bytes", "9"),
+            ),
+            (
+                "Config.Annotations",
+                annotated("io.casemate.cpu-quota-us", "9"),
+            ),
             ("Config.Annotations", annotated("io.casemate.pids-max", "9")),
-            ("Config.Annotations", annotated("dev.gvisor.flag.network", "host")),
+            (
+                "Config.Annotations",
+                annotated("dev.gvisor.flag.network", "host"),
+            ),
             ("HostConfig.Privileged", json!(true)),
             ("HostConfig.NetworkMode", json!("host")),
             ("HostConfig.NetworkMode", json!("slirp4netns")),

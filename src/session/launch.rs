@@ -356,12 +356,7 @@ pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> End {
 pub(super) async fn death_of(house: &House, sandbox: &SandboxId) -> End {
     loop {
         match house.runtime.wait(sandbox).await {
-            Ok(Some(code)) => {
-                return End::new(
-                    Reason::SandboxDied,
-                    format!("the sandbox ended with exit code {code}"),
-                );
-            }
+            Ok(Some(code)) => return ended_with(house, sandbox, code),
             Ok(None) => return End::new(Reason::SandboxDied, "the sandbox is gone"),
             Err(error) => {
                 warn!(sandbox = %sandbox, error = %Chain(&error), "cannot watch a sandbox");
@@ -369,6 +364,21 @@ pub(super) async fn death_of(house: &House, sandbox: &SandboxId) -> End {
             }
         }
     }
+}
+
+/// Why a sandbox ended with that code: for the memory that it used, if the kernel says so.
+pub(super) fn ended_with(house: &House, sandbox: &SandboxId, code: i32) -> End {
+    let strain = house.runtime.strain(sandbox);
+    if strain.memory_kills > 0 {
+        return End::new(
+            Reason::LimitMemory,
+            "the sandbox used all the memory that it may",
+        );
+    }
+    End::new(
+        Reason::SandboxDied,
+        format!("the sandbox ended with exit code {code}"),
+    )
 }
 
 /// A host name for the sandbox: the session's own name where it has one.

@@ -28,6 +28,7 @@ pub mod guest;
 pub mod handle;
 pub mod launch;
 pub mod manager;
+pub mod reached;
 pub mod reconcile;
 pub mod run;
 pub mod runner;

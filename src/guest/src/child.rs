@@ -50,7 +50,12 @@ pub(crate) struct Launched {
 
 impl Launch {
     /// What a valid specification asks for.
-    pub(crate) fn new(spec: ProcessSpec, mut identity: Identity, switch: bool, open_files: u64) -> Self {
+    pub(crate) fn new(
+        spec: ProcessSpec,
+        mut identity: Identity,
+        switch: bool,
+        open_files: u64,
+    ) -> Self {
         let argv = match spec.shell {
             None => spec.argv,
             Some(LoginShell { command }) => {
