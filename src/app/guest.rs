@@ -351,8 +351,11 @@ impl App {
         };
         let link = handle.watched().await.map_err(AppError::Session)?;
         let now = link.usage().await.map_err(told)?;
-        let limits = &handle.snapshot().spec.limits;
-        handle.reached().used(&now, limits);
+        let session = handle.snapshot();
+        handle.reached().used(&now, &session.spec.limits);
+        if let Some(sandbox) = &session.sandbox {
+            handle.reached().strained(self.0.runtime.strain(sandbox));
+        }
         let past = handle.past_usage();
         Ok(UsageSeries { now, past })
     }

@@ -470,7 +470,6 @@ mod tests {
             "HostConfig.NetworkMode",
             "HostConfig.Privileged",
             "HostConfig.Devices",
-            "HostConfig.Memory",
         ] {
             let mut altered = inspect();
             let key = field.strip_prefix("HostConfig.").unwrap();

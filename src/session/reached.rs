@@ -46,7 +46,7 @@ struct State {
     new: BTreeSet<Limit>,
     /// When each was noted last.
     noted: BTreeMap<Limit, Instant>,
-    /// What the kernel had counted at the last look.
+    /// What the kernel had counted at the last look that said something.
     strain: Strain,
 }
 
@@ -102,7 +102,16 @@ impl Reached {
 
     /// Notes what the kernel did since it was last asked.
     pub fn strained(&self, now: Strain) {
-        let before = self.with(|state| std::mem::replace(&mut state.strain, now));
+        let before = self.with(|state| {
+            let before = state.strain;
+            state.strain.memory_kills = now.memory_kills;
+            state.strain.pids_refused = now.pids_refused;
+            // Looks may follow each other closely, and a moment says nothing of the processor.
+            if now.cpu_periods.saturating_sub(before.cpu_periods) >= CPU_PERIODS {
+                state.strain = now;
+            }
+            before
+        });
         if now.memory_kills > before.memory_kills {
             self.note(Limit::Memory);
         }
@@ -199,8 +208,8 @@ mod tests {
         reached.strained(busy);
         assert_eq!(taken(&reached), [Limit::Cpu]);
         tokio::time::advance(ONCE_IN).await;
-        // Nothing new, a start that is over soon, and a sandbox that waits now and then.
-        for (periods, waits) in [(150, 140), (160, 150), (310, 200)] {
+        // Nothing new, a moment, and a sandbox that waits now and then.
+        for (periods, waits) in [(150, 140), (160, 150), (310, 200), (320, 201)] {
             reached.strained(Strain {
                 cpu_periods: periods,
                 cpu_waits: waits,
@@ -208,6 +217,15 @@ mod tests {
             });
             assert_eq!(taken(&reached), []);
         }
+        // Moments that belong together.
+        for (periods, waits) in [(325, 206), (330, 211), (335, 216)] {
+            reached.strained(Strain {
+                cpu_periods: periods,
+                cpu_waits: waits,
+                ..Strain::default()
+            });
+        }
+        assert_eq!(taken(&reached), [Limit::Cpu]);
         reached.strained(Strain {
             memory_kills: 3,
             pids_refused: 1,
