@@ -59,6 +59,7 @@ impl Bench {
         let link_root = directory.path().join("link");
         std::fs::create_dir(&link_root).unwrap();
         let sessions = Sessions::new(SessionParts {
+            memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&dynamic),
             store: store.clone(),
             audit: audit.clone(),

@@ -12,6 +12,7 @@ use crate::app::AppError;
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
 use crate::session::SessionError;
+use crate::session::gate::Refused;
 
 /// Seconds that a client should wait before it tries again when the daemon is merely busy.
 const RETRY_AFTER_S: &str = "2";
@@ -179,10 +180,13 @@ impl From<SessionError> for Problem {
                 plain(StatusCode::CONFLICT)
             }
             SessionError::KeyReused => plain(StatusCode::CONFLICT),
-            SessionError::Full(_) => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
-            SessionError::Busy(_) | SessionError::Overloaded | SessionError::Draining => {
-                plain(StatusCode::SERVICE_UNAVAILABLE).again_later()
+            SessionError::Full(Refused::Full | Refused::TeamFull | Refused::Queue) => {
+                plain(StatusCode::TOO_MANY_REQUESTS).again_later()
             }
+            SessionError::Full(Refused::Machine)
+            | SessionError::Busy(_)
+            | SessionError::Overloaded
+            | SessionError::Draining => plain(StatusCode::SERVICE_UNAVAILABLE).again_later(),
             SessionError::Refused { code, message } => guest_refused(code, message),
             SessionError::GuestGone(error) => Self::new(
                 StatusCode::BAD_GATEWAY,

@@ -141,6 +141,10 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
     let output = 1024..=256 << 20;
     let sessions = SessionsConfig {
         max: keys.integer("max", default.max, 1..=10_000),
+        max_of_team: keys.integer("max_of_team", default.max_of_team, 1..=10_000),
+        queue: keys.integer("queue", default.queue, 0..=10_000),
+        queue_timeout: keys.seconds("queue_timeout_s", default.queue_timeout, 0..=600),
+        reserve_bytes: keys.integer("reserve_bytes", default.reserve_bytes, 0..=1 << 50),
         concurrent_launches: keys.integer(
             "concurrent_launches",
             default.concurrent_launches,

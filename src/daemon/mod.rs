@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::logging::Logging;
@@ -28,6 +29,8 @@ use crate::host::{harden, lock};
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
+use crate::session::manager::Sessions;
+use crate::session::reconcile::Reconciled;
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -40,6 +43,9 @@ const LOG_GRACE: Duration = Duration::from_secs(2);
 
 /// How often the service manager is told how things are, if they changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time between two looks for what no session owns.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -144,6 +150,7 @@ async fn serve(
             format!("take up the sessions: {}", Chain(&error)),
         )
     })?;
+    tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let started = AuditEvent::DaemonStart { version };
@@ -216,6 +223,30 @@ async fn serve(
     drain(&config, &notifier, &tasks, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Removes every half minute what no session owns. What fails now is tried again, and told where it is told of everything.
+async fn sweep(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+        }
+        match sessions.sweep().await {
+            Ok(Reconciled {
+                orphans_removed: 0,
+                doors_removed: 0,
+                ..
+            }) => {}
+            Ok(done) => warn!(
+                orphans_removed = done.orphans_removed,
+                doors_removed = done.doors_removed,
+                "removed what no session owned"
+            ),
+            Err(error) => warn!(error = %Chain(&error), "cannot look for what no session owns"),
+        }
+    }
 }
 
 /// Shuts the doors, lets calls finish, leaves or ends the sessions, closes the state.

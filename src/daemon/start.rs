@@ -24,6 +24,7 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
+use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::name::Name;
@@ -134,6 +135,7 @@ impl Ground {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let sessions = Sessions::new(SessionParts {
+            memory: Box::new(memory::available_bytes),
             runtime: Arc::clone(&runtime),
             store: store.clone(),
             audit: audit.clone(),

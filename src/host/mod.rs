@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod directory;
 pub mod harden;
 pub mod lock;
+pub mod memory;
 pub mod notify;
 pub mod peer;
 pub mod signals;

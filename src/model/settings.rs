@@ -89,8 +89,16 @@ impl OnShutdown {
 /// Bounds and defaults of sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionsConfig {
-    /// Live sessions at one time; the next is refused.
+    /// Live sessions at one time; the next waits, and is refused in the end.
     pub max: usize,
+    /// Live sessions of one team.
+    pub max_of_team: usize,
+    /// Requests for a session that wait at one time; the next is refused at once.
+    pub queue: usize,
+    /// How long such a request waits.
+    pub queue_timeout: Duration,
+    /// Memory that must be left on the machine when a session is admitted, in bytes.
+    pub reserve_bytes: u64,
     /// Launches at one time; the next waits.
     pub concurrent_launches: usize,
     /// How long a started sandbox's guest may take to dial the link.
@@ -115,6 +123,10 @@ impl Default for SessionsConfig {
     fn default() -> Self {
         Self {
             max: 64,
+            max_of_team: 64,
+            queue: 128,
+            queue_timeout: Duration::from_secs(10),
+            reserve_bytes: 512 << 20,
             concurrent_launches: 4,
             link_timeout: Duration::from_secs(30),
             reattach_timeout: Duration::from_secs(20),

@@ -2,15 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use super::SessionError;
+use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::launch::End;
 use super::runner::{Runner, Start};
@@ -41,7 +43,8 @@ pub(super) struct House {
     pub(super) audit: AuditLog,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) link_root: PathBuf,
-    pub(super) launches: Semaphore,
+    /// Launches at one time.
+    pub(super) launches: Gate,
     /// Cancelled when runners shall leave their sandboxes running and end.
     pub(super) leave: CancellationToken,
     settings: watch::Receiver<Arc<Settings>>,
@@ -76,6 +79,8 @@ pub struct Parts {
     pub link_root: PathBuf,
     /// Bounds, defaults and recipes.
     pub settings: Settings,
+    /// How many bytes of memory the machine has left.
+    pub memory: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 /// What a client asks of a new session.
@@ -107,6 +112,9 @@ pub struct Sessions {
     pub(super) house: Arc<House>,
     table: Arc<Mutex<HashMap<SessionId, SessionHandle>>>,
     settings: watch::Sender<Arc<Settings>>,
+    /// A place for each live session.
+    places: Gate,
+    reserve_bytes: Arc<AtomicU64>,
     runners: TaskTracker,
     closed: CancellationToken,
 }
@@ -115,7 +123,12 @@ impl Sessions {
     /// An empty table. [`Sessions::reconcile`] fills it.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let launches = Semaphore::new(parts.settings.sessions.concurrent_launches);
+        let launches = Gate::new(launch_budget(&parts.settings.sessions), || true);
+        let (memory, settings) = (parts.memory, parts.settings.sessions.clone());
+        let reserve_bytes = Arc::new(AtomicU64::new(settings.reserve_bytes));
+        let reserve = Arc::clone(&reserve_bytes);
+        let room = move || memory() >= reserve.load(Ordering::Relaxed);
+        let places = Gate::new(session_budget(&settings), room);
         let (sender, receiver) = watch::channel(Arc::new(parts.settings));
         Self {
             house: Arc::new(House {
@@ -129,6 +142,8 @@ impl Sessions {
                 settings: receiver,
             }),
             table: Arc::default(),
+            places,
+            reserve_bytes,
             settings: sender,
             runners: TaskTracker::new(),
             closed: CancellationToken::new(),
@@ -137,6 +152,10 @@ impl Sessions {
 
     /// Takes new bounds, defaults and recipes; running sessions keep what they were made with.
     pub fn reload(&self, settings: Settings) {
+        let sessions = &settings.sessions;
+        self.reserve_bytes
+            .store(sessions.reserve_bytes, Ordering::Relaxed);
+        self.places.set(session_budget(sessions));
         self.settings.send_replace(Arc::new(settings));
     }
 
@@ -204,7 +223,14 @@ impl Sessions {
                     .saturating_sub(i64::try_from(IDEMPOTENCY.as_millis()).unwrap_or(i64::MAX)),
             ),
         });
-        let max = u32::try_from(settings.sessions.max).unwrap_or(u32::MAX);
+        let patience = settings.sessions.queue_timeout;
+        let (place, refused) = match self.places.enter(team, patience).await {
+            Ok(place) => (Some(place), None),
+            // A request that came before was admitted then.
+            Err(refused) if idempotency.is_some() => (None, Some(refused)),
+            Err(refused) => return Err(SessionError::Full(refused)),
+        };
+        let max_live = if place.is_some() { u32::MAX } else { 0 };
         let admitted = {
             // The runner starts even if the caller goes away while the store answers.
             let this = self.clone();
@@ -213,10 +239,10 @@ impl Sessions {
                 let intent = this.house.audit.adopt(announcement.clone());
                 let store = this.house.store.clone();
                 let answer = store
-                    .admit_session(session.clone(), announcement, max, idempotency)
+                    .admit_session(session.clone(), announcement, max_live, idempotency)
                     .await?;
-                if answer == Admission::Admitted {
-                    this.spawn(session, Start::Admitted, Some(intent));
+                if let (Admission::Admitted, Some(place)) = (&answer, place) {
+                    this.spawn(session, Start::Admitted, Some(intent), place);
                 }
                 Ok(answer)
             })
@@ -235,7 +261,7 @@ impl Sessions {
                 Some(name) => Err(SessionError::NameTaken(name)),
                 None => Err(SessionError::NotFound),
             },
-            Ok(Ok(Admission::Full)) => Err(SessionError::Full(max)),
+            Ok(Ok(Admission::Full)) => Err(SessionError::Full(refused.unwrap_or(Refused::Full))),
             Ok(Err(error)) => Err(SessionError::Store(error)),
             Err(error) => Err(SessionError::System {
                 doing: "admit the session",
@@ -252,6 +278,17 @@ impl Sessions {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .cloned()
+    }
+
+    /// How many sessions have a place, and how many requests wait for one.
+    #[must_use]
+    pub fn load(&self) -> (usize, usize) {
+        self.places.load()
+    }
+
+    /// A place for a session that is there already.
+    pub(super) fn place_of(&self, session: &Session) -> Place {
+        self.places.occupy(&session.spec.team)
     }
 
     /// How many sessions are live.
@@ -359,7 +396,13 @@ impl Sessions {
     }
 
     /// Gives a session its runner, and the table its handle for as long as the runner runs.
-    pub(super) fn spawn(&self, session: Session, start: Start, intent: Option<Intent>) {
+    pub(super) fn spawn(
+        &self,
+        session: Session,
+        start: Start,
+        intent: Option<Intent>,
+        place: Place,
+    ) {
         let id = session.id;
         let idle = self.idle_so_far(&session);
         let (handle, ends) = SessionHandle::new(session.clone(), idle);
@@ -385,7 +428,7 @@ impl Sessions {
                 if let Ok(Some(session)) = this.house.store.session(id).await
                     && session.ended_at.is_none()
                 {
-                    this.spawn(session, Start::Broken, None);
+                    this.spawn(session, Start::Broken, None, place);
                     return;
                 }
             }
@@ -393,7 +436,27 @@ impl Sessions {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&id);
+            drop(place);
         });
+    }
+}
+
+fn session_budget(sessions: &SessionsConfig) -> Budget {
+    Budget {
+        places: sessions.max,
+        team: sessions.max_of_team,
+        queue: sessions.queue,
+    }
+}
+
+/// One team never has all launches, unless there is but one.
+fn launch_budget(sessions: &SessionsConfig) -> Budget {
+    let places = sessions.concurrent_launches;
+    Budget {
+        places,
+        team: places.saturating_sub(1).max(1),
+        // No more wait than there are sessions.
+        queue: usize::MAX,
     }
 }
 

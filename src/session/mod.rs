@@ -24,6 +24,7 @@
 //! launches again what had not come to run, and ends what is gone.
 
 pub mod activity;
+pub mod gate;
 pub mod guest;
 pub mod handle;
 pub mod launch;
@@ -36,6 +37,7 @@ pub mod state;
 pub mod usage;
 pub mod wish;
 
+use self::gate::Refused;
 use crate::audit::AuditError;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
@@ -66,9 +68,9 @@ pub enum SessionError {
     /// Another request came under the same idempotency key. Tell the caller.
     #[error("another request was made with this Idempotency-Key")]
     KeyReused,
-    /// So many sessions are live already. Try again later.
-    #[error("{0} sessions are live already")]
-    Full(u32),
+    /// The budget of sessions is used up, and it did not get better while the request waited. Try again later.
+    #[error("{}", full(*.0))]
+    Full(Refused),
     /// The session is not ready. Tell the caller, who may wait.
     #[error("the session is {phase}")]
     NotReady {
@@ -125,6 +127,15 @@ pub enum SessionError {
     },
 }
 
+const fn full(refused: Refused) -> &'static str {
+    match refused {
+        Refused::Full => "as many sessions are live as this machine may have",
+        Refused::TeamFull => "the team has as many sessions as it may have",
+        Refused::Machine => "the machine is short of memory",
+        Refused::Queue => "too many requests wait for a session already",
+    }
+}
+
 impl SessionError {
     /// A stable word for programs and for the record.
     #[must_use]
@@ -135,6 +146,7 @@ impl SessionError {
             Self::Invalid { .. } => "invalid_request",
             Self::NameTaken(_) => "name_taken",
             Self::KeyReused => "idempotency_key_reused",
+            Self::Full(Refused::Machine) => "machine_full",
             Self::Full(_) => "too_many_sessions",
             Self::NotReady { .. } => "session_not_ready",
             Self::Busy(_) => "session_busy",

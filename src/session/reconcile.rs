@@ -1,4 +1,4 @@
-//! Store against runtime against link directories, when the daemon starts.
+//! Store against runtime against link directories, when the daemon starts and every half minute.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -56,15 +56,18 @@ impl Sessions {
                 None => orphans.push(state.id),
             }
         }
+        let mut stale = self.doors()?;
+        stale.retain(|id| !owned.contains_key(id));
         let mut done = Reconciled {
-            doors_removed: self.remove_doors(|id| owned.contains_key(&id))?,
+            doors_removed: self.remove_doors(stale),
             ..Reconciled::default()
         };
         for session in live {
             let states = owned.remove(&session.id).unwrap_or_default();
             let intent = house.audit.unfinished_creation(session.id).await;
             let intent = intent.map_err(SessionError::Audit)?;
-            self.spawn(session, Start::Found(states), intent);
+            let place = self.place_of(&session);
+            self.spawn(session, Start::Found(states), intent, place);
             done.taken_up += 1;
         }
         for orphan in orphans {
@@ -72,6 +75,52 @@ impl Sessions {
             done.orphans_removed += 1;
         }
         Ok(done)
+    }
+
+    /// Removes what no live session owns, as at the start, while sessions come and go. What cannot be removed or recorded
+    /// now is found again.
+    ///
+    /// # Errors
+    /// When the store, the runtime or the link directory cannot be read, or an orphan cannot be removed or recorded.
+    pub async fn sweep(&self) -> Result<Reconciled, SessionError> {
+        let house = &self.house;
+        let installation = house.store.installation();
+        let found = house.runtime.list(installation).await;
+        let mut done = Reconciled::default();
+        for state in found.map_err(SessionError::Runtime)? {
+            // One that ended meanwhile is gone, and was no orphan.
+            if !self.is_owned(state.session).await? && self.is_there(&state.id).await? {
+                self.remove_orphan(&state.id).await?;
+                done.orphans_removed += 1;
+            }
+        }
+        let mut stale = BTreeSet::new();
+        for id in self.doors()? {
+            if !self.is_owned(Some(id)).await? {
+                stale.insert(id);
+            }
+        }
+        done.doors_removed = self.remove_doors(stale);
+        Ok(done)
+    }
+
+    /// Whether a session that is live has what was found. Asked after the finding: a session is in the table and in the
+    /// store before anything of it is made, and in the store until nothing is left, also when it has no runner.
+    async fn is_owned(&self, session: Option<SessionId>) -> Result<bool, SessionError> {
+        let Some(id) = session else {
+            return Ok(false);
+        };
+        if self.handle(id).is_some() {
+            return Ok(true);
+        }
+        let kept = self.house.store.session(id).await;
+        let kept = kept.map_err(SessionError::Store)?;
+        Ok(kept.is_some_and(|session| session.ended_at.is_none()))
+    }
+
+    async fn is_there(&self, sandbox: &SandboxId) -> Result<bool, SessionError> {
+        let found = self.house.runtime.inspect(sandbox).await;
+        Ok(found.map_err(SessionError::Runtime)?.is_some())
     }
 
     async fn remove_orphan(&self, orphan: &SandboxId) -> Result<(), SessionError> {
@@ -88,35 +137,37 @@ impl Sessions {
             .map_err(SessionError::Runtime)
     }
 
-    fn remove_doors(&self, owned: impl Fn(SessionId) -> bool) -> Result<usize, SessionError> {
+    /// The sessions of which there is something in the link directory.
+    fn doors(&self) -> Result<BTreeSet<SessionId>, SessionError> {
         let root: &Path = &self.house.link_root;
         let failed = |source| SessionError::System {
-            doing: "clear the link directory",
+            doing: "read the link directory",
             source,
         };
         // A session's directory and token are one door.
-        let mut stale = BTreeSet::new();
+        let mut doors = BTreeSet::new();
         for entry in std::fs::read_dir(root).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            match name.to_str().and_then(Door::owner_of) {
-                Some(id) if owned(id) => {}
-                Some(id) => {
-                    stale.insert(id);
-                }
+            let name = entry.map_err(failed)?.file_name();
+            if let Some(id) = name.to_str().and_then(Door::owner_of) {
+                doors.insert(id);
+            } else {
                 // Not ours to judge.
-                None => warn!(name = ?name, "something strange lies in the link directory"),
+                warn!(name = ?name, "something strange lies in the link directory");
             }
         }
+        Ok(doors)
+    }
+
+    fn remove_doors(&self, stale: BTreeSet<SessionId>) -> usize {
         let mut removed = 0;
         for id in stale {
-            match Door::remove(root, id) {
+            match Door::remove(&self.house.link_root, id) {
                 Ok(()) => removed += 1,
                 Err(error) => {
                     warn!(session = %id, error = %Chain(&error), "cannot remove a link directory");
                 }
             }
         }
-        Ok(removed)
+        removed
     }
 }

@@ -458,7 +458,8 @@ impl Life {
     /// Launches a sandbox from the beginning.
     async fn launch(&mut self) -> Result<(Door, Link), End> {
         let house = Arc::clone(&self.house);
-        let Ok(_turn) = house.launches.acquire().await else {
+        let team = &self.session.spec.team;
+        let Ok(_turn) = house.launches.enter(team, Duration::MAX).await else {
             return Err(End::new(Reason::Operator, "casemated is stopping"));
         };
         if self.session.status.phase == Phase::Pending {

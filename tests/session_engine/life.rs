@@ -1,13 +1,15 @@
 //! A session from its admission to its end: what is refused, what is recorded, who ends it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use casemate::model::event::{AuditEvent, Outcome, Stage};
 use casemate::model::sandbox::GIB;
 use casemate::model::session::{Phase, Reason};
 use casemate::runtime::fake::{FakeCall, FakeFailure};
 use casemate::session::SessionError;
-use casemate::session::manager::NewSession;
+use casemate::session::gate::Refused;
+use casemate::session::manager::{NewSession, Settings};
 
 use crate::{Bench, PATIENCE};
 
@@ -223,12 +225,55 @@ async fn what_cannot_be_granted_is_refused_before_anything_is_made() {
 async fn past_the_bound_and_while_draining_no_session_is_admitted() {
     let mut bench = Bench::new();
     bench.config.max = 1;
+    bench.config.queue_timeout = Duration::ZERO;
     bench.next_daemon();
     bench.ready().await;
     let full = bench.try_create(NewSession::default()).await;
-    assert!(matches!(full, Err(SessionError::Full(1))));
+    assert!(matches!(full, Err(SessionError::Full(Refused::Full))));
     bench.sessions.end_all(PATIENCE).await;
     bench.nothing_is_left();
     let late = bench.try_create(NewSession::default()).await;
     assert!(matches!(late, Err(SessionError::Draining)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn past_the_bound_a_request_waits_for_the_next_place_and_a_repeated_one_does_not() {
+    let mut bench = Bench::new();
+    bench.config.max = 2;
+    bench.config.max_of_team = 1;
+    bench.next_daemon();
+    let key = || Some(("once".to_owned(), [1; 32]));
+    let (team, member) = (crate::team(), crate::member());
+    let create = |key| {
+        bench
+            .sessions
+            .create(&member, &team, NewSession::default(), key)
+    };
+    let (first, _) = create(key()).await.unwrap();
+    assert_eq!(bench.sessions.load(), (1, 0));
+    let (second, ended) = tokio::join!(create(None), async {
+        while bench.sessions.load().1 == 0 {
+            tokio::task::yield_now().await;
+        }
+        bench.end(&first).await
+    });
+    assert!(second.is_ok());
+    assert_eq!(ended.status.phase, Phase::Stopped);
+
+    bench.config.queue_timeout = Duration::ZERO;
+    let settings = bench.sessions.settings();
+    bench.sessions.reload(Settings {
+        sessions: bench.config.clone(),
+        templates: settings.templates.clone(),
+    });
+    let (again, repeated) = create(key()).await.unwrap();
+    assert!(repeated);
+    assert_eq!(again.id, first.id);
+    assert!(matches!(
+        create(None).await,
+        Err(SessionError::Full(Refused::TeamFull))
+    ));
+    // Who waits no longer than that still finds a place that is there.
+    bench.sessions.end_all(PATIENCE).await;
+    assert_eq!(bench.sessions.load(), (0, 0));
 }

@@ -217,6 +217,7 @@ fn sessions(
             sessions: config.clone(),
             templates: BTreeMap::from([("base".parse().unwrap(), template())]),
         },
+        memory: Box::new(|| u64::MAX),
     })
 }
 

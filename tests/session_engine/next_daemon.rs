@@ -11,6 +11,33 @@ use casemate::session::manager::{Settings, is_settled};
 
 use crate::{Bench, IMAGE, PATIENCE, guest, template};
 
+impl Bench {
+    /// A sandbox and a link directory of a session that the store does not know, and a token of another.
+    async fn leave_strange_things(&self) {
+        let stranger = casemate::base::id::SessionId::from_bytes([9; 16]);
+        let orphan = SandboxSpec {
+            installation: self.store.installation(),
+            session: stranger,
+            image: IMAGE,
+            limits: Limits::default(),
+            allow_root: false,
+            hostname: "orphan".into(),
+            link_dir: self
+                .directory
+                .path()
+                .join("link")
+                .join(stranger.to_string()),
+        };
+        std::fs::create_dir(&orphan.link_dir).unwrap();
+        std::fs::write(orphan.link_dir.with_added_extension("token"), "stale").unwrap();
+        // Of another there is only the token.
+        let other = casemate::base::id::SessionId::from_bytes([8; 16]);
+        let other = self.directory.path().join("link").join(other.to_string());
+        std::fs::write(other.with_added_extension("token"), "").unwrap();
+        self.runtime.create(&orphan).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_next_daemon_adopts_what_runs() {
     let mut bench = Bench::new();
@@ -39,28 +66,7 @@ async fn the_next_daemon_fails_what_is_gone_and_removes_what_nobody_owns() {
     bench.sessions.leave_all(PATIENCE).await;
     bench.runtime.vanish(gone.sandbox.as_ref().unwrap());
     bench.runtime.die(dead.sandbox.as_ref().unwrap(), 9);
-    // A sandbox and a link directory of a session that the store does not know.
-    let stranger = casemate::base::id::SessionId::from_bytes([9; 16]);
-    let orphan = SandboxSpec {
-        installation: bench.store.installation(),
-        session: stranger,
-        image: IMAGE,
-        limits: Limits::default(),
-        allow_root: false,
-        hostname: "orphan".into(),
-        link_dir: bench
-            .directory
-            .path()
-            .join("link")
-            .join(stranger.to_string()),
-    };
-    std::fs::create_dir(&orphan.link_dir).unwrap();
-    std::fs::write(orphan.link_dir.with_added_extension("token"), "stale").unwrap();
-    // Of another there is only the token.
-    let other = casemate::base::id::SessionId::from_bytes([8; 16]);
-    let other = bench.directory.path().join("link").join(other.to_string());
-    std::fs::write(other.with_added_extension("token"), "").unwrap();
-    bench.runtime.create(&orphan).await.unwrap();
+    bench.leave_strange_things().await;
     bench.next_daemon();
     let found = bench.sessions.reconcile().await.unwrap();
     assert_eq!(
@@ -171,4 +177,38 @@ async fn another_installation_s_sandbox_is_not_touched() {
     let found = bench.sessions.reconcile().await.unwrap();
     assert_eq!(found.orphans_removed, 0);
     assert_eq!(bench.runtime.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_owns_is_removed_while_sessions_live_and_what_is_only_left_alone_is_not() {
+    let mut bench = Bench::new();
+    let nothing = bench.sessions.sweep().await.unwrap();
+    assert_eq!((nothing.orphans_removed, nothing.doors_removed), (0, 0));
+    let ready = bench.ready().await;
+    bench.leave_strange_things().await;
+    assert_eq!(bench.runtime.count(), 2);
+    let found = bench.sessions.sweep().await.unwrap();
+    assert_eq!((found.orphans_removed, found.doors_removed), (1, 2));
+    assert_eq!((bench.runtime.count(), bench.doors().len()), (1, 1));
+    bench
+        .sessions
+        .handle(ready.id)
+        .unwrap()
+        .guest()
+        .await
+        .unwrap();
+    // Without a runner it is still in the store.
+    bench.sessions.leave_all(PATIENCE).await;
+    let found = bench.sessions.sweep().await.unwrap();
+    assert_eq!((found.orphans_removed, found.doors_removed), (0, 0));
+    bench.next_daemon();
+    assert_eq!(bench.sessions.reconcile().await.unwrap().taken_up, 1);
+    bench.end(&ready).await;
+    // A runtime that cannot be asked is asked again later.
+    bench
+        .runtime
+        .fail(FakeCall::List, 1, FakeFailure::Unavailable);
+    bench.sessions.sweep().await.unwrap_err();
+    bench.sessions.sweep().await.unwrap();
+    bench.nothing_is_left();
 }

@@ -25,6 +25,7 @@ mod http_door;
 mod life;
 mod limits;
 mod other_runtimes;
+mod pause;
 mod podman_trouble;
 mod processes;
 mod programs;

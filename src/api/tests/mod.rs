@@ -58,6 +58,7 @@ fn app(directory: &tempfile::TempDir) -> App {
     let audit = AuditLog::new(store.clone(), clock.clone());
     let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
     let sessions = Sessions::new(SessionParts {
+        memory: Box::new(|| u64::MAX),
         runtime: Arc::clone(&runtime),
         store: store.clone(),
         audit: audit.clone(),
