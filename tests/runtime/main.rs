@@ -441,10 +441,11 @@ async fn a_sandbox_is_in_groups_of_its_own_or_not_vouched_for() {
     };
     podman.vouch(&id, &dialler, &spec.limits).await.unwrap();
     assert_eq!(podman.strain(&id).memory_kills, 0);
-    let field = async |podman: &Podman, limits| match podman.vouch(&id, &dialler, limits).await {
-        Err(RuntimeError::NotAsAsked { field, .. }) => field,
-        other => panic!("{other:?}"),
-    };
+    let field =
+        async |podman: &Podman, limits: Limits| match podman.vouch(&id, &dialler, &limits).await {
+            Err(RuntimeError::NotAsAsked { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
     for (limits, wanted) in [
         (
             Limits {
@@ -469,7 +470,7 @@ async fn a_sandbox_is_in_groups_of_its_own_or_not_vouched_for() {
             "thread bound",
         ),
     ] {
-        assert_eq!(field(&podman, &limits).await, wanted);
+        assert_eq!(field(&podman, limits).await, wanted);
     }
 
     // A podman whose runtime says that there are groups where there are none of this sandbox's.
@@ -478,7 +479,7 @@ async fn a_sandbox_is_in_groups_of_its_own_or_not_vouched_for() {
     let boasted = Podman::new(config(&boaster.socket, Path::new(&guest)));
     let found = boasted.probe().await.unwrap().unenforced_limits;
     assert_eq!(found, Vec::<&str>::new());
-    let found = field(&boasted, &spec.limits).await;
+    let found = field(&boasted, spec.limits).await;
     assert_eq!(found, "control group's gofer");
     podman.remove(&id).await.unwrap();
     assert_eq!(bench.sweep().await, 0);

@@ -109,7 +109,7 @@ while True:
 ";
     let container = daemon.container_of(&bad).await.unwrap().id;
     let answer = beside(client, &neighbour, client.try_run(&bad, python(hog, 60))).await;
-    assert!(answer.status >= 400, "{answer:?}");
+    assert!(!answer.status.is_success(), "{answer:?}");
     let session = daemon.phase(&bad, "failed").await;
     assert_eq!(session["reason"], "limit_memory", "{session}");
     assert_eq!(reached(client, &bad).await["memory"], 1);
@@ -141,8 +141,12 @@ kept.write(bytes(200 << 20))
 
 #[tokio::test]
 async fn a_fork_bomb_is_named_and_keeps_to_itself() {
-    let (daemon, bad, neighbour, _alone) = two().await;
+    let (daemon, _, neighbour, _alone) = two().await;
     let client = &daemon.client;
+    // Python takes 4 MiB for each process, and memory is not what is to be met here.
+    let mut limits = small();
+    limits["memory_bytes"] = json!(1 << 30);
+    let bad = client.session(json!({"limits": limits})).await;
     // A real one: every child forks on.
     let bomb = "
 import os
@@ -151,7 +155,8 @@ while True:
     except OSError: pass
 ";
     let run = json!({"argv": ["python3", "-c", bomb], "timeout_s": 6, "max_output_bytes": 1000});
-    let outcome = beside(client, &neighbour, client.run(&bad, run)).await;
+    let outcome = beside(client, &neighbour, client.try_run(&bad, run)).await;
+    let outcome = outcome.expect(200);
     assert_eq!(outcome["timed_out"], true, "{outcome}");
     // One that stays is seen by whoever looks.
     let sleeper = "
@@ -280,7 +285,7 @@ async fn every_limit_is_enforced_here_and_production_mode_takes_it() {
     assert_eq!(found, memory.to_string());
     let quota = either("cpu.max", "cpu.cfs_quota_us");
     assert!(quota.starts_with("50000"), "{quota}");
-    assert_eq!(read("pids.max").unwrap(), (512 + 14 * 64).to_string());
+    assert_eq!(read("pids.max").unwrap(), (512 + 64 * 64).to_string());
     client.end(&id).await;
     for place in places() {
         assert!(!place.join(&container).exists());
