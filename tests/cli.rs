@@ -39,6 +39,8 @@ mod logs;
 mod processes;
 #[path = "cli/shell.rs"]
 mod shell;
+#[path = "cli/templates.rs"]
+mod templates;
 
 const ID: &str = "ses_00000000000000000000000001";
 
@@ -713,7 +715,14 @@ fn completions_and_manual_pages_name_every_command() {
     let directory = tempfile::tempdir().unwrap();
     let output = casemate(&["man"]).arg(directory.path()).output().unwrap();
     ended(&output, 0);
-    for page in ["admin-image-import", "exec", "shell", "logs", "cp"] {
+    for page in [
+        "admin-image-import",
+        "template-put",
+        "exec",
+        "shell",
+        "logs",
+        "cp",
+    ] {
         let page = directory.path().join(format!("casemate-{page}.1"));
         assert!(page.exists(), "{page:?}");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use casemate::app::{App, AppError, Parts};
 use casemate::audit::AuditLog;
-use casemate::base::clock::SystemClock;
+use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::KeyId;
 use casemate::base::secret::Secret;
 use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
@@ -17,9 +17,8 @@ use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
 use casemate::model::principal::Principal;
 use casemate::model::process::RunSpec;
-use casemate::model::sandbox::Limits;
 use casemate::model::settings::SessionsConfig;
-use casemate::model::template::Template;
+use casemate::model::template::{Origin, Precondition, Template, TemplateSpec};
 use casemate::runtime::fake::{FakeCall, FakeRuntime};
 use casemate::runtime::{RuntimeFacts, SandboxRuntime};
 use casemate::session::SessionError;
@@ -47,14 +46,15 @@ impl Bench {
         let dynamic: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(&runtime);
         let base = Template {
             name: name("base"),
-            image: IMAGE,
-            limits: Limits::default(),
-            max_limits: Limits::default(),
-            allow_root: false,
-            env: BTreeMap::new(),
-            workdir: None,
-            timeout_s: 60,
-            max_timeout_s: 60,
+            version: 1,
+            origin: Origin::File,
+            made_by: "test".into(),
+            made_at: Timestamp::from_millis(0),
+            spec: TemplateSpec {
+                timeout_s: 60,
+                max_timeout_s: 60,
+                ..TemplateSpec::new(IMAGE)
+            },
         };
         let link_root = directory.path().join("link");
         std::fs::create_dir(&link_root).unwrap();
@@ -142,6 +142,10 @@ async fn what_cannot_be_recorded_is_not_done() {
         .create_session(&member(), &name("default"), new(), None, false)
         .await;
     let (session, _) = created.unwrap();
+    let own = TemplateSpec::new(IMAGE);
+    app.put_template(&member(), name("own"), own, Precondition::None)
+        .await
+        .unwrap();
 
     let lock = bench.lock_out();
     let creates_before = bench.runtime.calls(FakeCall::Create);
@@ -149,13 +153,20 @@ async fn what_cannot_be_recorded_is_not_done() {
     let operator = &OPERATOR;
     let principal = member();
     let team = name("default");
-    let (created, run, ended, key, image, noted) = tokio::join!(
+    let (created, run, ended, key, image, noted, kept, removed) = tokio::join!(
         app.create_session(&principal, &team, new(), None, false),
         app.run(&principal, session.id, run_spec()),
         app.end_session(&principal, session.id),
         app.create_key(operator, name("k"), name("default")),
         app.import_image(operator, archive),
         app.note(operator, AuditEvent::DaemonReload {}),
+        app.put_template(
+            &principal,
+            name("new"),
+            TemplateSpec::new(IMAGE),
+            Precondition::None
+        ),
+        app.remove_template(&principal, name("own"), Precondition::None),
     );
     assert!(
         matches!(created, Err(AppError::Session(SessionError::Store(_)))),
@@ -166,6 +177,8 @@ async fn what_cannot_be_recorded_is_not_done() {
     assert!(matches!(key, Err(AppError::Audit(_))));
     assert!(matches!(image, Err(AppError::Audit(_))), "{image:?}");
     assert!(matches!(noted, Err(AppError::Audit(_))), "{noted:?}");
+    assert!(matches!(kept, Err(AppError::Audit(_))), "{kept:?}");
+    assert!(matches!(removed, Err(AppError::Audit(_))), "{removed:?}");
     assert!(
         bench.runtime.calls(FakeCall::Create) <= creates_before + 1,
         "only the first session's own"
@@ -174,7 +187,13 @@ async fn what_cannot_be_recorded_is_not_done() {
     assert!(!app.readiness().await.is_ready());
 
     drop(lock);
+    let left = app.templates(&principal).await.unwrap();
+    let left: Vec<_> = left.iter().map(|template| template.name.as_str()).collect();
+    assert_eq!(left, ["base", "own"]);
     app.create_key(operator, name("k"), name("default"))
+        .await
+        .unwrap();
+    app.remove_template(&principal, name("own"), Precondition::None)
         .await
         .unwrap();
 }

@@ -405,6 +405,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Audit(_) => "audit_failed",
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
+        AppError::Template(refusal) => refusal.code(),
         AppError::Reload(_) => "not_reloaded",
         AppError::Internal(_) => "internal",
     };

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::route::Reply;
-use crate::app::AppError;
+use crate::app::{AppError, TemplateRefusal};
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
 use crate::session::SessionError;
@@ -161,9 +161,25 @@ impl From<AppError> for Problem {
                 format!("this is not an OCI or docker archive that podman takes: {what}"),
             ),
             AppError::Runtime(error) => runtime_unavailable(error),
+            AppError::Template(refusal) => refusal.into(),
             AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
             AppError::Internal(what) => Self::internal(what),
         }
+    }
+}
+
+impl From<TemplateRefusal> for Problem {
+    fn from(refusal: TemplateRefusal) -> Self {
+        let status = match &refusal {
+            TemplateRefusal::NotFound(_) | TemplateRefusal::NoSuchVersion(..) => {
+                StatusCode::NOT_FOUND
+            }
+            TemplateRefusal::Invalid(_) => StatusCode::BAD_REQUEST,
+            TemplateRefusal::FromFile(_) | TemplateRefusal::Full(_) => StatusCode::CONFLICT,
+            TemplateRefusal::ImageMissing(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            TemplateRefusal::Conflict(_) => StatusCode::PRECONDITION_FAILED,
+        };
+        Self::new(status, refusal.code(), refusal.to_string())
     }
 }
 

@@ -21,6 +21,7 @@ use super::{App, AppError};
 use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
 use crate::model::principal::Principal;
+use crate::model::session::Session;
 use crate::session::activity::Use;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
@@ -37,10 +38,11 @@ impl App {
         id: SessionId,
         spec: ProcessSpec,
     ) -> Result<Attachment, AppError> {
+        let session = self.session(principal, id).await?;
         let event = AuditEvent::ProcessStart {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
-            user: who(spec.user.as_deref()),
+            user: runs_as(spec.user.as_deref(), &session),
             tag: spec.tag.clone(),
             pty: spec.pty.is_some(),
         };
@@ -414,8 +416,13 @@ fn told(error: LinkError) -> AppError {
     AppError::Session(failed(error))
 }
 
+/// How the record names who a program runs as inside.
+pub(super) fn runs_as(user: Option<&str>, session: &Session) -> String {
+    who(user.or(session.spec.setup.user.as_deref()))
+}
+
 /// How the record names who acts inside.
-pub(super) fn who(user: Option<&str>) -> String {
+fn who(user: Option<&str>) -> String {
     user.unwrap_or("user").to_owned()
 }
 

@@ -5,8 +5,10 @@
 
 mod guest;
 pub mod lease;
+mod templates;
 mod transfer;
 
+pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 
 use std::future::Future;
@@ -116,6 +118,9 @@ pub enum AppError {
     /// The runtime failed.
     #[error("reach the sandbox runtime")]
     Runtime(#[source] RuntimeError),
+    /// The template cannot be had, kept or removed.
+    #[error(transparent)]
+    Template(TemplateRefusal),
     /// The settings were not taken.
     #[error("{0}")]
     Reload(String),
@@ -265,14 +270,14 @@ impl App {
         id: SessionId,
         spec: RunSpec,
     ) -> Result<RunOutcome, AppError> {
-        self.session(principal, id).await?;
+        let session = self.session(principal, id).await?;
         let Some(handle) = self.0.sessions.handle(id) else {
             return Err(self.ended(id).await);
         };
         let event = AuditEvent::SessionRun {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
-            user: guest::who(spec.user.as_deref()),
+            user: guest::runs_as(spec.user.as_deref(), &session),
             timeout_s: spec.timeout_s,
         };
         let work = async move { handle.run(spec).await };

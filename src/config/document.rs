@@ -42,8 +42,8 @@ pub(super) enum Value {
     Float(f64),
     /// Text.
     Text(String),
-    /// A list. No key takes one yet, so what is in it is not kept.
-    List,
+    /// A list.
+    List(Vec<Node>),
     /// Something with a YAML tag, such as `!secret`. No key takes one.
     Tagged,
     /// Keys and their values.
@@ -215,8 +215,11 @@ impl<'de> Visitor<'de> for &Reading {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
-        while list.next_element::<IgnoredAny>()?.is_some() {}
-        self.node(Value::List)
+        let mut nodes = Vec::new();
+        while let Some(node) = list.next_element_seed(self)? {
+            nodes.push(node);
+        }
+        self.node(Value::List(nodes))
     }
 
     fn visit_enum<A: de::EnumAccess<'de>>(self, tagged: A) -> Result<Node, A::Error> {

@@ -53,7 +53,7 @@ mod tests {
             any::<bool>().prop_map(Value::Bool),
             (0..4_i128).prop_map(Value::Integer),
             "[a-c]{0,2}".prop_map(Value::Text),
-            Just(Value::List),
+            Just(Value::List(Vec::new())),
         ]
         .prop_map(node);
         leaf.prop_recursive(3, 24, 4, |inner| {

@@ -3,9 +3,10 @@
 //! The main file, then the drop-ins `<main file>.d/*.yaml` in the order of their names; what comes
 //! later wins key by key. Each file is checked by itself, then all of them as one, and **every
 //! problem is reported at once, with its file, line and key**. Values of environments are never
-//! repeated: they may be secrets.
+//! repeated: they may be secrets. Beside the main file stand the templates, `templates/NAME.yaml`,
+//! each whole in its own file.
 //!
-//! [`validate`] is the list of keys.
+//! [`validate`] is the list of keys, [`templates`] that of a template's.
 
 pub mod level;
 pub mod reload;
@@ -13,6 +14,7 @@ pub mod reload;
 mod document;
 mod merge;
 mod section;
+mod templates;
 mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +29,7 @@ use section::{Found, Located, Walk};
 
 use crate::model::name::Name;
 use crate::model::settings::{AdminConfig, HttpConfig, LogConfig, Mode, SessionsConfig};
-use crate::model::template::Template;
+use crate::model::template::TemplateSpec;
 use crate::runtime::RuntimeConfig;
 
 /// Where the configuration is when nobody says.
@@ -57,11 +59,11 @@ pub struct Config {
     pub sandbox_group: String,
     /// Bounds and defaults of sessions.
     pub sessions: SessionsConfig,
-    /// What sessions are made of, by name.
-    pub templates: BTreeMap<Name, Template>,
+    /// What sessions are made of, by name, as their files say.
+    pub templates: BTreeMap<Name, TemplateSpec>,
     /// The log.
     pub log: LogConfig,
-    /// Every key outside templates with the value that holds, as text.
+    /// Every key of the main file with the value that holds, as text.
     values: BTreeMap<String, String>,
 }
 
@@ -135,20 +137,24 @@ impl ConfigProblems {
 }
 
 impl Config {
-    /// Reads the main file and its drop-ins. Blocks on the disk.
+    /// Reads the main file, its drop-ins and the templates beside it. Blocks on the disk.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn load(path: &Path) -> Result<Self, ConfigProblems> {
-        Self::from_sources(&sources(path)?)
+        Self::from_sources(&sources(path)?, &templates::sources(path)?)
     }
 
-    /// Understands files that were read: name and content, the main file first, later ones win.
+    /// Understands files that were read: name and content, the main file first, later ones win; and the files of templates.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
-    pub fn from_sources(sources: &[(String, Vec<u8>)]) -> Result<Self, ConfigProblems> {
-        let mut problems = Problems::new(sources);
+    pub fn from_sources(
+        sources: &[(String, Vec<u8>)],
+        templates: &[(String, Vec<u8>)],
+    ) -> Result<Self, ConfigProblems> {
+        let all = [sources, templates].concat();
+        let mut problems = Problems::new(&all);
         let mut whole = Node {
             file: 0,
             value: Value::Null,
@@ -186,13 +192,17 @@ impl Config {
         config.values = found
             .keys
             .into_iter()
-            .filter(|key| !key.path.starts_with("templates."))
             .map(|key| (key.path, key.value))
             .collect();
+        for (file, (name, bytes)) in all.iter().enumerate().skip(sources.len()) {
+            if let Some((name, spec)) = problems.template(file, name, bytes) {
+                config.templates.insert(name, spec);
+            }
+        }
         problems.finish(config)
     }
 
-    /// Every key outside templates and the value that holds, for people.
+    /// Every key of the main file and the value that holds, for people.
     pub fn values(&self) -> impl Iterator<Item = (&str, &str)> {
         self.values
             .iter()
@@ -251,6 +261,23 @@ impl<'a> Problems<'a> {
 
     fn unreadable(&mut self, file: usize, unreadable: document::Unreadable) {
         self.add(file, unreadable.line, &[], unreadable.text);
+    }
+
+    /// Understands the file of a template; `None` when a problem was noted.
+    fn template(&mut self, file: usize, name: &str, bytes: &[u8]) -> Option<(Name, TemplateSpec)> {
+        let name = templates::name_of(name).map_err(|text| self.add(file, None, &[], text));
+        let document = match document::parse(file, bytes) {
+            Ok(document) => document,
+            Err(unreadable) => {
+                self.unreadable(file, unreadable);
+                return None;
+            }
+        };
+        self.duplicates(file, &document.duplicates);
+        let walk = Walk::new(true);
+        let spec = templates::template(&walk.root(&document.root));
+        walk.finish().problems.iter().for_each(|p| self.located(p));
+        Some((name.ok()?, spec?))
     }
 
     fn duplicates(&mut self, file: usize, duplicates: &[document::Path]) {
@@ -316,7 +343,7 @@ fn sources(path: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
     let mut directory = path.as_os_str().to_owned();
     directory.push(".d");
     let directory = PathBuf::from(directory);
-    let files = drop_ins(&directory).map_err(|error| {
+    let files = files_in(&directory, MAX_DROP_INS).map_err(|error| {
         ConfigProblems::about_file(&directory, format!("cannot be read: {error}"))
     })?;
     for file in files {
@@ -330,7 +357,7 @@ fn sources(path: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
 }
 
 /// The `*.yaml` in a directory, by name; none when there is no directory.
-fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
+fn files_in(directory: &Path, max: usize) -> io::Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -343,10 +370,8 @@ fn drop_ins(directory: &Path) -> io::Result<Vec<PathBuf>> {
         if text.ends_with(b".yaml") && !text.starts_with(b".") {
             files.push(directory.join(name));
         }
-        if files.len() > MAX_DROP_INS {
-            return Err(io::Error::other(format!(
-                "it holds more than {MAX_DROP_INS} files"
-            )));
+        if files.len() > max {
+            return Err(io::Error::other(format!("it holds more than {max} files")));
         }
     }
     files.sort();

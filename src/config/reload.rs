@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Config;
 use crate::model::name::Name;
 use crate::model::settings::{LogConfig, SessionsConfig};
-use crate::model::template::Template;
+use crate::model::template::TemplateSpec;
 
 /// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
 const RELOADABLE: [&str; 2] = ["log.", "sessions."];
@@ -21,7 +21,7 @@ pub struct Reload {
     /// Bounds and defaults of sessions; those that live keep theirs.
     pub sessions: SessionsConfig,
     /// All templates; sessions that live keep theirs.
-    pub templates: BTreeMap<Name, Template>,
+    pub templates: BTreeMap<Name, TemplateSpec>,
     /// The keys that differ, for the log and the record; of a template only `templates.<name>`.
     pub changed: Vec<String>,
 }
@@ -76,17 +76,24 @@ mod tests {
     use super::*;
 
     fn config(text: &str) -> Config {
-        let text = format!("version: 1\n{text}");
-        Config::from_sources(&[("casemate.yaml".to_owned(), text.into_bytes())]).unwrap()
+        with_template(text, None)
     }
 
-    const TEMPLATE: &str = "templates: {base: {image: 'sha256:0000000000000000000000000000000000000000000000000000000000000000'}}";
+    fn with_template(text: &str, template: Option<&str>) -> Config {
+        let text = format!("version: 1\n{text}");
+        let main = ("casemate.yaml".to_owned(), text.into_bytes());
+        let template =
+            template.map(|text| ("templates/base.yaml".to_owned(), text.as_bytes().to_vec()));
+        let templates: Vec<_> = template.into_iter().collect();
+        Config::from_sources(&[main], &templates).unwrap()
+    }
+
+    const TEMPLATE: &str =
+        "image: sha256:0000000000000000000000000000000000000000000000000000000000000000\n";
 
     #[test]
     fn templates_log_and_sessions_change_while_running() {
-        let new = config(&format!(
-            "log: {{level: debug}}\nsessions: {{max: 7}}\n{TEMPLATE}"
-        ));
+        let new = with_template("log: {level: debug}\nsessions: {max: 7}", Some(TEMPLATE));
         let reload = config("").reload_from(&new).unwrap();
         assert_eq!(
             reload.changed,
@@ -120,7 +127,7 @@ mod tests {
     #[test]
     fn a_changed_environment_is_a_change_of_the_template_without_its_value() {
         let with =
-            |value: &str| config(&TEMPLATE.replace("}}", &format!(", env: {{KEY: {value}}}}}}}")));
+            |value: &str| with_template("", Some(&format!("{TEMPLATE}env: {{KEY: {value}}}\n")));
         let reload = with("hush").reload_from(&with("mum")).unwrap();
         assert_eq!(reload.changed, ["templates.base"]);
     }

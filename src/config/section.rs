@@ -96,6 +96,12 @@ pub(super) struct Section<'a> {
     known: RefCell<Vec<&'static str>>,
 }
 
+/// Keys that there were, and what to do instead.
+const FORMER: [(&[&str], &str); 1] = [(
+    &["templates"],
+    "each template is a file of its own now: write it to templates/NAME.yaml beside this file",
+)];
+
 /// Longest text of a file that a problem repeats, in characters.
 const MAX_QUOTED_CHARS: usize = 64;
 
@@ -107,9 +113,17 @@ fn describe(value: &Value) -> String {
         Value::Integer(value) => value.to_string(),
         Value::Float(value) => value.to_string(),
         Value::Text(text) => quote(text),
-        Value::List => "a list".to_owned(),
+        Value::List(_) => "a list".to_owned(),
         Value::Tagged => "a value with a YAML tag".to_owned(),
         Value::Map(_) => "keys and values".to_owned(),
+    }
+}
+
+/// The same without text, where that could be a secret.
+fn describe_quietly(value: &Value) -> String {
+    match value {
+        Value::Text(_) => "text".to_owned(),
+        other => describe(other),
     }
 }
 
@@ -137,6 +151,17 @@ impl<'a> Section<'a> {
     /// Notes a problem of this map itself.
     pub(super) fn problem_here(&self, text: String) {
         self.report(&[], self.file, text);
+    }
+
+    /// Notes a problem of a key below this map.
+    pub(super) fn problem_at(&self, keys: &[String], text: String) {
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        self.report(&keys, self.file, text);
+    }
+
+    /// Whether somebody wrote this map.
+    pub(super) fn is_written(&self) -> bool {
+        self.map.is_some()
     }
 
     /// Whether somebody wrote a key.
@@ -370,7 +395,7 @@ impl<'a> Section<'a> {
             None | Some(Value::Null) => None,
             Some(Value::Map(map)) => Some(map),
             Some(other) => {
-                let found = describe(other);
+                let found = describe_quietly(other);
                 self.problem(key, format!("expected keys and values, found {found}"));
                 None
             }
@@ -384,27 +409,53 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A map whose keys are names that the operator chose, each with a map beneath it.
-    pub(super) fn each(&self, key: &'static str, mut visit: impl FnMut(&str, &Self)) {
-        let names = self.section(key);
-        for (name, node) in names.map.into_iter().flatten() {
-            visit(name, &names.sub_section(name, Some(node)));
-        }
-        names.take_all();
+    /// Text that may be absent. It may be a secret: no list repeats it.
+    pub(super) fn optional(&self, key: &'static str) -> Option<String> {
+        let show = |text: &Option<String>| text.as_ref().map_or("", |_| "set").to_owned();
+        self.text(key, None, |text| Ok(Some(text.to_owned())), show)
+    }
+
+    /// A value that may be absent, read by `parse`, which says what it must be.
+    pub(super) fn single<T: Display>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        let show = |value: &Option<T>| value.as_ref().map(ToString::to_string).unwrap_or_default();
+        self.value(key, None, |value| parse(value).map(Some), show)
+    }
+
+    /// A list that may be absent, each entry of which passes `parse`, which says what it must be. One problem is enough.
+    pub(super) fn list<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let read = |value: &Value| match value {
+            Value::List(nodes) => {
+                let entries = nodes.iter().map(|node| parse(&node.value));
+                entries.collect::<Result<Vec<_>, _>>().map(Some)
+            }
+            other => Err(format!(
+                "expected a list, found {}",
+                describe_quietly(other)
+            )),
+        };
+        let show = |list: &Option<Vec<T>>| {
+            let count = list.as_ref().map(|list| format!("{} entries", list.len()));
+            count.unwrap_or_default()
+        };
+        self.value(key, None, read, show)
     }
 
     /// A map of text to text, as environments are. Its values may be secrets: no problem and no
     /// list repeats them.
-    pub(super) fn texts(
-        &self,
-        key: &'static str,
-        check: impl Fn(&str, &str) -> Result<(), String>,
-    ) -> BTreeMap<String, String> {
+    pub(super) fn texts(&self, key: &'static str) -> BTreeMap<String, String> {
         let entries = self.section(key);
         let mut texts = BTreeMap::new();
         for (name, node) in entries.map.into_iter().flatten() {
             let checked = match &node.value {
-                Value::Text(text) => check(name, text).map(|()| text.clone()),
+                Value::Text(text) => Ok(text.clone()),
                 Value::Null => {
                     Err("expected text, found nothing; write \"\" for no text".to_owned())
                 }
@@ -433,6 +484,13 @@ impl Drop for Section<'_> {
         let known = self.known.take();
         for (key, node) in self.map.into_iter().flatten() {
             if known.contains(&key.as_str()) {
+                continue;
+            }
+            let former = FORMER
+                .iter()
+                .find(|(path, _)| *path == [&self.path[..], std::slice::from_ref(key)].concat());
+            if let Some((_, mend)) = former {
+                self.report(&[key], node.file, (*mend).to_owned());
                 continue;
             }
             let mend = nearest(key, &known).map_or_else(

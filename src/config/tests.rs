@@ -2,12 +2,23 @@
 
 use super::*;
 use crate::model::sandbox::Limits;
+use crate::model::template::{INTERVAL_MS, Probe, Program, READY_TIMEOUT_S};
 use proptest::prelude::*;
 use std::fs;
 
 fn one(text: impl Into<Vec<u8>>) -> Result<Config, ConfigProblems> {
-    Config::from_sources(&[("casemate.yaml".to_owned(), text.into())])
+    Config::from_sources(&[("casemate.yaml".to_owned(), text.into())], &[])
 }
+
+fn template(text: impl Into<Vec<u8>>) -> Result<TemplateSpec, ConfigProblems> {
+    let main = ("casemate.yaml".to_owned(), b"version: 1".to_vec());
+    let file = ("templates/base.yaml".to_owned(), text.into());
+    let config = Config::from_sources(&[main], &[file])?;
+    Ok(config.templates[&"base".parse().unwrap()].clone())
+}
+
+const IMAGE: &str =
+    "image: sha256:0000000000000000000000000000000000000000000000000000000000000000\n";
 
 fn several(texts: &[&str]) -> Result<Config, ConfigProblems> {
     let sources: Vec<_> = texts
@@ -15,16 +26,16 @@ fn several(texts: &[&str]) -> Result<Config, ConfigProblems> {
         .enumerate()
         .map(|(n, text)| (format!("{n}.yaml"), text.as_bytes().to_vec()))
         .collect();
-    Config::from_sources(&sources)
+    Config::from_sources(&sources, &[])
 }
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The shipped file with every key uncommented: lines of `#` and a key, or `#` and two spaces.
-fn uncommented() -> String {
-    let text = fs::read_to_string(repository("config/casemate.yaml")).unwrap();
+/// A shipped file with every key uncommented: lines of `#` and a key, or `#` and two spaces.
+fn uncommented(file: &str) -> String {
+    let text = fs::read_to_string(repository(file)).unwrap();
     text.lines()
         .map(|line| match line.strip_prefix('#') {
             Some(rest) if !rest.starts_with(' ') || rest.starts_with("  ") => format!("{rest}\n"),
@@ -43,12 +54,18 @@ fn each_wrong_file_is_refused_with_its_lines() {
             continue;
         }
         let mut sources = vec![("casemate.yaml".to_owned(), fs::read(&path).unwrap())];
-        for drop_in in drop_ins(&path.with_extension("yaml.d")).unwrap() {
+        let mut templates = Vec::new();
+        for file in files_in(&path.with_extension("templates"), 100).unwrap() {
+            let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+            templates.push((format!("templates/{name}"), fs::read(&file).unwrap()));
+        }
+        for drop_in in files_in(&path.with_extension("yaml.d"), 100).unwrap() {
             let name = drop_in.file_name().unwrap().to_str().unwrap().to_owned();
             let bytes = fs::read(&drop_in).unwrap();
             sources.push((format!("casemate.yaml.d/{name}"), bytes));
         }
-        let problems = Config::from_sources(&sources).expect_err(path.to_str().unwrap());
+        let problems =
+            Config::from_sources(&sources, &templates).expect_err(path.to_str().unwrap());
         let said = format!("{problems}\n");
         let expected = path.with_extension("txt");
         if std::env::var_os("CASEMATE_BLESS").is_some() {
@@ -70,7 +87,7 @@ fn the_shipped_file_says_no_more_than_the_defaults() {
 
 #[test]
 fn every_key_stands_in_the_shipped_file_with_its_default() {
-    let text = uncommented();
+    let text = uncommented("config/casemate.yaml");
     let document = document::parse(0, text.as_bytes()).unwrap();
     let (_, found) = walk(&document.root, true);
     assert_eq!(found.problems, []);
@@ -89,20 +106,90 @@ fn every_key_stands_in_the_shipped_file_with_its_default() {
             "{key}"
         );
     }
-    let image = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
-    let bare = one(format!(
-        "version: 1\ntemplates: {{base: {{image: '{image}'}}}}"
-    ))
-    .unwrap();
-    let default = bare.templates.into_values().next().unwrap();
-    let example = stated.templates.into_values().next().unwrap();
-    // Environment and directory are examples; everything else states the default.
-    let expected = Template {
-        env: example.env.clone(),
-        workdir: example.workdir.clone(),
+}
+
+#[test]
+fn every_key_of_a_template_stands_in_the_shipped_one_with_its_default() {
+    let file = "config/templates/base.yaml";
+    let text = uncommented(file);
+    let document = document::parse(0, text.as_bytes()).unwrap();
+    let walk = Walk::new(true);
+    let stated = templates::template(&walk.root(&document.root)).unwrap();
+    let found = walk.finish();
+    assert_eq!(found.problems, []);
+    for key in &found.keys {
+        // Of these the file shows one, and names the others.
+        let is_alternative = ["start.argv", "ready.file", "ready.command"].contains(&&*key.path);
+        let name = key.path.rsplit('.').next().unwrap();
+        assert!(
+            key.is_set || is_alternative && text.contains(&format!(" {name}: ")),
+            "{} is missing in {file}",
+            key.path
+        );
+    }
+    let default = TemplateSpec::new(stated.image);
+    // These are examples; everything else states the default.
+    let mut expected = TemplateSpec {
+        env: stated.env.clone(),
+        workdir: stated.workdir.clone(),
+        setup: stated.setup.clone(),
+        teams: stated.teams.clone(),
         ..default
     };
-    assert_eq!(example, expected);
+    assert_eq!(stated, expected);
+    let ready = expected.setup.ready.take().unwrap();
+    let times = (ready.timeout_s, ready.interval_ms);
+    assert_eq!(times, (READY_TIMEOUT_S, INTERVAL_MS));
+}
+
+#[test]
+fn the_shipped_templates_lack_nothing_but_an_image() {
+    let directory = repository("config/templates");
+    let mut names = Vec::new();
+    for file in files_in(&directory, 100).unwrap() {
+        let text = fs::read_to_string(&file).unwrap();
+        let problems = template(text.clone()).unwrap_err().problems;
+        assert_eq!(problems.len(), 1, "{file:?} {problems:?}");
+        assert_eq!(problems[0].key, "image");
+        // What puts them in place writes it over this line.
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("#image: "))
+            .collect();
+        assert_eq!(lines.len(), 1, "{file:?}");
+        template(text.replace(lines[0], IMAGE)).unwrap();
+        names.push(file.file_name().unwrap().to_owned());
+    }
+    assert_eq!(names, ["base.yaml", "python.yaml"]);
+}
+
+#[test]
+fn a_template_says_all_that_one_can() {
+    let spec = template(format!(
+        "{IMAGE}user: app\nports: [8000, 80]\npool: 2\nteams: [b, a]\n\
+         start: {{argv: [serve, '80'], env: {{A: b}}, cwd: /srv, user: web}}\n\
+         ready: {{file: /run/ready, timeout_s: 5, interval_ms: 100}}"
+    ))
+    .unwrap();
+    let setup = spec.setup;
+    assert_eq!(setup.user.as_deref(), Some("app"));
+    assert_eq!(setup.ports, [8000, 80]);
+    let start = setup.start.unwrap();
+    assert!(start.program == Program::Argv(vec!["serve".into(), "80".into()]));
+    assert_eq!(start.env["A"], "b");
+    assert_eq!(start.cwd.as_deref(), Some("/srv"));
+    assert_eq!(start.user.as_deref(), Some("web"));
+    let ready = setup.ready.unwrap();
+    assert!(ready.probe == Probe::File("/run/ready".into()));
+    assert_eq!((ready.timeout_s, ready.interval_ms), (5, 100));
+    assert_eq!(spec.pool, 2);
+    let teams: Vec<_> = spec
+        .teams
+        .unwrap()
+        .into_iter()
+        .map(|t| t.to_string())
+        .collect();
+    assert_eq!(teams, ["a", "b"]);
 }
 
 #[test]
@@ -135,15 +222,8 @@ fn later_files_win_key_by_key() {
 }
 
 #[test]
-fn a_template_may_be_completed_by_a_drop_in() {
-    let digest = "1".repeat(64);
-    let config = several(&[
-        "version: 1\ntemplates: {base: {limits: {pids: 99}}}",
-        &format!("templates: {{base: {{image: 'sha256:{digest}', env: {{A: b}}}}}}"),
-    ])
-    .unwrap();
-    let base = &config.templates[&"base".parse().unwrap()];
-    assert_eq!(base.image.hex(), digest);
+fn nobody_may_ask_for_more_than_the_limits_unless_the_template_says_so() {
+    let base = template(format!("{IMAGE}limits: {{pids: 99}}")).unwrap();
     assert_eq!(
         base.limits,
         Limits {
@@ -151,7 +231,6 @@ fn a_template_may_be_completed_by_a_drop_in() {
             ..Limits::default()
         }
     );
-    // Nobody may ask for more than the limits unless somebody says so.
     assert_eq!(base.max_limits, base.limits);
 }
 
@@ -192,6 +271,16 @@ fn files_are_read_in_the_order_of_their_names_and_others_are_left_alone() {
     write("casemate.yaml.d/40-old.yaml.bak", "sessions: {max: 40}");
     assert_eq!(Config::load(&main).unwrap().sessions.max, 20);
 
+    fs::create_dir(dir.path().join("templates")).unwrap();
+    write("templates/python.yaml", IMAGE);
+    write("templates/old.yaml.bak", "nonsense");
+    let names: Vec<_> = Config::load(&main).unwrap().templates.into_keys().collect();
+    assert_eq!(names, ["python".parse().unwrap()]);
+    write("templates/base.yaml", "imag: x");
+    let problems = Config::load(&main).unwrap_err().to_string();
+    assert!(problems.starts_with("templates/base.yaml"), "{problems}");
+    fs::remove_file(dir.path().join("templates/base.yaml")).unwrap();
+
     write("casemate.yaml.d/10-x.yaml", "http: {listen: abc}");
     assert_eq!(
         Config::load(&main).unwrap_err().to_string(),
@@ -227,12 +316,14 @@ proptest! {
     /// Damaged, the fullest file there is reaches every reader.
     #[test]
     fn no_damage_makes_it_panic(cuts in proptest::collection::vec((any::<prop::sample::Index>(), "[-0-9a-z:{}\\[\\]&*!#\"'\n ]{0,4}"), 1..8)) {
-        let mut text: Vec<char> = uncommented().lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.chars().chain(['\n'])).collect();
+        let shipped = uncommented("config/casemate.yaml") + &uncommented("config/templates/base.yaml");
+        let mut text: Vec<char> = shipped.lines().filter(|line| !line.starts_with('#')).flat_map(|line| line.chars().chain(['\n'])).collect();
         for (place, new) in cuts {
             let at = place.index(text.len());
             text.splice(at..=at, new.chars());
         }
         let text: String = text.into_iter().collect();
+        let _ = template(text.clone());
         if let Err(problems) = one(text) {
             prop_assert!(!problems.problems.is_empty());
             // One line for each.

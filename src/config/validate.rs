@@ -7,14 +7,12 @@ use std::time::Duration;
 
 use super::section::Section;
 use super::{Config, level};
-use crate::model::image::ImageDigest;
-use crate::model::name::Name;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig,
+    AdminConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig, TeamTemplates,
 };
-use crate::model::template::Template;
+use crate::model::template::MAX_POOL;
 use crate::runtime::RuntimeConfig;
 
 /// The version of the configuration's shape that this program reads.
@@ -26,12 +24,6 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_BENEATH_RUNTIME_DIR_BYTES: usize = 52;
 /// Longest other path; the kernel's own limit is 4,095 (`PATH_MAX`).
 const MAX_PATH_BYTES: usize = 1024;
-/// Longest value in an environment.
-const MAX_ENV_VALUE_BYTES: usize = 32 << 10;
-/// Most entries in a template's environment.
-const MAX_ENV_ENTRIES: usize = 256;
-/// Most templates.
-const MAX_TEMPLATES: usize = 1024;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -68,7 +60,8 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         runtime,
         sandbox_group,
         sessions: sessions(&root.section("sessions")),
-        templates: templates(root),
+        // Files of their own, see `templates`.
+        templates: BTreeMap::new(),
         log: log(&root.section("log")),
         values: BTreeMap::new(),
     }
@@ -171,12 +164,48 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
             &[OnShutdown::Keep, OnShutdown::Stop],
             OnShutdown::as_str,
         ),
+        team_templates: team_templates(&keys.section("team_templates")),
     };
     let outputs = (sessions.default_output_bytes, sessions.max_output_bytes);
     at_most(keys, "default_output_bytes", "max_output_bytes", outputs);
     let timeouts = (sessions.run_timeout_s, sessions.max_run_timeout_s);
     at_most(keys, "run_timeout_s", "max_run_timeout_s", timeouts);
     sessions
+}
+
+fn team_templates(keys: &Section<'_>) -> TeamTemplates {
+    let default = TeamTemplates::default();
+    let max_limits = limits(&keys.section("max_limits"), default.max_limits);
+    let max_limits = max_limits.unwrap_or(default.max_limits);
+    TeamTemplates {
+        max: keys.integer("max", default.max, 0..=1024),
+        allow_root: keys.flag("allow_root", default.allow_root),
+        max_timeout_s: keys.integer("max_timeout_s", default.max_timeout_s, 1..=MAX_TIMEOUT_S),
+        max_pool: keys.integer("max_pool", default.max_pool, 0..=MAX_POOL),
+        max_limits,
+    }
+}
+
+/// What a sandbox may use, within what any can be given.
+fn limits(keys: &Section<'_>, default: Limits) -> Option<Limits> {
+    let limits = any_limits(keys, default);
+    let bad = limits.out_of_bounds();
+    for (field, bounds, found) in &bad {
+        keys.problem(field, format!("must be {bounds}, not {found}"));
+    }
+    bad.is_empty().then_some(limits)
+}
+
+/// What a sandbox may use, whether it is possible or not.
+pub(super) fn any_limits(keys: &Section<'_>, default: Limits) -> Limits {
+    Limits {
+        memory_bytes: keys.whole("memory_bytes", default.memory_bytes, |_| Ok(())),
+        cpus: keys.number("cpus", default.cpus, |_| Ok(())),
+        pids: keys.whole("pids", default.pids, |_| Ok(())),
+        disk_bytes: keys.whole("disk_bytes", default.disk_bytes, |_| Ok(())),
+        open_files: keys.whole("open_files", default.open_files, |_| Ok(())),
+        processes_started: keys.whole("processes_started", default.processes_started, |_| Ok(())),
+    }
 }
 
 fn log(keys: &Section<'_>) -> LogConfig {
@@ -186,125 +215,6 @@ fn log(keys: &Section<'_>) -> LogConfig {
     };
     LogConfig {
         level: keys.text("level", LogConfig::default().level, parse, Clone::clone),
-    }
-}
-
-fn templates(root: &Section<'_>) -> BTreeMap<Name, Template> {
-    let mut templates = BTreeMap::new();
-    root.each("templates", |name, keys| {
-        let name = name
-            .parse::<Name>()
-            .map_err(|why| keys.problem_here(format!("does not name a template: {why}")));
-        if let Some(template) = template(name.ok(), keys) {
-            templates.insert(template.name.clone(), template);
-        }
-    });
-    if templates.len() > MAX_TEMPLATES {
-        root.problem("templates", format!("are more than {MAX_TEMPLATES}"));
-    }
-    templates
-}
-
-/// `None` when a problem was noted.
-fn template(name: Option<Name>, keys: &Section<'_>) -> Option<Template> {
-    let image = keys.required(
-        "image",
-        "is missing; casemate image list shows the digests that podman has",
-        |text| {
-            text.parse::<ImageDigest>()
-                .map_err(|why| format!("does not pin an image: {why}"))
-        },
-    );
-    let limits = limits(&keys.section("limits"), Limits::default());
-    let most = keys.section("max_limits");
-    let max_limits = self::limits(&most, limits);
-    for (key, asked, allowed) in [
-        ("memory_bytes", limits.memory_bytes, max_limits.memory_bytes),
-        ("pids", limits.pids.into(), max_limits.pids.into()),
-        ("disk_bytes", limits.disk_bytes, max_limits.disk_bytes),
-        (
-            "open_files",
-            limits.open_files.into(),
-            max_limits.open_files.into(),
-        ),
-        (
-            "processes_started",
-            limits.processes_started,
-            max_limits.processes_started,
-        ),
-    ] {
-        if keys.is_complete() && asked > allowed {
-            most.problem(key, format!("{allowed} is less than limits.{key}, {asked}"));
-        }
-    }
-    if keys.is_complete() && limits.cpus > max_limits.cpus {
-        let (asked, allowed) = (limits.cpus, max_limits.cpus);
-        most.problem(
-            "cpus",
-            format!("{allowed} is less than limits.cpus, {asked}"),
-        );
-    }
-    let allow_root = keys.flag("allow_root", false);
-    let env = keys.texts("env", env_entry);
-    if env.len() > MAX_ENV_ENTRIES {
-        keys.problem("env", format!("has more than {MAX_ENV_ENTRIES} entries"));
-    }
-    let show = |path: &Option<String>| path.clone().unwrap_or_default();
-    let workdir = keys.text("workdir", None, |text| inside_path(text).map(Some), show);
-    let timeout_s = keys.integer("timeout_s", 3600, 1..=MAX_TIMEOUT_S);
-    let max_timeout_s = keys.integer("max_timeout_s", 86_400, 1..=MAX_TIMEOUT_S);
-    at_most(
-        keys,
-        "timeout_s",
-        "max_timeout_s",
-        (timeout_s, max_timeout_s),
-    );
-    Some(Template {
-        name: name?,
-        image: image?,
-        limits,
-        max_limits,
-        allow_root,
-        env,
-        workdir,
-        timeout_s,
-        max_timeout_s,
-    })
-}
-
-fn limits(keys: &Section<'_>, default: Limits) -> Limits {
-    // The bounds are the model's own: each limit is checked by itself among possible others.
-    let base = Limits::default();
-    let check = |limits: Limits| {
-        limits
-            .validate()
-            .map_err(|why| format!("must be {}", why.bounds))
-    };
-    Limits {
-        memory_bytes: keys.whole("memory_bytes", default.memory_bytes, |memory_bytes| {
-            check(Limits {
-                memory_bytes,
-                ..base
-            })
-        }),
-        cpus: keys.number("cpus", default.cpus, |cpus| check(Limits { cpus, ..base })),
-        pids: keys.whole("pids", default.pids, |pids| check(Limits { pids, ..base })),
-        disk_bytes: keys.whole("disk_bytes", default.disk_bytes, |disk_bytes| {
-            check(Limits { disk_bytes, ..base })
-        }),
-        open_files: keys.whole("open_files", default.open_files, |open_files| {
-            check(Limits { open_files, ..base })
-        }),
-        processes_started: keys.whole(
-            "processes_started",
-            default.processes_started,
-            |processes_started| {
-                check(Limits {
-                    processes_started,
-                    ..base
-                })
-            },
-        ),
     }
 }
 
@@ -337,32 +247,4 @@ fn group(keys: &Section<'_>, key: &'static str, default: &str) -> String {
         }
     };
     keys.text(key, default.to_owned(), parse, Clone::clone)
-}
-
-fn env_entry(name: &str, value: &str) -> Result<(), String> {
-    let mut bytes = name.bytes();
-    let begins = bytes
-        .next()
-        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    if !begins || name.len() > 128 || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        return Err("a variable's name is letters, digits and _, and no digit first".to_owned());
-    }
-    if value.contains('\0') {
-        return Err("its value holds a NUL, which no environment can".to_owned());
-    }
-    if value.len() > MAX_ENV_VALUE_BYTES {
-        return Err(format!(
-            "its value is longer than {MAX_ENV_VALUE_BYTES} bytes"
-        ));
-    }
-    Ok(())
-}
-
-/// A directory in a sandbox: the guest resolves it, so only its form is looked at.
-fn inside_path(text: &str) -> Result<String, String> {
-    if text.starts_with('/') && text.len() <= MAX_PATH_BYTES && !text.contains('\0') {
-        Ok(text.to_owned())
-    } else {
-        Err("is not an absolute path in the sandbox".to_owned())
-    }
 }

@@ -29,7 +29,7 @@ use crate::host::{harden, lock};
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
-use crate::session::manager::Sessions;
+use crate::session::manager::{Sessions, Settings};
 use crate::session::reconcile::Reconciled;
 
 /// How long calls in flight may take to finish when the daemon stops.
@@ -144,12 +144,18 @@ async fn serve(
 ) -> Result<Exit, Refusal> {
     let notifier = Notifier::from_env();
     let tasks = tasks::Tasks::new();
+    let templates = house.number_templates(&config.templates).await?;
+    house.sessions.reload(Settings {
+        sessions: config.sessions.clone(),
+        templates,
+    });
     let reconciled = house.sessions.reconcile().await.map_err(|error| {
         Refusal::new(
             Exit::Unavailable,
             format!("take up the sessions: {}", Chain(&error)),
         )
     })?;
+    tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
     tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -223,6 +229,12 @@ async fn serve(
     drain(&config, &notifier, &tasks, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Holds sandboxes ready, and lets go of them when the daemon stops.
+async fn keep_warm(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
+    sessions.keep_warm(stop).await;
+    Ok(())
 }
 
 /// Removes every half minute what no session owns. What fails now is tried again, and told where it is told of everything.

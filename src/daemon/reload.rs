@@ -34,12 +34,16 @@ pub(super) async fn reload(
         .fact(&Principal::Daemon, None, AuditEvent::DaemonReload {})
         .await
         .map_err(|error| format!("nothing was reloaded: {}", Chain(&error)))?;
+    let templates = house
+        .number_templates(&change.templates)
+        .await
+        .map_err(|error| format!("nothing was reloaded: {}", Chain(&error)))?;
     logging
         .set_level(&change.log.level)
         .map_err(|error| error.to_string())?;
     house.sessions.reload(Settings {
         sessions: change.sessions,
-        templates: change.templates,
+        templates,
     });
     info!(changed = change.changed.join(", "), "reloaded");
     *config = new;

@@ -28,7 +28,8 @@ use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::name::Name;
-use crate::model::template::Template;
+use crate::model::principal::Principal;
+use crate::model::template::{Template, TemplateSpec};
 use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
@@ -143,7 +144,8 @@ impl Ground {
             link_root: self.link_root,
             settings: Settings {
                 sessions: config.sessions.clone(),
-                templates: config.templates.clone(),
+                // They are numbered when the daemon serves: whoever only checks leaves no trace.
+                templates: BTreeMap::new(),
             },
         });
         let calls = TaskTracker::new();
@@ -174,6 +176,16 @@ impl Ground {
 }
 
 impl House {
+    /// The templates of the files with their numbers: what says something new has a new one.
+    pub(super) async fn number_templates(
+        &self,
+        specs: &BTreeMap<Name, TemplateSpec>,
+    ) -> Result<BTreeMap<Name, Template>, StoreError> {
+        let by = Principal::Daemon.to_string();
+        let now = self.app.now();
+        self.store.number_templates(specs.clone(), by, now).await
+    }
+
     /// Opens the HTTP port and the admin socket; each is a task without which there is no daemon.
     pub(super) async fn open_doors(
         &self,
@@ -250,21 +262,16 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Refusal> {
 /// Makes sure that every template's image is there.
 pub(super) async fn check_images(
     runtime: &dyn SandboxRuntime,
-    templates: &BTreeMap<Name, Template>,
+    templates: &BTreeMap<Name, TemplateSpec>,
 ) -> Result<(), Refusal> {
     if templates.is_empty() {
         return Ok(());
     }
     let images = runtime.images().await?;
     let missing: Vec<String> = templates
-        .values()
-        .filter(|template| images.iter().all(|image| image.digest != template.image))
-        .map(|template| {
-            format!(
-                "the template {} needs the image {}",
-                template.name, template.image
-            )
-        })
+        .iter()
+        .filter(|(_, spec)| images.iter().all(|image| image.digest != spec.image))
+        .map(|(name, spec)| format!("the template {name} needs the image {}", spec.image))
         .collect();
     if missing.is_empty() {
         return Ok(());

@@ -23,6 +23,9 @@ pub enum AuditEvent {
     SessionCreate {
         /// The recipe.
         template: Name,
+        /// The recipe's version; absent in records from before there were versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
         /// The pinned image.
         image: ImageDigest,
         /// The name that was asked for.
@@ -177,6 +180,24 @@ pub enum AuditEvent {
         /// What it is for.
         name: Name,
     },
+    /// A template was to be made or changed through the API.
+    #[serde(rename = "template.put")]
+    TemplatePut {
+        /// Its name.
+        template: Name,
+        /// Whose it is.
+        team: Name,
+        /// The image that it shall have.
+        image: ImageDigest,
+    },
+    /// A template was to be removed through the API.
+    #[serde(rename = "template.remove")]
+    TemplateRemove {
+        /// Its name.
+        template: Name,
+        /// Whose it is.
+        team: Name,
+    },
     /// An image was loaded into the store.
     #[serde(rename = "image.import")]
     ImageImport {},
@@ -237,6 +258,8 @@ impl AuditEvent {
             Self::ArchiveRead { .. } => "archive.read",
             Self::ArchiveWrite { .. } => "archive.write",
             Self::KeyCreate { .. } => "key.create",
+            Self::TemplatePut { .. } => "template.put",
+            Self::TemplateRemove { .. } => "template.remove",
             Self::ImageImport {} => "image.import",
             Self::AdminCommand { .. } => "admin.command",
             Self::AdminRefused { .. } => "admin.refused",

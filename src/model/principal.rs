@@ -24,6 +24,17 @@ pub enum Principal {
     Daemon,
 }
 
+impl Principal {
+    /// The team that it acts for, if it acts for one.
+    #[must_use]
+    pub const fn team(&self) -> Option<&Name> {
+        match self {
+            Self::Key { team, .. } => Some(team),
+            Self::Operator { .. } | Self::Daemon => None,
+        }
+    }
+}
+
 impl fmt::Display for Principal {
     /// As the audit log and `created_by` write it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

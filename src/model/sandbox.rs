@@ -28,8 +28,11 @@ pub struct Limits {
     /// Bytes in the writable layer.
     pub disk_bytes: u64,
     /// Files, sockets and pipes that one process may have open.
+    // Templates that were written down before there was such a bound do not say it.
+    #[serde(default = "Limits::usual_open_files")]
     pub open_files: u32,
     /// Processes that may be started from outside in the sandbox's life; those that a program starts by itself are not counted.
+    #[serde(default = "Limits::usual_processes_started")]
     pub processes_started: u64,
 }
 
@@ -90,31 +93,109 @@ pub struct InvalidLimit {
 }
 
 impl Limits {
+    fn usual_open_files() -> u32 {
+        Self::default().open_files
+    }
+
+    fn usual_processes_started() -> u64 {
+        Self::default().processes_started
+    }
+
     /// Checks each limit against what any sandbox can be given.
     ///
     /// # Errors
     /// The first limit that is out of bounds.
     pub fn validate(&self) -> Result<(), InvalidLimit> {
-        let bad = |field, bounds| Err(InvalidLimit { field, bounds });
-        if !(64 << 20..=1 << 40).contains(&self.memory_bytes) {
-            return bad("memory_bytes", "64 MiB to 1 TiB");
+        match self.out_of_bounds().into_iter().next() {
+            Some((field, bounds, _)) => Err(InvalidLimit { field, bounds }),
+            None => Ok(()),
         }
-        if !(0.01..=1024.0).contains(&self.cpus) {
-            return bad("cpus", "0.01 to 1024");
-        }
-        if !(16..=65_536).contains(&self.pids) {
-            return bad("pids", "16 to 65536");
-        }
-        if !(GIB..=1 << 44).contains(&self.disk_bytes) {
-            return bad("disk_bytes", "1 GiB to 16 TiB");
-        }
-        if !(64..=MAX_OPEN_FILES).contains(&self.open_files) {
-            return bad("open_files", "64 to 65536");
-        }
-        if !(1..=1_000_000_000).contains(&self.processes_started) {
-            return bad("processes_started", "1 to 1000000000");
-        }
-        Ok(())
+    }
+
+    /// Each limit that no sandbox can be given: its field, the bounds, and what it is.
+    #[must_use]
+    pub fn out_of_bounds(&self) -> Vec<(&'static str, &'static str, String)> {
+        let checks = [
+            (
+                (64 << 20..=1 << 40).contains(&self.memory_bytes),
+                "memory_bytes",
+                "64 MiB to 1 TiB",
+                self.memory_bytes.to_string(),
+            ),
+            (
+                (0.01..=1024.0).contains(&self.cpus),
+                "cpus",
+                "0.01 to 1024",
+                self.cpus.to_string(),
+            ),
+            (
+                (16..=65_536).contains(&self.pids),
+                "pids",
+                "16 to 65536",
+                self.pids.to_string(),
+            ),
+            (
+                (GIB..=1 << 44).contains(&self.disk_bytes),
+                "disk_bytes",
+                "1 GiB to 16 TiB",
+                self.disk_bytes.to_string(),
+            ),
+            (
+                (64..=MAX_OPEN_FILES).contains(&self.open_files),
+                "open_files",
+                "64 to 65536",
+                self.open_files.to_string(),
+            ),
+            (
+                (1..=1_000_000_000).contains(&self.processes_started),
+                "processes_started",
+                "1 to 1000000000",
+                self.processes_started.to_string(),
+            ),
+        ];
+        let bad = checks.into_iter().filter(|(fits, ..)| !fits);
+        bad.map(|(_, field, bounds, found)| (field, bounds, found))
+            .collect()
+    }
+
+    /// Each limit beside the most that there may be: its field, whether it is over, what it is, and the most.
+    #[must_use]
+    pub fn over(&self, most: &Self) -> [(&'static str, bool, String, String); 6] {
+        let pair = |over, asked: &dyn ToString, most: &dyn ToString| {
+            (over, asked.to_string(), most.to_string())
+        };
+        let (memory, cpus, pids, disk, files, started) = (
+            pair(
+                self.memory_bytes > most.memory_bytes,
+                &self.memory_bytes,
+                &most.memory_bytes,
+            ),
+            pair(self.cpus > most.cpus, &self.cpus, &most.cpus),
+            pair(self.pids > most.pids, &self.pids, &most.pids),
+            pair(
+                self.disk_bytes > most.disk_bytes,
+                &self.disk_bytes,
+                &most.disk_bytes,
+            ),
+            pair(
+                self.open_files > most.open_files,
+                &self.open_files,
+                &most.open_files,
+            ),
+            pair(
+                self.processes_started > most.processes_started,
+                &self.processes_started,
+                &most.processes_started,
+            ),
+        );
+        [
+            ("memory_bytes", memory.0, memory.1, memory.2),
+            ("cpus", cpus.0, cpus.1, cpus.2),
+            ("pids", pids.0, pids.1, pids.2),
+            ("disk_bytes", disk.0, disk.1, disk.2),
+            ("open_files", files.0, files.1, files.2),
+            ("processes_started", started.0, started.1, started.2),
+        ]
     }
 
     /// The cap on each file that gVisor keeps on the host for a sandbox: one holds its memory, one
@@ -269,6 +350,42 @@ mod tests {
         for (limits, field) in cases {
             assert_eq!(limits.validate().unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn limits_that_were_written_down_before_there_were_more_are_read() {
+        let old =
+            r#"{"memory_bytes": 1073741824, "cpus": 1.0, "pids": 256, "disk_bytes": 4294967296}"#;
+        let read: Limits = serde_json::from_str(old).unwrap();
+        assert_eq!(read, Limits::default());
+    }
+
+    #[test]
+    fn each_limit_over_the_most_is_named() {
+        let most = Limits::default();
+        let named = |limits: Limits| {
+            let over = limits.over(&most).into_iter();
+            over.filter_map(|(field, is_over, ..)| is_over.then_some(field))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(named(most), Vec::<&str>::new());
+        let more = Limits {
+            memory_bytes: most.memory_bytes + 1,
+            cpus: 1.5,
+            pids: most.pids + 1,
+            disk_bytes: most.disk_bytes + 1,
+            open_files: most.open_files + 1,
+            processes_started: most.processes_started + 1,
+        };
+        let all = [
+            "memory_bytes",
+            "cpus",
+            "pids",
+            "disk_bytes",
+            "open_files",
+            "processes_started",
+        ];
+        assert_eq!(named(more), all);
     }
 
     #[test]

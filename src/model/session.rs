@@ -9,6 +9,7 @@ use super::image::ImageDigest;
 use super::lease::Lease;
 use super::name::Name;
 use super::sandbox::{Limits, SandboxId};
+use super::template::Setup;
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 
@@ -186,6 +187,8 @@ pub struct SessionSpec {
     pub name: Option<Name>,
     /// The recipe's name.
     pub template: Name,
+    /// The recipe's version when the session was admitted; 0 in records from before there were versions.
+    pub template_version: u32,
     /// The image, pinned when the session was admitted.
     pub image: ImageDigest,
     /// The team that owns it.
@@ -204,6 +207,8 @@ pub struct SessionSpec {
     pub allow_root: bool,
     /// Lifetime that was asked for, in seconds: from its admission, and from each time that it is woken.
     pub timeout_s: u64,
+    /// What the template said of programs when the session was admitted.
+    pub setup: Setup,
 }
 
 /// A session as the store keeps it.

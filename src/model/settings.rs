@@ -5,6 +5,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use super::sandbox::{GIB, Limits};
+
 /// How strict the daemon is with the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -87,7 +89,7 @@ impl OnShutdown {
 }
 
 /// Bounds and defaults of sessions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SessionsConfig {
     /// Live sessions at one time; the next waits, and is refused in the end.
     pub max: usize,
@@ -117,6 +119,42 @@ pub struct SessionsConfig {
     pub max_run_timeout_s: u64,
     /// What becomes of sandboxes when the daemon stops.
     pub on_shutdown: OnShutdown,
+    /// What teams may put into templates of their own.
+    pub team_templates: TeamTemplates,
+}
+
+/// How far a team may go in the templates that it makes through the API. Files are not bounded by it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TeamTemplates {
+    /// Most templates of one team.
+    pub max: u32,
+    /// Whether they may let programs be root inside.
+    pub allow_root: bool,
+    /// The most of their `max_timeout_s`.
+    pub max_timeout_s: u64,
+    /// The most of their `pool`.
+    pub max_pool: u32,
+    /// The most of their `max_limits`.
+    pub max_limits: Limits,
+}
+
+impl Default for TeamTemplates {
+    fn default() -> Self {
+        Self {
+            max: 64,
+            allow_root: false,
+            max_timeout_s: 86_400,
+            max_pool: 4,
+            max_limits: Limits {
+                memory_bytes: 4 * GIB,
+                cpus: 4.0,
+                pids: 1024,
+                disk_bytes: 16 * GIB,
+                open_files: 32_768,
+                processes_started: 4_000_000,
+            },
+        }
+    }
 }
 
 impl Default for SessionsConfig {
@@ -136,6 +174,7 @@ impl Default for SessionsConfig {
             run_timeout_s: 60,
             max_run_timeout_s: 3600,
             on_shutdown: OnShutdown::Keep,
+            team_templates: TeamTemplates::default(),
         }
     }
 }

@@ -1,16 +1,76 @@
-//! A named recipe for a sandbox.
+//! A named recipe for a sandbox, and what must hold of every one, whoever wrote it.
+//!
+//! [`TemplateSpec::problems`] is the one list of rules: files and the API are held to the same. A problem names the field and
+//! the bounds, and never repeats text that may be a secret: of an environment only the variable's name is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
 
 use super::image::ImageDigest;
 use super::name::Name;
 use super::sandbox::Limits;
+use super::session::MAX_TIMEOUT_S;
+use crate::base::clock::Timestamp;
 
-/// What sessions of one kind are made of, and what they get when they do not say.
+/// Most entries of an environment.
+pub const MAX_ENV_ENTRIES: usize = 256;
+/// Longest name of a variable, in bytes.
+pub const MAX_ENV_NAME_BYTES: usize = 128;
+/// Longest value of a variable, in bytes.
+pub const MAX_ENV_VALUE_BYTES: usize = 32 << 10;
+/// Most bytes of an environment, names and values together: a template is kept in every version.
+pub const MAX_ENV_BYTES: usize = 64 << 10;
+/// Longest path in the sandbox, in bytes.
+pub const MAX_PATH_BYTES: usize = 1024;
+/// Longest name of a user, in bytes.
+pub const MAX_USER_BYTES: usize = 64;
+/// Most words of a start command.
+pub const MAX_ARGV_WORDS: usize = 256;
+/// Most bytes of a command, whether in words or as a line.
+pub const MAX_COMMAND_BYTES: usize = 32 << 10;
+/// Most declared ports.
+pub const MAX_PORTS: usize = 64;
+/// Most teams that may be named.
+pub const MAX_TEAMS: usize = 256;
+/// Most sandboxes of one template that can be held ready.
+pub const MAX_POOL: u32 = 256;
+/// Longest time that a session may take to become ready after its start command began, in seconds.
+pub const MAX_READY_TIMEOUT_S: u64 = 3600;
+/// Shortest and longest time between two looks at whether a session is ready, in milliseconds.
+pub const READY_INTERVAL_MS: (u64, u64) = (50, 60_000);
+/// On which the way out of a sandbox listens: no service of a session can have it.
+pub const RESERVED_PORT: u16 = 3128;
+
+/// A recipe with its name and the number of this edition of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Template {
     /// Its name.
     pub name: Name,
+    /// Counts the editions from one, and never the same one twice.
+    pub version: u32,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Who made this version, as the audit log writes principals.
+    pub made_by: String,
+    /// When this version was made, or first seen in its file.
+    pub made_at: Timestamp,
+    /// What it says.
+    pub spec: TemplateSpec,
+}
+
+/// Where a template comes from, which decides who may change it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// A file beside the configuration: only whoever administers the machine.
+    File,
+    /// The API, for this team: only this team.
+    Team(Name),
+}
+
+/// What sessions of one kind are made of, and what they get when they do not say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TemplateSpec {
     /// The pinned image.
     pub image: ImageDigest,
     /// The limits of a session that asks for none.
@@ -28,4 +88,721 @@ pub struct Template {
     pub timeout_s: u64,
     /// Longest lifetime that a session may ask for, in seconds.
     pub max_timeout_s: u64,
+    /// What runs in a session before anybody uses it.
+    pub setup: Setup,
+    /// How many sandboxes are to be held ready.
+    pub pool: u32,
+    /// Who may use it; `None` is every team.
+    pub teams: Option<BTreeSet<Name>>,
+}
+
+/// What a template says of the programs in a session. A session keeps what held when it was admitted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Setup {
+    /// Who processes run as inside when they do not say; the guest's `user` when absent.
+    pub user: Option<String>,
+    /// What is started before the session is ready, and runs on.
+    pub start: Option<StartCommand>,
+    /// What must be the case before the session is ready.
+    pub ready: Option<Readiness>,
+    /// On which ports its services listen, in the order in which they were written.
+    pub ports: Vec<u16>,
+}
+
+impl Setup {
+    /// Whether a session is ready as soon as its guest answers.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.start.is_none() && self.ready.is_none()
+    }
+}
+
+/// A command that is started in every session.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartCommand {
+    /// What.
+    pub program: Program,
+    /// Over the session's environment.
+    pub env: BTreeMap<String, String>,
+    /// Instead of the session's directory.
+    pub cwd: Option<String>,
+    /// Instead of the template's user.
+    pub user: Option<String>,
+}
+
+impl std::fmt::Debug for StartCommand {
+    /// Without words and environment: they may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StartCommand")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a start command runs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A program and its arguments.
+    Argv(Vec<String>),
+    /// A command line for the user's login shell.
+    Command(String),
+}
+
+impl std::fmt::Debug for Program {
+    /// Without words: they may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Argv(words) => write!(f, "Argv({} words)", words.len()),
+            Self::Command(line) => write!(f, "Command({} bytes)", line.len()),
+        }
+    }
+}
+
+/// When a session is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// What must be the case.
+    pub probe: Probe,
+    /// How long it may take; the session fails after that.
+    pub timeout_s: u64,
+    /// The pause between two looks, in milliseconds.
+    pub interval_ms: u64,
+}
+
+/// What is looked at to know whether a session is ready.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Probe {
+    /// Something listens on this port.
+    Port(u16),
+    /// This path is there.
+    File(String),
+    /// This command line for the user's login shell ends with 0.
+    Command(String),
+}
+
+/// Of [`Readiness::timeout_s`], when nobody says.
+pub const READY_TIMEOUT_S: u64 = 60;
+/// Of [`Readiness::interval_ms`], when nobody says.
+pub const INTERVAL_MS: u64 = 200;
+
+impl std::fmt::Debug for Probe {
+    /// A command line may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.describe())
+    }
+}
+
+impl Probe {
+    /// In words, for whoever waits in vain. A command line is not repeated: it may hold secrets.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Port(port) => format!("port {port}"),
+            Self::File(path) => format!("the file {path}"),
+            Self::Command(_) => "the readiness command".to_owned(),
+        }
+    }
+}
+
+/// Which version of a template somebody believes to change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Precondition {
+    /// Whichever there is, or none.
+    #[default]
+    None,
+    /// There is none.
+    Absent,
+    /// There is one.
+    Present,
+    /// It is one of these versions.
+    OneOf(Vec<u32>),
+}
+
+impl Precondition {
+    /// Whether it holds of the version that there is.
+    #[must_use]
+    pub fn holds(&self, current: Option<u32>) -> bool {
+        match self {
+            Self::None => true,
+            Self::Absent => current.is_none(),
+            Self::Present => current.is_some(),
+            Self::OneOf(versions) => current.is_some_and(|current| versions.contains(&current)),
+        }
+    }
+}
+
+/// One thing that is wrong with a template.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {problem}", field.join("."))]
+pub struct TemplateProblem {
+    /// The field, from the top.
+    pub field: Vec<String>,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+impl TemplateSpec {
+    /// A recipe that names an image and leaves the rest to the defaults.
+    #[must_use]
+    pub fn new(image: ImageDigest) -> Self {
+        Self {
+            image,
+            limits: Limits::default(),
+            max_limits: Limits::default(),
+            allow_root: false,
+            env: BTreeMap::new(),
+            workdir: None,
+            timeout_s: 3600,
+            max_timeout_s: 86_400,
+            setup: Setup::default(),
+            pool: 0,
+            teams: None,
+        }
+    }
+
+    /// Whether sessions of this team may be made of it.
+    #[must_use]
+    pub fn is_for(&self, team: &Name) -> bool {
+        self.teams.as_ref().is_none_or(|teams| teams.contains(team))
+    }
+
+    /// Everything that is wrong with it.
+    #[must_use]
+    pub fn problems(&self) -> Vec<TemplateProblem> {
+        let mut check = Check::default();
+        check.limits(self);
+        check.env(&["env"], &self.env);
+        check.path(&["workdir"], self.workdir.as_deref());
+        for (field, timeout_s) in [
+            ("timeout_s", self.timeout_s),
+            ("max_timeout_s", self.max_timeout_s),
+        ] {
+            if !(1..=MAX_TIMEOUT_S).contains(&timeout_s) {
+                check.say(
+                    &[field],
+                    format!("must be 1 to {MAX_TIMEOUT_S}, not {timeout_s}"),
+                );
+            }
+        }
+        if self.timeout_s > self.max_timeout_s {
+            check.say(
+                &["max_timeout_s"],
+                format!(
+                    "{} is less than timeout_s, {}",
+                    self.max_timeout_s, self.timeout_s
+                ),
+            );
+        }
+        check.user(&["user"], self.setup.user.as_deref(), self.allow_root);
+        if let Some(start) = &self.setup.start {
+            check.start(start, self.allow_root);
+        }
+        if let Some(ready) = &self.setup.ready {
+            check.ready(ready);
+        }
+        check.ports(&self.setup.ports);
+        if self.pool > MAX_POOL {
+            check.say(
+                &["pool"],
+                format!("must be 0 to {MAX_POOL}, not {}", self.pool),
+            );
+        }
+        match &self.teams {
+            Some(teams) if teams.is_empty() => {
+                check.say(&["teams"], "names nobody; leave it out for every team");
+            }
+            Some(teams) if teams.len() > MAX_TEAMS => {
+                check.say(&["teams"], format!("names more than {MAX_TEAMS}"));
+            }
+            _ => {}
+        }
+        check.problems
+    }
+}
+
+/// Gathers what is wrong.
+#[derive(Default)]
+struct Check {
+    problems: Vec<TemplateProblem>,
+}
+
+impl Check {
+    fn say(&mut self, field: &[&str], problem: impl Into<String>) {
+        self.problems.push(TemplateProblem {
+            field: field.iter().map(|&part| part.to_owned()).collect(),
+            problem: problem.into(),
+        });
+    }
+
+    fn limits(&mut self, spec: &TemplateSpec) {
+        for (section, limits) in [("limits", spec.limits), ("max_limits", spec.max_limits)] {
+            for (field, bounds, found) in limits.out_of_bounds() {
+                self.say(&[section, field], format!("must be {bounds}, not {found}"));
+            }
+        }
+        let (asked, most) = (spec.limits, spec.max_limits);
+        for (field, is_over, asked, most) in asked.over(&most) {
+            if is_over {
+                self.say(
+                    &["max_limits", field],
+                    format!("{most} is less than limits.{field}, {asked}"),
+                );
+            }
+        }
+    }
+
+    fn env(&mut self, field: &[&str], env: &BTreeMap<String, String>) {
+        if env.len() > MAX_ENV_ENTRIES {
+            self.say(field, format!("has more than {MAX_ENV_ENTRIES} entries"));
+        }
+        let bytes: usize = env
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if bytes > MAX_ENV_BYTES {
+            self.say(field, format!("has more than {MAX_ENV_BYTES} bytes in all"));
+        }
+        for (name, value) in env {
+            if let Some(problem) = env_problem(name, value) {
+                self.say(&[field, &[name.as_str()]].concat(), problem);
+            }
+        }
+    }
+
+    fn path(&mut self, field: &[&str], path: Option<&str>) {
+        // The guest resolves it, so only its form is looked at.
+        if path.is_some_and(|path| {
+            !path.starts_with('/') || path.len() > MAX_PATH_BYTES || path.contains(char::is_control)
+        }) {
+            self.say(
+                field,
+                format!(
+                    "is not an absolute path in the sandbox of at most {MAX_PATH_BYTES} bytes without control characters"
+                ),
+            );
+        }
+    }
+
+    fn user(&mut self, field: &[&str], user: Option<&str>, allow_root: bool) {
+        let Some(user) = user else { return };
+        // What shadow's useradd(8) takes at the most, and numbers.
+        let is_name = !user.is_empty()
+            && user.len() <= MAX_USER_BYTES
+            && !user.starts_with('-')
+            && user
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_.-$".contains(&b));
+        if !is_name {
+            self.say(
+                field,
+                format!("is not the name or number of a user, of at most {MAX_USER_BYTES} bytes"),
+            );
+        } else if !allow_root && (user == "root" || user.bytes().all(|b| b == b'0')) {
+            self.say(field, "is root, which needs allow_root: true");
+        }
+    }
+
+    fn start(&mut self, start: &StartCommand, allow_root: bool) {
+        match &start.program {
+            Program::Argv(words) if words.first().is_none_or(String::is_empty) => {
+                self.say(&["start", "argv"], "names no program");
+            }
+            Program::Argv(words) if words.len() > MAX_ARGV_WORDS => {
+                self.say(
+                    &["start", "argv"],
+                    format!("has more than {MAX_ARGV_WORDS} words"),
+                );
+            }
+            Program::Argv(words) => {
+                let text = words.iter().map(String::as_str);
+                self.command(&["start", "argv"], text);
+            }
+            Program::Command(line) => self.line(&["start", "command"], line),
+        }
+        self.env(&["start", "env"], &start.env);
+        self.path(&["start", "cwd"], start.cwd.as_deref());
+        self.user(&["start", "user"], start.user.as_deref(), allow_root);
+    }
+
+    fn line(&mut self, field: &[&str], line: &str) {
+        if line.trim().is_empty() {
+            self.say(field, "is empty");
+        }
+        self.command(field, std::iter::once(line));
+    }
+
+    fn command<'a>(&mut self, field: &[&str], text: impl Iterator<Item = &'a str> + Clone) {
+        if text.clone().any(|text| text.contains('\0')) {
+            self.say(field, "holds a NUL, which no command can");
+        }
+        if text.map(|text| text.len() + 1).sum::<usize>() > MAX_COMMAND_BYTES {
+            self.say(field, format!("has more than {MAX_COMMAND_BYTES} bytes"));
+        }
+    }
+
+    fn ready(&mut self, ready: &Readiness) {
+        match &ready.probe {
+            Probe::Port(port) => self.port(&["ready", "port"], *port),
+            Probe::File(path) => self.path(&["ready", "file"], Some(path)),
+            Probe::Command(line) => self.line(&["ready", "command"], line),
+        }
+        let timeout_s = ready.timeout_s;
+        if !(1..=MAX_READY_TIMEOUT_S).contains(&timeout_s) {
+            self.say(
+                &["ready", "timeout_s"],
+                format!("must be 1 to {MAX_READY_TIMEOUT_S}, not {timeout_s}"),
+            );
+        }
+        let ((least, most), interval_ms) = (READY_INTERVAL_MS, ready.interval_ms);
+        if !(least..=most).contains(&interval_ms) {
+            self.say(
+                &["ready", "interval_ms"],
+                format!("must be {least} to {most}, not {interval_ms}"),
+            );
+        }
+    }
+
+    fn ports(&mut self, ports: &[u16]) {
+        if ports.len() > MAX_PORTS {
+            self.say(&["ports"], format!("has more than {MAX_PORTS}"));
+        }
+        let mut seen = BTreeSet::new();
+        for &port in ports {
+            self.port(&["ports"], port);
+            if !seen.insert(port) {
+                self.say(&["ports"], format!("names {port} twice"));
+            }
+        }
+    }
+
+    fn port(&mut self, field: &[&str], port: u16) {
+        if port == 0 {
+            self.say(field, "a port is 1 to 65535, not 0");
+        } else if port == RESERVED_PORT {
+            self.say(
+                field,
+                format!("{RESERVED_PORT} is the way out of a sandbox; take another port"),
+            );
+        }
+    }
+}
+
+/// What is wrong with a variable. Its value is not repeated.
+fn env_problem(name: &str, value: &str) -> Option<String> {
+    let mut bytes = name.bytes();
+    let begins = bytes
+        .next()
+        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    if !begins
+        || name.len() > MAX_ENV_NAME_BYTES
+        || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    {
+        return Some("a variable's name is letters, digits and _, and no digit first".to_owned());
+    }
+    if value.contains('\0') {
+        return Some("its value holds a NUL, which no environment can".to_owned());
+    }
+    if value.len() > MAX_ENV_VALUE_BYTES {
+        return Some(format!(
+            "its value is longer than {MAX_ENV_VALUE_BYTES} bytes"
+        ));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec() -> TemplateSpec {
+        TemplateSpec::new(ImageDigest::from_bytes([7; 32]))
+    }
+
+    fn start(program: Program) -> StartCommand {
+        StartCommand {
+            program,
+            env: BTreeMap::new(),
+            cwd: None,
+            user: None,
+        }
+    }
+
+    #[test]
+    fn the_default_and_the_most_of_everything_are_right() {
+        assert_eq!(spec().problems(), []);
+        let full = TemplateSpec {
+            allow_root: true,
+            env: (0..MAX_ENV_ENTRIES)
+                .map(|n| (format!("V{n}"), "x".repeat(200)))
+                .collect(),
+            workdir: Some(format!("/{}", "w".repeat(MAX_PATH_BYTES - 1))),
+            setup: Setup {
+                user: Some("0".into()),
+                start: Some(start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS]))),
+                ready: Some(Readiness {
+                    probe: Probe::Port(65_535),
+                    timeout_s: MAX_READY_TIMEOUT_S,
+                    interval_ms: READY_INTERVAL_MS.1,
+                }),
+                ports: (1..).take(MAX_PORTS).collect(),
+            },
+            pool: MAX_POOL,
+            timeout_s: MAX_TIMEOUT_S,
+            max_timeout_s: MAX_TIMEOUT_S,
+            ..spec()
+        };
+        assert_eq!(full.problems(), []);
+    }
+
+    /// Makes sure that each of these is wrong in this one field, and that it is said so without a secret.
+    fn each_is_wrong(cases: impl IntoIterator<Item = (TemplateSpec, &'static str)>) {
+        for (spec, field) in cases {
+            let problems = spec.problems();
+            let fields: Vec<_> = problems.iter().map(|one| one.field.join(".")).collect();
+            assert_eq!(fields, [field]);
+            let said = problems[0].to_string();
+            assert!(said.starts_with(field), "{said}");
+            assert!(!said.contains("hush"), "{said}");
+        }
+    }
+
+    fn with(setup: Setup) -> TemplateSpec {
+        TemplateSpec { setup, ..spec() }
+    }
+
+    fn long() -> String {
+        "hush".repeat(10_000)
+    }
+
+    #[test]
+    fn each_problem_names_its_field_and_no_secret() {
+        let user = |user: &str| {
+            with(Setup {
+                user: Some(user.into()),
+                ..Setup::default()
+            })
+        };
+        let env = |name: &str, value: String| TemplateSpec {
+            env: [(name.to_owned(), value)].into(),
+            ..spec()
+        };
+        each_is_wrong([
+            (env("1A", "hush".into()), "env.1A"),
+            (env("A", "hush\0".into()), "env.A"),
+            (env("A", long()), "env.A"),
+            (user("root"), "user"),
+            (user("00"), "user"),
+            (user("a:b"), "user"),
+            (user(""), "user"),
+            (
+                TemplateSpec {
+                    pool: 257,
+                    ..spec()
+                },
+                "pool",
+            ),
+            (
+                TemplateSpec {
+                    teams: Some(BTreeSet::new()),
+                    ..spec()
+                },
+                "teams",
+            ),
+            (
+                TemplateSpec {
+                    timeout_s: 0,
+                    ..spec()
+                },
+                "timeout_s",
+            ),
+            (
+                TemplateSpec {
+                    max_timeout_s: 60,
+                    ..spec()
+                },
+                "max_timeout_s",
+            ),
+            (
+                TemplateSpec {
+                    workdir: Some("w".into()),
+                    ..spec()
+                },
+                "workdir",
+            ),
+            (
+                TemplateSpec {
+                    limits: Limits {
+                        pids: 300,
+                        ..Limits::default()
+                    },
+                    ..spec()
+                },
+                "max_limits.pids",
+            ),
+            (
+                TemplateSpec {
+                    max_limits: Limits {
+                        cpus: f64::NAN,
+                        ..Limits::default()
+                    },
+                    ..spec()
+                },
+                "max_limits.cpus",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn each_problem_of_a_command_names_its_field_and_no_secret() {
+        let with_start = |program| {
+            with(Setup {
+                start: Some(start(program)),
+                ..Setup::default()
+            })
+        };
+        let ready = |probe, timeout_s, interval_ms| {
+            with(Setup {
+                ready: Some(Readiness {
+                    probe,
+                    timeout_s,
+                    interval_ms,
+                }),
+                ..Setup::default()
+            })
+        };
+        let ports = |ports: &[u16]| {
+            with(Setup {
+                ports: ports.to_vec(),
+                ..Setup::default()
+            })
+        };
+        let line = |line: &str| Probe::Command(line.to_owned());
+        each_is_wrong([
+            (with_start(Program::Argv(vec![])), "start.argv"),
+            (
+                with_start(Program::Argv(vec![String::new(), "hush".into()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["a".into(), "hush\0".into()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["a".into(), long()])),
+                "start.argv",
+            ),
+            (
+                with_start(Program::Argv(vec!["hush".into(); 257])),
+                "start.argv",
+            ),
+            (with_start(Program::Command(" ".into())), "start.command"),
+            (with_start(Program::Command(long())), "start.command"),
+            (ready(line("hush\0"), 1, 50), "ready.command"),
+            (ready(line(""), 1, 50), "ready.command"),
+            (ready(Probe::Port(0), 1, 50), "ready.port"),
+            (ready(Probe::Port(RESERVED_PORT), 1, 50), "ready.port"),
+            (ready(Probe::File("x".into()), 1, 50), "ready.file"),
+            (ready(Probe::Port(1), 0, 50), "ready.timeout_s"),
+            (ready(Probe::Port(1), 3601, 50), "ready.timeout_s"),
+            (ready(Probe::Port(1), 1, 49), "ready.interval_ms"),
+            (ready(Probe::Port(1), 1, 60_001), "ready.interval_ms"),
+            (ports(&[0]), "ports"),
+            (ports(&[RESERVED_PORT]), "ports"),
+            (ports(&[80, 80]), "ports"),
+            (ports(&(1..=65).collect::<Vec<_>>()), "ports"),
+        ]);
+    }
+
+    #[test]
+    fn nothing_of_a_command_is_printed() {
+        let setup = Setup {
+            start: Some(start(Program::Argv(vec!["hush".into()]))),
+            ready: Some(Readiness {
+                probe: Probe::Command("hush".into()),
+                timeout_s: 1,
+                interval_ms: 50,
+            }),
+            ..Setup::default()
+        };
+        assert!(!format!("{setup:?}").contains("hush"));
+    }
+
+    #[test]
+    fn a_template_is_for_every_team_or_for_those_that_it_names() {
+        let red: Name = "red".parse().unwrap();
+        assert!(spec().is_for(&red));
+        let named = TemplateSpec {
+            teams: Some(["blue".parse().unwrap()].into()),
+            ..spec()
+        };
+        assert!(!named.is_for(&red));
+        assert!(named.is_for(&"blue".parse().unwrap()));
+    }
+
+    fn any_spec() -> impl Strategy<Value = TemplateSpec> {
+        let program = prop_oneof![
+            proptest::collection::vec("\\PC{0,8}", 0..4).prop_map(Program::Argv),
+            ".{0,20}".prop_map(Program::Command),
+        ];
+        let probe = prop_oneof![
+            any::<u16>().prop_map(Probe::Port),
+            ".{0,20}".prop_map(Probe::File),
+            ".{0,20}".prop_map(Probe::Command),
+        ];
+        let setup = (
+            proptest::option::of(".{0,8}"),
+            proptest::option::of(program),
+            proptest::option::of((probe, any::<u64>(), any::<u64>())),
+            proptest::collection::vec(any::<u16>(), 0..5),
+        );
+        let env = proptest::collection::btree_map(".{0,5}", ".{0,5}", 0..4);
+        (setup, env, any::<(u64, u64, u32, bool)>()).prop_map(
+            |((user, program, ready, ports), env, (timeout_s, max_timeout_s, pool, allow_root))| {
+                TemplateSpec {
+                    allow_root,
+                    env,
+                    timeout_s,
+                    max_timeout_s,
+                    pool,
+                    setup: Setup {
+                        user,
+                        start: program.map(start),
+                        ready: ready.map(|(probe, timeout_s, interval_ms)| Readiness {
+                            probe,
+                            timeout_s,
+                            interval_ms,
+                        }),
+                        ports,
+                    },
+                    ..spec()
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_template_says_it_is_judged_and_reads_back(spec in any_spec()) {
+            for problem in spec.problems() {
+                prop_assert!(!problem.field.is_empty() && !problem.problem.is_empty());
+            }
+            let text = serde_json::to_string(&spec).unwrap();
+            prop_assert_eq!(serde_json::from_str::<TemplateSpec>(&text).unwrap(), spec);
+        }
+
+        #[test]
+        fn a_precondition_holds_of_what_it_names(version in 1_u32..5, named in proptest::collection::vec(1_u32..5, 0..3)) {
+            prop_assert!(Precondition::None.holds(None) && Precondition::None.holds(Some(version)));
+            prop_assert!(Precondition::Absent.holds(None) && !Precondition::Absent.holds(Some(version)));
+            prop_assert!(!Precondition::Present.holds(None) && Precondition::Present.holds(Some(version)));
+            let has = named.contains(&version);
+            let one_of = Precondition::OneOf(named);
+            prop_assert!(!one_of.holds(None));
+            prop_assert_eq!(one_of.holds(Some(version)), has);
+        }
+    }
 }

@@ -18,6 +18,16 @@ pub enum Action {
         /// The session's owner.
         team: Name,
     },
+    /// See a template, or make a session of it.
+    UseTemplate {
+        /// Whether it is for the principal's team.
+        is_for_its_team: bool,
+    },
+    /// Make, change or remove a template of the principal's own team.
+    ChangeTemplate {
+        /// Whether it is for no other team.
+        is_kept_in_team: bool,
+    },
     /// Read the whole audit log.
     ReadAudit,
     /// Anything at the admin socket.
@@ -67,6 +77,24 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
             hidden: true,
             ..deny("teams-are-apart")
         },
+        (Principal::Key { .. }, Action::UseTemplate { is_for_its_team }) => {
+            if *is_for_its_team {
+                allow("templates-are-for-their-teams")
+            } else {
+                Decision {
+                    hidden: true,
+                    ..deny("templates-are-for-their-teams")
+                }
+            }
+        }
+        // What runs in a team's sessions is that team's word, or the operator's.
+        (Principal::Key { .. }, Action::ChangeTemplate { is_kept_in_team }) => {
+            if *is_kept_in_team {
+                allow("members-make-their-team-s-templates")
+            } else {
+                deny("members-make-templates-for-their-own-team-only")
+            }
+        }
         // Of the whole log; what was recorded of one session is part of using it.
         (Principal::Key { .. }, Action::ReadAudit | Action::Administer) => {
             deny("only-operators-administer")
@@ -93,6 +121,18 @@ mod tests {
         };
         assert!(decide(&key("a"), &of("a")).allowed);
         let other = decide(&key("a"), &of("b"));
+        assert!(!other.allowed && other.hidden);
+    }
+
+    #[test]
+    fn a_member_makes_templates_for_its_own_team_and_does_not_see_those_of_others() {
+        let change = |is_kept_in_team| Action::ChangeTemplate { is_kept_in_team };
+        assert!(decide(&key("a"), &change(true)).allowed);
+        let shared = decide(&key("a"), &change(false));
+        assert!(!shared.allowed && !shared.hidden);
+        let used = |is_for_its_team| Action::UseTemplate { is_for_its_team };
+        assert!(decide(&key("a"), &used(true)).allowed);
+        let other = decide(&key("a"), &used(false));
         assert!(!other.allowed && other.hidden);
     }
 

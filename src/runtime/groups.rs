@@ -224,7 +224,7 @@ fn judge(group: &Group, enforced: Enforced, bounds: &Bounds) -> Result<(), Runti
     Ok(())
 }
 
-fn same<T: PartialEq + std::fmt::Debug>(
+fn same<T: Copy + PartialEq + std::fmt::Debug>(
     field: &'static str,
     found: T,
     wanted: T,

@@ -58,7 +58,8 @@ impl SessionHandle {
 }
 
 impl Guest {
-    /// Starts a process with the session's environment, below its own, and in the session's directory, unless it has one.
+    /// Starts a process with the session's environment, below its own, in the session's directory and as its template's user,
+    /// unless it has one.
     ///
     /// # Errors
     /// As [`Link::start`].
@@ -70,6 +71,7 @@ impl Guest {
             }
         }
         spec.cwd = spec.cwd.or_else(|| given.workdir.clone());
+        spec.user = spec.user.or_else(|| given.setup.user.clone());
         self.link.start(spec).await
     }
 

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::manager::House;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
+use crate::model::name::Name;
 use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
 use crate::model::session::{Reason, Session};
 use crate::runtime::{Dialler, RuntimeError};
@@ -158,8 +159,7 @@ impl Door {
     ///
     /// The daemon's copy of the token is whole before there is a directory that a sandbox could be
     /// given: whichever guest runs after a crash, its token is known.
-    pub(super) async fn build(root: &Path, session: &Session) -> io::Result<Self> {
-        let id = session.id;
+    pub(super) async fn build(root: &Path, id: SessionId, limits: Limits) -> io::Result<Self> {
         let directory = root.join(id.to_string());
         let token = new_token()?;
         write_token(&token_path(root, id), &token)?;
@@ -168,7 +168,7 @@ impl Door {
         write_token(&directory.join("token"), &token)?
             .set_permissions(Permissions::from_mode(0o640))?;
         std::fs::set_permissions(&directory, Permissions::from_mode(0o2750))?;
-        Self::open(directory, session.spec.limits, token).await
+        Self::open(directory, limits, token).await
     }
 
     /// Opens the door of a session that a former daemon left running. The directory stays the one
@@ -283,22 +283,25 @@ impl Door {
     }
 }
 
-/// Makes and verifies the session's sandbox behind its door.
-pub(super) async fn create(
-    house: &House,
-    session: &Session,
-    link_dir: PathBuf,
-    traces: &mut Traces,
-) -> Result<SandboxId, End> {
-    let spec = SandboxSpec {
+/// What to make for a session.
+pub(super) fn spec(house: &House, session: &Session, link_dir: PathBuf) -> SandboxSpec {
+    SandboxSpec {
         installation: house.store.installation(),
         session: session.id,
         image: session.spec.image,
         limits: session.spec.limits,
         allow_root: session.spec.allow_root,
-        hostname: hostname(session),
+        hostname: hostname(session.id, session.spec.name.as_ref()),
         link_dir,
-    };
+    }
+}
+
+/// Makes and verifies a sandbox behind its door.
+pub(super) async fn create(
+    house: &House,
+    spec: SandboxSpec,
+    traces: &mut Traces,
+) -> Result<SandboxId, End> {
     let runtime = Arc::clone(&house.runtime);
     *traces = Traces::Making(tokio::spawn(async move { runtime.create(&spec).await }));
     let error = traces.settle().await;
@@ -382,16 +385,21 @@ pub(super) fn ended_with(house: &House, sandbox: &SandboxId, code: i32) -> End {
 }
 
 /// A host name for the sandbox: the session's own name where it has one.
-fn hostname(session: &Session) -> String {
-    match &session.spec.name {
+pub(super) fn hostname(id: SessionId, name: Option<&Name>) -> String {
+    match name {
         // Underscores and dots are no part of a host name's label (RFC 952).
         Some(name) => name
             .as_str()
             .replace(['_', '.'], "-")
             .trim_end_matches('-')
             .to_owned(),
-        None => format!("ses-{}", session.id.suffix()),
+        None => format!("ses-{}", id.suffix()),
     }
+}
+
+/// Nothing is launched any more.
+pub(super) fn stopping() -> End {
+    End::new(Reason::Operator, "casemated is stopping")
 }
 
 /// Where the daemon keeps the token of a session for itself.

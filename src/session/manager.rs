@@ -15,12 +15,13 @@ use super::SessionError;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::launch::End;
+use super::pool::{Claim, Pool};
 use super::runner::{Runner, Start};
-use super::state;
+use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
-use crate::model::event::{AuditEvent, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease, MIN_IDLE_TIMEOUT_S, OnTimeout};
 use crate::model::name::Name;
 use crate::model::principal::Principal;
@@ -31,7 +32,7 @@ use crate::model::session::{
 use crate::model::settings::SessionsConfig;
 use crate::model::template::Template;
 use crate::runtime::SandboxRuntime;
-use crate::store::{Admission, Idempotency, Store};
+use crate::store::{Admission, Idempotency, Store, StoreError};
 
 /// How long a repeated request is recognised: a day.
 const IDEMPOTENCY: Duration = Duration::from_secs(24 * 3600);
@@ -83,6 +84,16 @@ pub struct Parts {
     pub memory: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
+/// A session that is about to be recorded.
+struct Newcomer {
+    session: Session,
+    announcement: AuditRecord,
+    idempotency: Option<Idempotency>,
+    place: Option<Place>,
+    /// A sandbox that stands ready for it.
+    claim: Option<Claim>,
+}
+
 /// What a client asks of a new session.
 #[derive(Clone, Debug, Default)]
 pub struct NewSession {
@@ -115,6 +126,8 @@ pub struct Sessions {
     /// A place for each live session.
     places: Gate,
     reserve_bytes: Arc<AtomicU64>,
+    room: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub(super) pool: Arc<Pool>,
     runners: TaskTracker,
     closed: CancellationToken,
 }
@@ -127,8 +140,10 @@ impl Sessions {
         let (memory, settings) = (parts.memory, parts.settings.sessions.clone());
         let reserve_bytes = Arc::new(AtomicU64::new(settings.reserve_bytes));
         let reserve = Arc::clone(&reserve_bytes);
-        let room = move || memory() >= reserve.load(Ordering::Relaxed);
-        let places = Gate::new(session_budget(&settings), room);
+        let room: Arc<dyn Fn() -> bool + Send + Sync> =
+            Arc::new(move || memory() >= reserve.load(Ordering::Relaxed));
+        let has_room = Arc::clone(&room);
+        let places = Gate::new(session_budget(&settings), move || has_room());
         let (sender, receiver) = watch::channel(Arc::new(parts.settings));
         Self {
             house: Arc::new(House {
@@ -144,6 +159,8 @@ impl Sessions {
             table: Arc::default(),
             places,
             reserve_bytes,
+            room,
+            pool: Arc::default(),
             settings: sender,
             runners: TaskTracker::new(),
             closed: CancellationToken::new(),
@@ -181,13 +198,25 @@ impl Sessions {
             return Err(SessionError::Draining);
         }
         let settings = self.settings();
+        let wanted = match &new.template {
+            Some(name) => name.clone(),
+            None => default_template()?,
+        };
+        let template = self.template(team, &wanted).await;
+        let template = template.map_err(SessionError::Store)?;
+        let template = template.ok_or(SessionError::UnknownTemplate(wanted))?;
         let (idle_timeout_s, on_timeout) = (new.idle_timeout_s, new.on_timeout);
-        let (spec, max_timeout_s) = admit(&settings, principal, team, new)?;
+        let spec = admit(&template, principal, team, new)?;
+        let max_timeout_s = template.spec.max_timeout_s;
         let now = self.house.clock.now();
-        let id = SessionId::generate(now).map_err(|error| SessionError::System {
-            doing: "name the session",
-            source: std::io::Error::other(error),
-        })?;
+        let claim = self.claim(&template, spec.limits, spec.name.as_ref());
+        let id = match claim.as_ref().and_then(Claim::id) {
+            Some(id) => id,
+            None => SessionId::generate(now).map_err(|error| SessionError::System {
+                doing: "name the session",
+                source: std::io::Error::other(error),
+            })?,
+        };
         let session = Session {
             id,
             status: state::admitted(),
@@ -207,6 +236,7 @@ impl Sessions {
         };
         let event = AuditEvent::SessionCreate {
             template: session.spec.template.clone(),
+            version: Some(session.spec.template_version),
             image: session.spec.image,
             name: session.spec.name.clone(),
         };
@@ -230,24 +260,15 @@ impl Sessions {
             Err(refused) if idempotency.is_some() => (None, Some(refused)),
             Err(refused) => return Err(SessionError::Full(refused)),
         };
-        let max_live = if place.is_some() { u32::MAX } else { 0 };
-        let admitted = {
-            // The runner starts even if the caller goes away while the store answers.
-            let this = self.clone();
-            let session = session.clone();
-            tokio::spawn(async move {
-                let intent = this.house.audit.adopt(announcement.clone());
-                let store = this.house.store.clone();
-                let answer = store
-                    .admit_session(session.clone(), announcement, max_live, idempotency)
-                    .await?;
-                if let (Admission::Admitted, Some(place)) = (&answer, place) {
-                    this.spawn(session, Start::Admitted, Some(intent), place);
-                }
-                Ok(answer)
-            })
-            .await
+        let newcomer = Newcomer {
+            session: session.clone(),
+            announcement,
+            idempotency,
+            place,
+            claim,
         };
+        // The runner starts even if the caller goes away while the store answers.
+        let admitted = tokio::spawn(self.clone().take_in(newcomer)).await;
         match admitted {
             Ok(Ok(Admission::Admitted)) => Ok((Arc::new(session), false)),
             Ok(Ok(Admission::Repeated(first))) => {
@@ -270,6 +291,38 @@ impl Sessions {
         }
     }
 
+    /// Records a session, and gives it its runner; without a place it can only be recognised as one that was admitted before.
+    async fn take_in(self, newcomer: Newcomer) -> Result<Admission, StoreError> {
+        let Newcomer {
+            session,
+            announcement,
+            idempotency,
+            place,
+            claim,
+        } = newcomer;
+        let intent = self.house.audit.adopt(announcement.clone());
+        let max_live = if place.is_some() { u32::MAX } else { 0 };
+        let store = &self.house.store;
+        let admitted = store.admit_session(session.clone(), announcement, max_live, idempotency);
+        let admission = match admitted.await {
+            Ok(admission) => admission,
+            Err(error) => {
+                if let Some(warm) = claim.and_then(Claim::spoil) {
+                    self.throw_out(warm).await;
+                }
+                return Err(error);
+            }
+        };
+        if let (Admission::Admitted, Some(place)) = (&admission, place) {
+            let (warm, identity) = claim.map(Claim::take).unwrap_or_default();
+            let start = warm.map_or(Start::Admitted, |warm| Start::Claimed(Box::new(warm)));
+            self.spawn(session, start, Some(intent), place);
+            // From here on it is in the table.
+            drop(identity);
+        }
+        Ok(admission)
+    }
+
     /// A live session.
     #[must_use]
     pub fn handle(&self, id: SessionId) -> Option<SessionHandle> {
@@ -284,6 +337,11 @@ impl Sessions {
     #[must_use]
     pub fn load(&self) -> (usize, usize) {
         self.places.load()
+    }
+
+    /// Whether the machine can carry one more sandbox.
+    pub(super) fn has_room(&self) -> bool {
+        (self.room)()
     }
 
     /// A place for a session that is there already.
@@ -462,64 +520,39 @@ fn launch_budget(sessions: &SessionsConfig) -> Budget {
 
 /// Fills in defaults and checks every field against its bounds.
 fn admit(
-    settings: &Settings,
+    template: &Template,
     principal: &Principal,
     team: &Name,
     new: NewSession,
-) -> Result<(SessionSpec, u64), SessionError> {
+) -> Result<SessionSpec, SessionError> {
     let invalid = |field, problem: String| Err(SessionError::Invalid { field, problem });
-    let wanted = match new.template {
-        Some(name) => name,
-        None => default_template()?,
-    };
-    let template = settings
-        .templates
-        .get(&wanted)
-        .ok_or(SessionError::UnknownTemplate(wanted))?;
-
-    let limits = new.limits.over(template.limits);
+    let recipe = &template.spec;
+    let limits = new.limits.over(recipe.limits);
     if let Err(error) = limits.validate() {
         return invalid("limits", error.to_string());
     }
-    let max = &template.max_limits;
-    let over = [
-        (
-            "limits.memory_bytes",
-            limits.memory_bytes > max.memory_bytes,
-            max.memory_bytes.to_string(),
-        ),
-        ("limits.cpus", limits.cpus > max.cpus, max.cpus.to_string()),
-        ("limits.pids", limits.pids > max.pids, max.pids.to_string()),
-        (
-            "limits.disk_bytes",
-            limits.disk_bytes > max.disk_bytes,
-            max.disk_bytes.to_string(),
-        ),
-        (
-            "limits.open_files",
-            limits.open_files > max.open_files,
-            max.open_files.to_string(),
-        ),
-        (
-            "limits.processes_started",
-            limits.processes_started > max.processes_started,
-            max.processes_started.to_string(),
-        ),
-    ];
-    if let Some((field, _, most)) = over.into_iter().find(|(_, over, _)| *over) {
+    let over = limits.over(&recipe.max_limits);
+    if let Some((field, _, _, most)) = over.into_iter().find(|(_, over, ..)| *over) {
         return invalid(
-            field,
+            match field {
+                "memory_bytes" => "limits.memory_bytes",
+                "cpus" => "limits.cpus",
+                "pids" => "limits.pids",
+                "disk_bytes" => "limits.disk_bytes",
+                "open_files" => "limits.open_files",
+                _ => "limits.processes_started",
+            },
             format!("the template {} allows at most {most}", template.name),
         );
     }
 
-    let timeout_s = new.timeout_s.unwrap_or(template.timeout_s);
-    if !(1..=template.max_timeout_s).contains(&timeout_s) {
+    let timeout_s = new.timeout_s.unwrap_or(recipe.timeout_s);
+    if !(1..=recipe.max_timeout_s).contains(&timeout_s) {
         return invalid(
             "timeout_s",
             format!(
                 "the template {} allows 1 to {}",
-                template.name, template.max_timeout_s
+                template.name, recipe.max_timeout_s
             ),
         );
     }
@@ -531,7 +564,7 @@ fn admit(
     {
         return invalid("workdir", "must be an absolute path".to_owned());
     }
-    let mut env = template.env.clone();
+    let mut env = recipe.env.clone();
     env.extend(new.env);
     // The bounds of every process hold for the session's environment, which each process gets.
     let probe = casemate_link::ProcessSpec {
@@ -546,17 +579,23 @@ fn admit(
     let spec = SessionSpec {
         name: new.name,
         template: template.name.clone(),
-        image: template.image,
+        template_version: template.version,
+        image: recipe.image,
         team: team.clone(),
         created_by: principal.to_string(),
         labels: new.labels,
         env,
-        workdir: new.workdir.or_else(|| template.workdir.clone()),
+        workdir: new.workdir.or_else(|| recipe.workdir.clone()),
         limits,
-        allow_root: template.allow_root,
+        allow_root: recipe.allow_root,
         timeout_s,
+        setup: recipe.setup.clone(),
     };
-    Ok((spec, template.max_timeout_s))
+    // The start command's environment comes over the session's.
+    if let Some(Err(error)) = ready::start_process(&spec).map(|start| start.validate()) {
+        return invalid("env", error.to_string());
+    }
+    Ok(spec)
 }
 
 /// Checks labels against their bounds.

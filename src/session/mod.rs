@@ -1,7 +1,7 @@
 //! Floor 6: a session from admission to the last clean-up.
 //!
 //! ```text
-//!   Pending --Begin--> Starting --Linked--> Ready <--Resume-- Paused
+//!   Pending --Begin--> Starting --Linked--> Ready <--Resume-- Paused     (Pending --Claimed--> Ready, from the [`pool`])
 //!      |                  |                   |  --Pause-->     |
 //!      +------------------+-------End---------+-----------------+   (client, operator, deadline, idle,
 //!                         v                           launch failed, sandbox died or missing, guest lost)
@@ -29,11 +29,14 @@ pub mod guest;
 pub mod handle;
 pub mod launch;
 pub mod manager;
+pub mod pool;
 pub mod reached;
+pub mod ready;
 pub mod reconcile;
 pub mod run;
 pub mod runner;
 pub mod state;
+pub mod templates;
 pub mod usage;
 pub mod wish;
 

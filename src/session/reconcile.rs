@@ -110,7 +110,7 @@ impl Sessions {
         let Some(id) = session else {
             return Ok(false);
         };
-        if self.handle(id).is_some() {
+        if self.pool.has(id) || self.handle(id).is_some() {
             return Ok(true);
         }
         let kept = self.house.store.session(id).await;

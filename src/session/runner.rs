@@ -18,7 +18,9 @@ use super::activity::Activity;
 use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
+use super::pool::Warm;
 use super::reached::Reached;
+use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
 use super::usage::{Looks, look};
 use super::wish::{Change, Order, Wish};
@@ -43,6 +45,8 @@ const CLOCK_LOOK: Duration = Duration::from_secs(30);
 pub(super) enum Start {
     /// Just admitted.
     Admitted,
+    /// Just admitted, with a sandbox that stood ready.
+    Claimed(Box<Warm>),
     /// Left by a former daemon, with the containers that carry its label.
     Found(Vec<SandboxState>),
     /// Its former runner panicked.
@@ -93,8 +97,12 @@ impl Runner {
             reached,
         } = ends;
         let leave = house.leave.clone();
-        let remains = match start {
+        let remains = match &start {
             Start::Admitted => Remains::nothing(),
+            Start::Claimed(warm) => Remains {
+                sandbox: Traces::Known(warm.sandbox.clone()),
+                door: true,
+            },
             Start::Found(_) | Start::Broken => Remains::anything(),
         };
         let mut life = Life {
@@ -203,6 +211,7 @@ impl Life {
                 let (door, link) = self.launch().await?;
                 (door, Some(link))
             }
+            Start::Claimed(warm) => self.settle_in(*warm).await?,
             Start::Found(found) => self.take_up(found).await?,
             Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
@@ -459,26 +468,52 @@ impl Life {
     async fn launch(&mut self) -> Result<(Door, Link), End> {
         let house = Arc::clone(&self.house);
         let team = &self.session.spec.team;
-        let Ok(_turn) = house.launches.enter(team, Duration::MAX).await else {
-            return Err(End::new(Reason::Operator, "casemated is stopping"));
+        let Ok(turn) = house.launches.enter(team, Duration::MAX).await else {
+            return Err(launch::stopping());
         };
         if self.session.status.phase == Phase::Pending {
             self.change(Event::Begin).await?;
         }
         self.remains.door = true;
-        let mut door = Door::build(&house.link_root, &self.session)
+        let mut door = Door::build(&house.link_root, self.session.id, self.session.spec.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
         let directory = door.directory.clone();
         let traces = &mut self.remains.sandbox;
-        let sandbox = launch::create(&house, &self.session, directory, traces).await?;
+        let spec = launch::spec(&house, &self.session, directory);
+        let sandbox = launch::create(&house, spec, traces).await?;
         self.session.sandbox = Some(sandbox.clone());
         self.keep(None).await?;
         let link = launch::start(&house, &sandbox, &mut door).await?;
+        // What a template waits for may take minutes, in which others can be launched.
+        drop(turn);
+        let link = self.open_up(&mut door, &sandbox, link).await?;
         self.session.ready_at = Some(self.house.clock.now());
         self.change(Event::Linked).await?;
         self.finish_intent(Outcome::Ok { detail: None }).await;
         Ok((door, link))
+    }
+
+    /// Takes over a sandbox that stood ready.
+    async fn settle_in(&mut self, warm: Warm) -> Result<(Door, Option<Link>), End> {
+        let Warm {
+            sandbox,
+            mut door,
+            mut link,
+            ..
+        } = warm;
+        self.session.sandbox = Some(sandbox.clone());
+        if self.session.spec.setup.is_empty() {
+            self.session.ready_at = Some(self.house.clock.now());
+            self.change(Event::Claimed).await?;
+        } else {
+            self.change(Event::Begin).await?;
+            link = self.open_up(&mut door, &sandbox, link).await?;
+            self.session.ready_at = Some(self.house.clock.now());
+            self.change(Event::Linked).await?;
+        }
+        self.finish_intent(Outcome::Ok { detail: None }).await;
+        Ok((door, Some(link)))
     }
 
     /// Takes up what a former daemon left: adopts a running sandbox, launches again what had not
@@ -534,14 +569,48 @@ impl Life {
             return Ok((door, None));
         }
         let patience = house.settings().reattach_timeout;
-        let link = door.await_guest(&house, &sandbox, patience).await?;
+        let mut link = door.await_guest(&house, &sandbox, patience).await?;
         if self.session.status.phase == Phase::Starting {
+            link = self.open_up(&mut door, &sandbox, link).await?;
             self.session.ready_at = Some(house.clock.now());
             self.change(Event::Linked).await?;
         }
         self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
         Ok((door, Some(link)))
+    }
+
+    /// Has done in the sandbox what the template wants to be done before the session is ready; the link that lives then.
+    async fn open_up(
+        &mut self,
+        door: &mut Door,
+        sandbox: &SandboxId,
+        mut link: Link,
+    ) -> Result<Link, End> {
+        let spec = self.session.spec.clone();
+        let opening = Opening::begin(self.session.id, &spec);
+        loop {
+            let again = tokio::select! {
+                biased;
+                () = over(&self.house, self.session.lease.ends_at) => {
+                    return Err(End::new(Reason::Deadline, "its time was over"));
+                }
+                settled = opening.settle(&link) => match settled {
+                    Ok(()) => break,
+                    Err(Unready::Never(end)) => return Err(end),
+                    Err(Unready::LinkLost) => None,
+                },
+                again = door.guest_again(&self.house, sandbox) => Some(again),
+            };
+            link.close();
+            link = match again {
+                Some(again) => again,
+                None => self.linked_again(door).await?,
+            };
+        }
+        // Nobody could use it until now.
+        self.activity.touch();
+        Ok(link)
     }
 
     /// Applies an event that only the runner itself can cause, keeps and publishes the outcome.

@@ -13,6 +13,8 @@ pub enum Event {
     Begin,
     /// Its guest answers.
     Linked,
+    /// It has a sandbox that stood ready, whose guest answers.
+    Claimed,
     /// It shall end, or its sandbox has ended.
     End {
         /// Why, for programs.
@@ -69,16 +71,16 @@ pub fn apply(status: &Status, event: Event) -> Answer {
     };
     match (status.phase, event) {
         (Phase::Pending, Event::Begin) => to(Phase::Starting, None, None),
-        (Phase::Starting, Event::Linked) | (Phase::Paused, Event::Resume) => {
-            to(Phase::Ready, None, None)
-        }
+        (Phase::Starting, Event::Linked)
+        | (Phase::Pending, Event::Claimed)
+        | (Phase::Paused, Event::Resume) => to(Phase::Ready, None, None),
         (Phase::Ready, Event::Pause { reason }) => to(Phase::Paused, Some(reason), None),
         (
             Phase::Pending | Phase::Starting | Phase::Ready | Phase::Paused,
             Event::End { reason, message },
         ) => to(Phase::Stopping, Some(reason), message),
         (Phase::Starting, Event::Begin)
-        | (Phase::Ready, Event::Linked | Event::Resume)
+        | (Phase::Ready, Event::Linked | Event::Claimed | Event::Resume)
         | (Phase::Paused, Event::Pause { .. })
         | (Phase::Stopping | Phase::Stopped | Phase::Failed, Event::End { .. })
         | (Phase::Stopped | Phase::Failed, Event::TornDown) => Answer::AlreadySo,
@@ -88,7 +90,12 @@ pub fn apply(status: &Status, event: Event) -> Answer {
         }
         (
             phase,
-            Event::Begin | Event::Linked | Event::Pause { .. } | Event::Resume | Event::TornDown,
+            Event::Begin
+            | Event::Linked
+            | Event::Claimed
+            | Event::Pause { .. }
+            | Event::Resume
+            | Event::TornDown,
         ) => Answer::Denied { phase },
     }
 }
@@ -111,6 +118,7 @@ mod tests {
         prop_oneof![
             Just(Event::Begin),
             Just(Event::Linked),
+            Just(Event::Claimed),
             Just(Event::TornDown),
             Just(Event::Resume),
             proptest::sample::select(&Reason::ALL[..]).prop_map(|reason| Event::Pause { reason }),
@@ -122,8 +130,9 @@ mod tests {
     }
 
     /// The drawn arrows, by hand: the one place that says which phase may follow which.
-    const ARROWS: [(Phase, Phase); 10] = [
+    const ARROWS: [(Phase, Phase); 11] = [
         (Phase::Pending, Phase::Starting),
+        (Phase::Pending, Phase::Ready),
         (Phase::Pending, Phase::Stopping),
         (Phase::Starting, Phase::Ready),
         (Phase::Starting, Phase::Stopping),

@@ -14,6 +14,7 @@ const APPLICATION_ID: i32 = 0x4353_4d54;
 /// Each entry takes the schema from its index to the next version. Never edited, only appended to.
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_init.sql"),
+    include_str!("migrations/0002_templates.sql"),
     include_str!("migrations/0003_leases.sql"),
     include_str!("migrations/0004_limits.sql"),
 ];
@@ -90,4 +91,47 @@ pub(super) fn installation(db: &Connection) -> Result<InstallationId, StoreError
         table: "installation",
         what: "id".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::query::AuditFilter;
+    use crate::model::template::Setup;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn what_the_first_schema_kept_is_there_after_every_later_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        old.execute_batch(include_str!("../../tests/fixtures/store/0001.sql"))
+            .unwrap();
+        drop(old);
+
+        let store = Store::open(&path).unwrap();
+        let live = store.live_sessions().await.unwrap();
+        assert_eq!(live.len(), 1);
+        let spec = &live[0].spec;
+        assert_eq!(spec.env["A"], "b");
+        assert_eq!(spec.template_version, 0);
+        assert_eq!(spec.setup, Setup::default());
+        let ended = "ses_01m81sqd3exyysy61zt3rypv68".parse().unwrap();
+        let ended = store.session(ended).await.unwrap().unwrap();
+        assert_eq!(ended.status.message.as_deref(), Some("why"));
+        let team = "red".parse().unwrap();
+        assert_eq!(store.team_templates(team).await.unwrap(), []);
+        let filter = AuditFilter {
+            limit: 10,
+            ..AuditFilter::default()
+        };
+        assert_eq!(store.audit(filter).await.unwrap().len(), 1);
+        store.close().await;
+        // And once more, with nothing to do.
+        Store::open(&path).unwrap().close().await;
+    }
 }

@@ -11,6 +11,7 @@ mod audit;
 mod keys;
 mod migrate;
 mod sessions;
+mod templates;
 mod threads;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 
 pub use self::sessions::{Admission, Idempotency};
+pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
 use self::threads::{Readers, Writer};
 use crate::base::id::InstallationId;
 

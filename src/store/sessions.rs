@@ -40,8 +40,8 @@ pub enum Admission {
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
-    created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, open_files, \
-    processes_started";
+    created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, \
+    template_version, setup, open_files, processes_started";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -259,7 +259,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -292,6 +292,8 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             session.lease.on_timeout.as_str(),
             session.lease.active_at.map(Timestamp::as_millis),
             session.lease.paused_at.map(Timestamp::as_millis),
+            spec.template_version,
+            serde_json::json!(spec.setup).to_string(),
             spec.limits.open_files,
             spec.limits.processes_started,
         ])
@@ -350,6 +352,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
                 .map(|text| text.parse().map_err(|_| "name"))
                 .transpose()?,
             template: parsed(row, "template")?,
+            template_version: field(row, "template_version")?,
             image: parsed(row, "image")?,
             team: parsed(row, "team")?,
             created_by: field(row, "created_by")?,
@@ -366,6 +369,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
             },
             allow_root: field(row, "allow_root")?,
             timeout_s: field(row, "timeout_s")?,
+            setup: json(row, "setup")?,
         },
         status: Status {
             phase: Phase::parse(&field::<String>(row, "phase")?).ok_or("phase")?,
@@ -399,6 +403,7 @@ mod tests {
     use crate::base::id::EventId;
     use crate::model::event::{AuditEvent, Stage};
     use crate::model::image::ImageDigest;
+    use crate::model::template::Setup;
     use std::collections::BTreeMap;
 
     fn session(millis: i64, name: Option<&str>) -> Session {
@@ -408,6 +413,7 @@ mod tests {
             spec: SessionSpec {
                 name: name.map(|text| text.parse().unwrap()),
                 template: "base".parse().unwrap(),
+                template_version: 3,
                 image: ImageDigest::from_bytes([7; 32]),
                 team: "default".parse().unwrap(),
                 created_by: "key_x".into(),
@@ -417,6 +423,11 @@ mod tests {
                 limits: Limits::default(),
                 allow_root: true,
                 timeout_s: 60,
+                setup: Setup {
+                    user: Some("u".into()),
+                    ports: vec![8000],
+                    ..Setup::default()
+                },
             },
             status: Status {
                 phase: Phase::Pending,

@@ -332,7 +332,7 @@ fn processes_are_listed_of_a_session_by_name() {
     assert_eq!(
         door.lines(),
         [
-            "GET /v1/sessions?phase=pending&phase=starting&phase=ready&phase=stopping&name=dev"
+            "GET /v1/sessions?phase=pending&phase=starting&phase=ready&phase=paused&phase=stopping&name=dev"
                 .to_owned(),
             format!("GET /v1/sessions/{ID}/processes"),
         ]

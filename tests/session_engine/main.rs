@@ -7,6 +7,8 @@ mod launch;
 mod lease;
 mod life;
 mod next_daemon;
+mod pool;
+mod ready;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate::audit::AuditLog;
-use casemate::base::clock::SystemClock;
+use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
 use casemate::model::principal::Principal;
@@ -23,7 +25,7 @@ use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
 use casemate::model::session::{Phase, Reason, Session};
 use casemate::model::settings::SessionsConfig;
-use casemate::model::template::Template;
+use casemate::model::template::{Origin, Template, TemplateSpec};
 use casemate::runtime::SandboxRuntime;
 use casemate::runtime::fake::{FakeCall, FakeRuntime, Running};
 use casemate::session::SessionError;
@@ -222,19 +224,26 @@ fn sessions(
 }
 
 fn template() -> Template {
-    Template {
-        name: "base".parse().unwrap(),
-        image: IMAGE,
-        limits: Limits::default(),
+    of(TemplateSpec {
         max_limits: Limits {
             memory_bytes: 2 * GIB,
             ..Limits::default()
         },
-        allow_root: false,
-        env: BTreeMap::new(),
-        workdir: None,
         timeout_s: 60,
         max_timeout_s: 120,
+        ..TemplateSpec::new(IMAGE)
+    })
+}
+
+/// The template `base` that says this.
+fn of(spec: TemplateSpec) -> Template {
+    Template {
+        name: "base".parse().unwrap(),
+        version: 1,
+        origin: Origin::File,
+        made_by: "test".into(),
+        made_at: Timestamp::from_millis(0),
+        spec,
     }
 }
 

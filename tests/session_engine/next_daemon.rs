@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use casemate::model::sandbox::{Limits, SandboxSpec};
 use casemate::model::session::{Phase, Reason, Session};
-use casemate::model::template::Template;
+use casemate::model::template::TemplateSpec;
 use casemate::runtime::SandboxRuntime;
 use casemate::runtime::fake::{FakeCall, FakeFailure, FakeRuntime};
 use casemate::session::manager::{Settings, is_settled};
 
-use crate::{Bench, IMAGE, PATIENCE, guest, template};
+use crate::{Bench, IMAGE, PATIENCE, guest, of, template};
 
 impl Bench {
     /// A sandbox and a link directory of a session that the store does not know, and a token of another.
@@ -119,10 +119,10 @@ async fn a_session_keeps_the_word_on_root_that_its_template_had_when_it_began() 
             sessions: bench.config.clone(),
             templates: BTreeMap::from([(
                 "base".parse().unwrap(),
-                Template {
+                of(TemplateSpec {
                     allow_root,
-                    ..template()
-                },
+                    ..template().spec
+                }),
             )]),
         };
         let (then, now) = (settings(allow_root), settings(!allow_root));

@@ -213,15 +213,20 @@ async fn an_address_that_is_in_use_is_refused() {
 async fn wrong_settings_are_told_all_at_once() {
     let daemon = Daemon::new();
     daemon.write_config_text(
-        "version: 1\nhttp:\n  listen: nonsense\n  max_bodybytes: 5\nsessions:\n  max: -1\n  on_shutdown: explode\ntemplates:\n  base:\n    image: debian:latest\n    limits:\n      pids: 5\nlog:\n  level: loud\n",
+        "version: 1\nhttp:\n  listen: nonsense\n  max_bodybytes: 5\nsessions:\n  max: -1\n  on_shutdown: explode\nlog:\n  level: loud\n",
     );
+    std::fs::write(
+        daemon.home.join("templates/base.yaml"),
+        "image: debian:latest\nlimits:\n  pids: 5\n",
+    )
+    .unwrap();
     let text = daemon.refuses(78).await;
     for word in [
         "http.listen",
         "max_bodybytes",
         "sessions.max",
         "on_shutdown",
-        "templates.base.image",
+        "templates/base.yaml:1: image",
         "debian:latest",
         "limits.pids",
         "log.level",
@@ -258,7 +263,7 @@ async fn an_image_by_tag_is_refused_and_told_why() {
     ] {
         daemon.set("templates.base.image", json!(tag));
         let text = daemon.refuses(78).await;
-        assert!(text.contains("templates.base.image"), "{text}");
+        assert!(text.contains("templates/base.yaml:2: image"), "{text}");
     }
 }
 

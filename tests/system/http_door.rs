@@ -36,9 +36,9 @@ async fn the_document_is_served_and_names_what_there_is() {
         (Method::PUT, "/v1/sessions", "POST, GET, HEAD"),
         (Method::POST, "/health", "GET, HEAD"),
         (
-            Method::PATCH,
+            Method::PUT,
             "/v1/sessions/ses_00000000000000000000000000",
-            "GET, DELETE, HEAD",
+            "GET, DELETE, PATCH, HEAD",
         ),
         (
             Method::GET,

@@ -130,7 +130,7 @@ async fn sighup_takes_new_templates_and_a_wrong_file_changes_nothing() {
         (
             "templates.third",
             json!({"image": "a:tag"}),
-            "templates.third.image",
+            "templates/third.yaml:2: image",
         ),
         ("http.max_connections", json!(7), "http.max_connections"),
         (

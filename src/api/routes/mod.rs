@@ -4,6 +4,7 @@ mod daemon;
 mod files;
 mod processes;
 mod sessions;
+mod templates;
 
 use std::sync::LazyLock;
 
@@ -15,6 +16,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         sessions::ROUTES,
         processes::ROUTES,
         files::ROUTES,
+        templates::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

@@ -11,6 +11,7 @@ mod document;
 mod events;
 mod head;
 mod sockets;
+mod templates;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

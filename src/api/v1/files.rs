@@ -309,7 +309,7 @@ pub(crate) async fn write(call: &Call) -> Result<Reply, Problem> {
 }
 
 /// What `If-Match` and `If-None-Match` ask of a write (RFC 9110 section 13.1).
-fn condition(headers: &HeaderMap) -> Result<Option<WriteCondition>, Problem> {
+pub(super) fn condition(headers: &HeaderMap) -> Result<Option<WriteCondition>, Problem> {
     let bad = |what: &str| Problem::bad_request(what.to_owned());
     let text = |name: &HeaderName| match headers.get(name).map(HeaderValue::to_str) {
         Some(Ok(text)) => Ok(Some(text.trim().to_owned())),

@@ -73,10 +73,14 @@ pub(crate) struct SessionView {
     /// Grows by one with each change of the phase.
     generation: u64,
     template: Name,
+    /// The template's version when the session was made, which it keeps; 0 when that was before there were versions.
+    template_version: u32,
     image: ImageDigest,
     labels: BTreeMap<String, String>,
     limits: Limits,
     timeout_s: u64,
+    /// On which ports its services listen, as the template declares.
+    ports: Vec<u16>,
     idle_timeout_s: Option<u64>,
     on_timeout: OnTimeout,
     created_at: Timestamp,
@@ -98,10 +102,12 @@ impl From<&Session> for SessionView {
             message: session.status.message.clone(),
             generation: session.status.generation,
             template: session.spec.template.clone(),
+            template_version: session.spec.template_version,
             image: session.spec.image,
             labels: session.spec.labels.clone(),
             limits: session.spec.limits,
             timeout_s: session.spec.timeout_s,
+            ports: session.spec.setup.ports.clone(),
             idle_timeout_s: session.lease.idle_timeout_s,
             on_timeout: session.lease.on_timeout,
             created_at: session.created_at,

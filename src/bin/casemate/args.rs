@@ -11,13 +11,13 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, cp, run, session};
+use crate::commands::{admin, audit, cp, run, session, template};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Sessions (over the HTTP API, with a key)",
-        &["run", "session", "audit"],
+        &["run", "session", "template", "audit"],
     ),
     (
         "In a session (likewise)",
@@ -111,6 +111,9 @@ pub enum Command {
     Signal(signal::SignalCommand),
     /// Copy files and directories into a session and out of it
     Cp(Box<cp::Cp>),
+    /// Show and make what sessions are made of
+    #[command(subcommand)]
+    Template(template::Command),
     /// Read what was recorded of a session
     #[command(subcommand)]
     Audit(audit::Command),
@@ -264,6 +267,9 @@ mod tests {
             format!("casemate start {id}"),
             format!("casemate logs {id} 7 --stdout --stderr"),
             "casemate admin key create Not/A/Name".to_owned(),
+            "casemate template put".to_owned(),
+            "casemate template put a.json --new --if-version 1".to_owned(),
+            "casemate template rm Upper".to_owned(),
         ] {
             assert!(parsed(&line).is_err(), "{line}");
         }

@@ -33,7 +33,7 @@ pub struct Daemon {
     pub home: PathBuf,
     /// Its runtime directory.
     pub run: PathBuf,
-    /// Its configuration; [`Daemon::write_config`] makes it hold.
+    /// Its configuration, with its templates; [`Daemon::write_config`] makes it hold.
     pub config: Value,
     /// What it says to whoever has the key of the team `tests`.
     pub client: Client,
@@ -125,9 +125,18 @@ impl Daemon {
         self.write_config();
     }
 
-    /// Writes the file. JSON is YAML.
+    /// Writes the file, and one for each of the templates. JSON is YAML.
     pub fn write_config(&self) {
-        self.write_config_text(&serde_json::to_string_pretty(&self.config).unwrap());
+        let mut config = self.config.clone();
+        let templates = config.as_object_mut().unwrap().remove("templates").unwrap();
+        let directory = self.home.join("templates");
+        let _ = std::fs::remove_dir_all(&directory);
+        std::fs::create_dir(&directory).unwrap();
+        for (name, template) in templates.as_object().unwrap() {
+            let text = serde_json::to_string_pretty(template).unwrap();
+            std::fs::write(directory.join(format!("{name}.yaml")), text).unwrap();
+        }
+        self.write_config_text(&serde_json::to_string_pretty(&config).unwrap());
     }
 
     /// Writes this instead.

@@ -12,6 +12,7 @@ pub mod ready;
 pub mod run;
 pub mod session;
 pub mod stop;
+pub mod template;
 mod which;
 
 use std::path::PathBuf;
@@ -72,6 +73,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
+        Command::Template(command) => command.execute(&context).await?,
         Command::Audit(command) => command.execute(&context).await?,
         Command::Admin(command) => return command.execute(&context).await,
         Command::Completions { shell } => about::completions(shell)?,

@@ -357,7 +357,13 @@ fn details(session: SessionView) -> Vec<(&'static str, String)> {
         ("name", or_absent(session.name)),
         ("phase", session.phase),
         ("why", why(session.reason, session.message)),
-        ("template", session.template),
+        (
+            "template",
+            match session.template_version {
+                Some(version) => format!("{} (version {version})", session.template),
+                None => session.template,
+            },
+        ),
         ("image", session.image),
         (
             "labels",

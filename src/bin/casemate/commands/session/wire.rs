@@ -83,6 +83,7 @@ pub struct SessionView {
     pub reason: Option<String>,
     pub message: Option<String>,
     pub template: String,
+    pub template_version: Option<u32>,
     pub image: String,
     pub labels: BTreeMap<String, String>,
     pub limits: Limits,

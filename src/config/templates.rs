@@ -1,0 +1,168 @@
+//! Every key of a template's file, one line each. The rules are the model's, and the same for templates from the API.
+//!
+//! A new key is a line here and its entry in `config/templates/base.yaml`, which a test compares.
+
+use std::path::Path;
+
+use super::document::Value;
+use super::section::Section;
+use super::validate::any_limits;
+use super::{ConfigProblems, files_in, read};
+use crate::model::image::ImageDigest;
+use crate::model::name::Name;
+use crate::model::template::{
+    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, TemplateSpec,
+};
+
+/// Most files of templates that are read.
+const MAX_FILES: usize = 1024;
+
+/// The directory beside the main file, and what its files are called in problems.
+const DIRECTORY: &str = "templates";
+
+/// The files of templates beside a main file, by name.
+pub(super) fn sources(main: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
+    let directory = main.with_file_name(DIRECTORY);
+    let failed =
+        |path: &Path, error| ConfigProblems::about_file(path, format!("cannot be read: {error}"));
+    let files = files_in(&directory, MAX_FILES).map_err(|error| failed(&directory, error))?;
+    let mut sources = Vec::with_capacity(files.len());
+    for file in files {
+        let bytes = read(&file).map_err(|error| failed(&file, error))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        sources.push((format!("{DIRECTORY}/{name}"), bytes));
+    }
+    Ok(sources)
+}
+
+/// What the template in a file is called: as the file is.
+pub(super) fn name_of(file: &str) -> Result<Name, String> {
+    let stem = Path::new(file).file_stem().unwrap_or_default();
+    let name = stem.to_string_lossy().parse::<Name>();
+    name.map_err(|why| format!("its name does not name a template: {why}"))
+}
+
+/// One template. `None` when it has no image, which was noted.
+pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
+    let image = keys.required(
+        "image",
+        "is missing; casemate admin image list shows the digests that podman has",
+        |text| {
+            text.parse::<ImageDigest>()
+                .map_err(|why| format!("does not pin an image: {why}"))
+        },
+    );
+    // The rules are looked at even when there is no image, so that everything is said at once.
+    let default = TemplateSpec::new(image.unwrap_or(ImageDigest::from_bytes([0; 32])));
+    let limits = any_limits(&keys.section("limits"), default.limits);
+    let most = keys.section("max_limits");
+    let spec = TemplateSpec {
+        limits,
+        max_limits: any_limits(&most, limits),
+        allow_root: keys.flag("allow_root", default.allow_root),
+        env: keys.texts("env"),
+        workdir: keys.optional("workdir"),
+        timeout_s: keys.whole("timeout_s", default.timeout_s, |_| Ok(())),
+        max_timeout_s: keys.whole("max_timeout_s", default.max_timeout_s, |_| Ok(())),
+        setup: Setup {
+            user: keys.optional("user"),
+            start: start(keys),
+            ready: ready(keys),
+            ports: keys.list("ports", port).unwrap_or_default(),
+        },
+        pool: keys.whole("pool", default.pool, |_| Ok(())),
+        teams: keys
+            .list("teams", |value| {
+                text(value)?.parse::<Name>().map_err(|why| why.to_string())
+            })
+            .map(|teams| teams.into_iter().collect()),
+        ..default
+    };
+    for problem in spec.problems() {
+        // What a limit is wrong for is told where it was written, and not again where it was taken over.
+        let is_taken_over = match problem.field.as_slice() {
+            [section, field] if section == "max_limits" => !most.is_set(field),
+            _ => false,
+        };
+        if !is_taken_over {
+            keys.problem_at(&problem.field, problem.problem);
+        }
+    }
+    image.map(|_| spec)
+}
+
+fn start(root: &Section<'_>) -> Option<StartCommand> {
+    let keys = root.section("start");
+    let (argv, command) = (keys.list("argv", text), keys.optional("command"));
+    let (env, cwd, user) = (
+        keys.texts("env"),
+        keys.optional("cwd"),
+        keys.optional("user"),
+    );
+    if !keys.is_written() {
+        return None;
+    }
+    let program = match (argv, command) {
+        (Some(argv), None) => Program::Argv(argv),
+        (None, Some(command)) => Program::Command(command),
+        (None, None) | (Some(_), Some(_)) => {
+            let neither = !keys.is_set("argv") && !keys.is_set("command");
+            let both = keys.is_set("argv") && keys.is_set("command");
+            // One that was not understood was noted.
+            if neither || both {
+                root.problem("start", "needs either argv or command");
+            }
+            // Stands in for it, so that the rest is looked at.
+            Program::Command("true".to_owned())
+        }
+    };
+    Some(StartCommand {
+        program,
+        env,
+        cwd,
+        user,
+    })
+}
+
+fn ready(root: &Section<'_>) -> Option<Readiness> {
+    let keys = root.section("ready");
+    let probes = [
+        keys.single("port", port).map(Probe::Port),
+        keys.optional("file").map(Probe::File),
+        keys.optional("command").map(Probe::Command),
+    ];
+    let timeout_s = keys.whole("timeout_s", READY_TIMEOUT_S, |_| Ok(()));
+    let interval_ms = keys.whole("interval_ms", INTERVAL_MS, |_| Ok(()));
+    if !keys.is_written() {
+        return None;
+    }
+    let written = ["port", "file", "command"].into_iter();
+    if written.filter(|key| keys.is_set(key)).count() != 1 {
+        root.problem("ready", "needs one of port, file and command");
+    }
+    let probe = probes.into_iter().flatten().next();
+    let probe = probe.unwrap_or_else(|| Probe::Command("true".to_owned()));
+    Some(Readiness {
+        probe,
+        timeout_s,
+        interval_ms,
+    })
+}
+
+fn port(value: &Value) -> Result<u16, String> {
+    let bounds = "a port is 1 to 65535";
+    match value {
+        Value::Integer(number) => {
+            u16::try_from(*number).map_err(|_| format!("{bounds}, not {number}"))
+        }
+        _ => Err(format!("{bounds}, written as a number")),
+    }
+}
+
+/// The text is not repeated: it may be a secret.
+fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::Text(text) => Ok(text.clone()),
+        _ => Err("expected text in each entry; put numbers, true and false in quotes".to_owned()),
+    }
+}
