@@ -352,10 +352,14 @@ impl App {
             return Err(self.ended(id).await);
         };
         let link = handle.watched().await.map_err(AppError::Session)?;
-        Ok(UsageSeries {
-            now: link.usage().await.map_err(told)?,
-            past: handle.past_usage(),
-        })
+        let now = link.usage().await.map_err(told)?;
+        let session = handle.snapshot();
+        handle.reached().used(&now, &session.spec.limits);
+        if let Some(sandbox) = &session.sandbox {
+            handle.reached().strained(self.0.runtime.strain(sandbox));
+        }
+        let past = handle.past_usage();
+        Ok(UsageSeries { now, past })
     }
 
     /// The guest of a session that the principal may use.
@@ -377,7 +381,7 @@ impl App {
     ) -> Result<(T, Ongoing), AppError> {
         let guest = self.guest(principal, id).await?;
         let intent = self.begin(principal, Some(id), event, Durability::Process);
-        let mut record = Ongoing::new(self, intent.await?, guest.using());
+        let mut record = Ongoing::new(self, intent.await?, &guest);
         match work(guest).await {
             Ok(opened) => Ok((opened, record)),
             Err(error) => Err(record.failed(error).await),
@@ -397,7 +401,13 @@ impl App {
         W: Future<Output = Result<T, LinkError>> + Send + 'static,
     {
         let guest = self.guest(principal, id).await?;
-        let work = async move { work(guest).await.map_err(failed) };
+        let reached = guest.reached();
+        let work = async move {
+            work(guest).await.map_err(|error| {
+                reached.refused(&error);
+                failed(error)
+            })
+        };
         self.recorded(principal, id, event, work, |_| None).await
     }
 }

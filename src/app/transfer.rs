@@ -16,7 +16,8 @@ use tokio_util::task::TaskTracker;
 use super::{App, AppError, exit_in_words, finish};
 use crate::audit::Intent;
 use crate::session::activity::Use;
-use crate::session::guest::failed;
+use crate::session::guest::{Guest, failed};
+use crate::session::reached::Reached;
 
 /// Code of a record whose transfer was given up before its end.
 const CUT_SHORT: &str = "cut_short";
@@ -26,15 +27,17 @@ pub(super) struct Ongoing {
     intent: Option<Intent>,
     /// The session counts as used meanwhile.
     _using: Arc<Use>,
+    reached: Reached,
     bytes: u64,
     calls: TaskTracker,
 }
 
 impl Ongoing {
-    pub(super) fn new(app: &App, intent: Intent, using: Arc<Use>) -> Self {
+    pub(super) fn new(app: &App, intent: Intent, guest: &Guest) -> Self {
         Self {
             intent: Some(intent),
-            _using: using,
+            _using: guest.using(),
+            reached: guest.reached(),
             bytes: 0,
             calls: app.0.calls.clone(),
         }
@@ -60,6 +63,7 @@ impl Ongoing {
 
     /// Writes down why it failed, and says so.
     pub(super) async fn failed(&mut self, error: LinkError) -> AppError {
+        self.reached.refused(&error);
         let error = failed(error);
         self.settle(Err(error.code())).await;
         AppError::Session(error)
@@ -127,6 +131,7 @@ impl Attachment {
     pub async fn next(&mut self) -> Option<Result<ProcessEvent, AppError>> {
         match self.process.next().await? {
             Ok(ProcessEvent::Exited(exit)) => {
+                self.record.reached.ended(&exit);
                 let told = exit_in_words(exit.exit_code, exit.signal);
                 self.record.settle(Ok(Some(told))).await;
                 Some(Ok(ProcessEvent::Exited(exit)))

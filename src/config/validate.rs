@@ -203,6 +203,8 @@ pub(super) fn any_limits(keys: &Section<'_>, default: Limits) -> Limits {
         cpus: keys.number("cpus", default.cpus, |_| Ok(())),
         pids: keys.whole("pids", default.pids, |_| Ok(())),
         disk_bytes: keys.whole("disk_bytes", default.disk_bytes, |_| Ok(())),
+        open_files: keys.whole("open_files", default.open_files, |_| Ok(())),
+        processes_started: keys.whole("processes_started", default.processes_started, |_| Ok(())),
     }
 }
 

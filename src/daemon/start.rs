@@ -249,7 +249,7 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Refusal> {
     for limit in &facts.unenforced_limits {
         warn!(
             limit,
-            "this machine does not enforce a limit of sandboxes from outside (no delegated cgroup v2)"
+            "this machine does not enforce a limit of sandboxes from outside (no delegated control groups)"
         );
     }
     check_images(&runtime, &config.templates).await?;

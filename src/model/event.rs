@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::image::ImageDigest;
 use super::lease::OnTimeout;
+use super::limit::Limit;
 use super::name::Name;
 use super::session::{Phase, Reason};
 use crate::base::clock::Timestamp;
@@ -41,6 +42,12 @@ pub enum AuditEvent {
         /// Why.
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<Reason>,
+    },
+    /// A session reached one of its bounds. At most one record a minute for each bound.
+    #[serde(rename = "session.limit")]
+    SessionLimit {
+        /// Which.
+        limit: Limit,
     },
     /// A session was asked to end.
     #[serde(rename = "session.delete")]
@@ -235,6 +242,7 @@ impl AuditEvent {
         match self {
             Self::SessionCreate { .. } => "session.create",
             Self::SessionPhase { .. } => "session.phase",
+            Self::SessionLimit { .. } => "session.limit",
             Self::SessionDelete {} => "session.delete",
             Self::SessionPause {} => "session.pause",
             Self::SessionResume { .. } => "session.resume",
@@ -340,6 +348,9 @@ mod tests {
     fn the_kind_is_the_tag_on_the_wire() {
         let events = [
             AuditEvent::SessionDelete {},
+            AuditEvent::SessionLimit {
+                limit: Limit::OpenFiles,
+            },
             AuditEvent::AdminRefused { uid: 1, gid: 2 },
             AuditEvent::DaemonStart {
                 version: "1".into(),

@@ -4,6 +4,7 @@ pub mod event;
 pub mod image;
 pub mod key;
 pub mod lease;
+pub mod limit;
 pub mod name;
 pub mod principal;
 pub mod process;

@@ -11,11 +11,15 @@ use crate::base::id::{InstallationId, SessionId};
 /// One gibibyte, the step in which gVisor's files can be capped.
 pub const GIB: u64 = 1 << 30;
 
+/// The most files that one process in a sandbox can have open; the guest has as many.
+pub const MAX_OPEN_FILES: u32 = 65_536;
+
 /// What a sandbox may use.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Memory of the whole sandbox, gVisor's own included.
+    /// Memory of everything in the sandbox: programs, files in `/tmp` and `/dev/shm`. What gVisor needs for itself comes on
+    /// top. A sandbox that needs more is ended.
     pub memory_bytes: u64,
     /// Processor cores, in parts of one: 0.5 is half a core.
     pub cpus: f64,
@@ -23,6 +27,13 @@ pub struct Limits {
     pub pids: u32,
     /// Bytes in the writable layer.
     pub disk_bytes: u64,
+    /// Files, sockets and pipes that one process may have open.
+    // Templates that were written down before there was such a bound do not say it.
+    #[serde(default = "Limits::usual_open_files")]
+    pub open_files: u32,
+    /// Processes that may be started from outside in the sandbox's life; those that a program starts by itself are not counted.
+    #[serde(default = "Limits::usual_processes_started")]
+    pub processes_started: u64,
 }
 
 impl Default for Limits {
@@ -32,6 +43,8 @@ impl Default for Limits {
             cpus: 1.0,
             pids: 256,
             disk_bytes: 4 * GIB,
+            open_files: 8192,
+            processes_started: 1_000_000,
         }
     }
 }
@@ -48,6 +61,10 @@ pub struct WantedLimits {
     pub pids: Option<u32>,
     /// See [`Limits::disk_bytes`].
     pub disk_bytes: Option<u64>,
+    /// See [`Limits::open_files`].
+    pub open_files: Option<u32>,
+    /// See [`Limits::processes_started`].
+    pub processes_started: Option<u64>,
 }
 
 impl WantedLimits {
@@ -59,6 +76,8 @@ impl WantedLimits {
             cpus: self.cpus.unwrap_or(base.cpus),
             pids: self.pids.unwrap_or(base.pids),
             disk_bytes: self.disk_bytes.unwrap_or(base.disk_bytes),
+            open_files: self.open_files.unwrap_or(base.open_files),
+            processes_started: self.processes_started.unwrap_or(base.processes_started),
         }
     }
 }
@@ -74,6 +93,14 @@ pub struct InvalidLimit {
 }
 
 impl Limits {
+    fn usual_open_files() -> u32 {
+        Self::default().open_files
+    }
+
+    fn usual_processes_started() -> u64 {
+        Self::default().processes_started
+    }
+
     /// Checks each limit against what any sandbox can be given.
     ///
     /// # Errors
@@ -113,6 +140,18 @@ impl Limits {
                 "1 GiB to 16 TiB",
                 self.disk_bytes.to_string(),
             ),
+            (
+                (64..=MAX_OPEN_FILES).contains(&self.open_files),
+                "open_files",
+                "64 to 65536",
+                self.open_files.to_string(),
+            ),
+            (
+                (1..=1_000_000_000).contains(&self.processes_started),
+                "processes_started",
+                "1 to 1000000000",
+                self.processes_started.to_string(),
+            ),
         ];
         let bad = checks.into_iter().filter(|(fits, ..)| !fits);
         bad.map(|(_, field, bounds, found)| (field, bounds, found))
@@ -121,11 +160,11 @@ impl Limits {
 
     /// Each limit beside the most that there may be: its field, whether it is over, what it is, and the most.
     #[must_use]
-    pub fn over(&self, most: &Self) -> [(&'static str, bool, String, String); 4] {
+    pub fn over(&self, most: &Self) -> [(&'static str, bool, String, String); 6] {
         let pair = |over, asked: &dyn ToString, most: &dyn ToString| {
             (over, asked.to_string(), most.to_string())
         };
-        let (memory, cpus, pids, disk) = (
+        let (memory, cpus, pids, disk, files, started) = (
             pair(
                 self.memory_bytes > most.memory_bytes,
                 &self.memory_bytes,
@@ -138,12 +177,24 @@ impl Limits {
                 &self.disk_bytes,
                 &most.disk_bytes,
             ),
+            pair(
+                self.open_files > most.open_files,
+                &self.open_files,
+                &most.open_files,
+            ),
+            pair(
+                self.processes_started > most.processes_started,
+                &self.processes_started,
+                &most.processes_started,
+            ),
         );
         [
             ("memory_bytes", memory.0, memory.1, memory.2),
             ("cpus", cpus.0, cpus.1, cpus.2),
             ("pids", pids.0, pids.1, pids.2),
             ("disk_bytes", disk.0, disk.1, disk.2),
+            ("open_files", files.0, files.1, files.2),
+            ("processes_started", started.0, started.1, started.2),
         ]
     }
 
@@ -281,10 +332,60 @@ mod tests {
                 },
                 "disk_bytes",
             ),
+            (
+                Limits {
+                    open_files: MAX_OPEN_FILES + 1,
+                    ..Limits::default()
+                },
+                "open_files",
+            ),
+            (
+                Limits {
+                    processes_started: 0,
+                    ..Limits::default()
+                },
+                "processes_started",
+            ),
         ];
         for (limits, field) in cases {
             assert_eq!(limits.validate().unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn limits_that_were_written_down_before_there_were_more_are_read() {
+        let old =
+            r#"{"memory_bytes": 1073741824, "cpus": 1.0, "pids": 256, "disk_bytes": 4294967296}"#;
+        let read: Limits = serde_json::from_str(old).unwrap();
+        assert_eq!(read, Limits::default());
+    }
+
+    #[test]
+    fn each_limit_over_the_most_is_named() {
+        let most = Limits::default();
+        let named = |limits: Limits| {
+            let over = limits.over(&most).into_iter();
+            over.filter_map(|(field, is_over, ..)| is_over.then_some(field))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(named(most), Vec::<&str>::new());
+        let more = Limits {
+            memory_bytes: most.memory_bytes + 1,
+            cpus: 1.5,
+            pids: most.pids + 1,
+            disk_bytes: most.disk_bytes + 1,
+            open_files: most.open_files + 1,
+            processes_started: most.processes_started + 1,
+        };
+        let all = [
+            "memory_bytes",
+            "cpus",
+            "pids",
+            "disk_bytes",
+            "open_files",
+            "processes_started",
+        ];
+        assert_eq!(named(more), all);
     }
 
     #[test]

@@ -98,6 +98,8 @@ pub enum Reason {
     ImageMissing,
     /// The sandbox ended by itself.
     SandboxDied,
+    /// The sandbox used all the memory that it may, and was ended for it.
+    LimitMemory,
     /// After a restart there was no sandbox left to adopt.
     SandboxMissing,
     /// The sandbox runs, but its guest did not come back in time.
@@ -108,7 +110,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
@@ -117,6 +119,7 @@ impl Reason {
         Self::RuntimeUnavailable,
         Self::ImageMissing,
         Self::SandboxDied,
+        Self::LimitMemory,
         Self::SandboxMissing,
         Self::GuestLost,
         Self::Internal,
@@ -131,6 +134,7 @@ impl Reason {
             | Self::RuntimeUnavailable
             | Self::ImageMissing
             | Self::SandboxDied
+            | Self::LimitMemory
             | Self::SandboxMissing
             | Self::GuestLost
             | Self::Internal => false,
@@ -149,6 +153,7 @@ impl Reason {
             Self::RuntimeUnavailable => "runtime_unavailable",
             Self::ImageMissing => "image_missing",
             Self::SandboxDied => "sandbox_died",
+            Self::LimitMemory => "limit_memory",
             Self::SandboxMissing => "sandbox_missing",
             Self::GuestLost => "guest_lost",
             Self::Internal => "internal",

@@ -150,6 +150,8 @@ impl Default for TeamTemplates {
                 cpus: 4.0,
                 pids: 1024,
                 disk_bytes: 16 * GIB,
+                open_files: 32_768,
+                processes_started: 4_000_000,
             },
         }
     }

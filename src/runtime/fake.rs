@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
+use super::groups::Strain;
 use super::spec::{GUEST_PATH, capabilities, guest_arguments};
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeError, RuntimeFacts,
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest};
-use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxSpec, SandboxState};
+use crate::model::sandbox::{Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState};
 
 /// What is kept of a running sandbox's first process; dropped when the sandbox ends.
 pub type Running = Box<dyn Any + Send>;
@@ -104,6 +105,7 @@ struct Sandbox {
     exit_code: Option<i32>,
     paused: bool,
     words: String,
+    strain: Strain,
     running: Option<Running>,
 }
 
@@ -141,6 +143,7 @@ impl State {
             exit_code: None,
             paused: false,
             words: String::new(),
+            strain: Strain::default(),
             running: None,
         };
         self.sandboxes.insert(id.clone(), sandbox);
@@ -214,6 +217,13 @@ impl FakeRuntime {
     pub fn say(&self, id: &SandboxId, words: &str) {
         if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
             sandbox.words.push_str(words);
+        }
+    }
+
+    /// Says what the kernel did to keep a sandbox within its limits.
+    pub fn strain_of(&self, id: &SandboxId, strain: Strain) {
+        if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+            sandbox.strain = strain;
         }
     }
 
@@ -467,7 +477,8 @@ impl SandboxRuntime for FakeRuntime {
             ["false"] => (1, Vec::new()),
             ["echo", words @ ..] => (0, format!("{}\n", words.join(" ")).into_bytes()),
             ["cat", "/proc/1/cmdline"] => {
-                let words = [&[GUEST_PATH], guest_arguments(&spec)].concat();
+                let mut words = vec![GUEST_PATH.to_owned()];
+                words.extend(guest_arguments(&spec));
                 (0, format!("{}\0", words.join("\0")).into_bytes())
             }
             ["grep", "^CapEff:", "/proc/self/status"] => {
@@ -485,8 +496,14 @@ impl SandboxRuntime for FakeRuntime {
     }
 
     /// Whoever dials is believed: the fake's guests are processes of the host.
-    async fn vouch(&self, _: &SandboxId, _: &Dialler) -> Result<(), RuntimeError> {
+    async fn vouch(&self, _: &SandboxId, _: &Dialler, _: &Limits) -> Result<(), RuntimeError> {
         Ok(())
+    }
+
+    fn strain(&self, id: &SandboxId) -> Strain {
+        let state = self.state();
+        let sandbox = state.sandboxes.get(id);
+        sandbox.map(|sandbox| sandbox.strain).unwrap_or_default()
     }
 
     async fn last_words(&self, id: &SandboxId) -> String {

@@ -7,6 +7,7 @@
 //! nothing is believed because it was asked for.
 
 pub mod fake;
+pub mod groups;
 pub mod podman;
 pub mod spec;
 
@@ -24,7 +25,8 @@ use futures_util::stream::BoxStream;
 
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest};
-use crate::model::sandbox::{SandboxId, SandboxSpec, SandboxState};
+use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, SandboxState};
+use groups::Strain;
 
 /// What the runtime stands on, found by [`SandboxRuntime::probe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +37,9 @@ pub struct RuntimeFacts {
     pub runtime_path: String,
     /// What the OCI runtime prints as its version, for example `runsc version 0.0~20240729.0`.
     pub runtime_version: String,
-    /// Limits that this machine cannot enforce from outside the sandbox (no delegated cgroup v2):
-    /// `memory`, `cpu`, `pids`.
+    /// Limits that this machine does not enforce from outside the sandbox (no delegated control
+    /// groups): `memory`, `cpu`, `pids`. What is not among them was tried, and is looked at again in
+    /// each sandbox.
     pub unenforced_limits: Vec<&'static str>,
 }
 
@@ -140,11 +143,21 @@ pub trait SandboxRuntime: Send + Sync {
     async fn exec(&self, id: &SandboxId, argv: &[&str]) -> Result<ExecOutcome, RuntimeError>;
 
     /// Vouches that whoever dialled a sandbox's link is that sandbox's own first process, inside
-    /// gVisor. Asked before the first byte is sent to it.
+    /// gVisor, and that the sandbox is within these limits, as far as the machine enforces any. Asked
+    /// before the first byte is sent to it.
     ///
     /// # Errors
-    /// [`RuntimeError::NotAsAsked`] when it is not.
-    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError>;
+    /// [`RuntimeError::NotAsAsked`] when it is not; [`RuntimeError::Unavailable`].
+    async fn vouch(
+        &self,
+        id: &SandboxId,
+        dialler: &Dialler,
+        limits: &Limits,
+    ) -> Result<(), RuntimeError>;
+
+    /// What the kernel did to keep a sandbox within its limits. Also of one that has ended, where it
+    /// was for lack of memory, until another comes or goes.
+    fn strain(&self, id: &SandboxId) -> Strain;
 
     /// What the sandbox's first process has said so far, at most its last few KiB.
     async fn last_words(&self, id: &SandboxId) -> String;

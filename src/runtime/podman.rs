@@ -23,9 +23,10 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
+use super::groups::{Bounds, Groups, Strain};
 use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, within};
 use super::mux::MuxDecoder;
-use super::spec::{self, CreateRequest, Enforced, Ground, INSTALLATION_LABEL, SESSION_LABEL};
+use super::spec::{self, CreateRequest, Ground, INSTALLATION_LABEL, SESSION_LABEL};
 use super::verify::verify;
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError,
@@ -34,7 +35,7 @@ use super::{
 use crate::base::chain::Chain;
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest};
-use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxSpec, SandboxState};
+use crate::model::sandbox::{Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState};
 
 /// Most that is kept of what a sandbox's first process said.
 const LAST_WORDS_BYTES: usize = 8 << 10;
@@ -62,7 +63,7 @@ pub struct Podman {
     libpod: Libpod,
     reads: podman_api::Podman,
     /// What the last look at the machine found; `None` before the first.
-    enforced: Mutex<Option<Enforced>>,
+    groups: Mutex<Option<Groups>>,
     /// One image at a time: podman names what it loaded by tags, which another load could move.
     loading: tokio::sync::Mutex<()>,
 }
@@ -138,7 +139,7 @@ impl Podman {
             libpod: Libpod::new(&config.socket),
             reads: podman_api::Podman::unix_versioned(&config.socket, version),
             config,
-            enforced: Mutex::new(None),
+            groups: Mutex::new(None),
             loading: tokio::sync::Mutex::new(()),
         }
     }
@@ -187,18 +188,23 @@ impl Podman {
         self.read("look at the machine", self.reads.info()).await
     }
 
-    /// The limits to ask for: as the last probe found them, or as they are now.
-    async fn enforced(&self) -> Result<Enforced, RuntimeError> {
-        let known = *self.enforced.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The places of sandboxes' control groups: as the last probe found them, or as they are now.
+    async fn groups(&self) -> Result<Groups, RuntimeError> {
+        let known = self.known_groups();
         match known {
-            Some(enforced) => Ok(enforced),
-            None => Ok(self.note(probe::enforced(&self.info().await?))),
+            Some(groups) => Ok(groups),
+            None => Ok(self.note(probe::groups(&self.info().await?))),
         }
     }
 
-    fn note(&self, enforced: Enforced) -> Enforced {
-        *self.enforced.lock().unwrap_or_else(PoisonError::into_inner) = Some(enforced);
-        enforced
+    fn known_groups(&self) -> Option<Groups> {
+        let known = self.groups.lock();
+        known.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, groups: Groups) -> Groups {
+        *self.groups.lock().unwrap_or_else(PoisonError::into_inner) = Some(groups.clone());
+        groups
     }
 
     /// podman's account of a container; `None` when there is none of that id or name.
@@ -352,7 +358,7 @@ impl SandboxRuntime for Podman {
         let info = self.info().await?;
         let facts = probe::judge(&info, &self.config)?;
         probe::judge_guest(&info, &self.config.guest).await?;
-        self.note(probe::enforced(&info));
+        self.note(probe::groups(&info));
         Ok(facts)
     }
 
@@ -360,7 +366,6 @@ impl SandboxRuntime for Podman {
         let ground = Ground {
             runtime: &self.config.runtime,
             guest: &self.config.guest,
-            enforced: self.enforced().await?,
         };
         let request = CreateRequest::new(spec, &ground)?;
         let created = match self.post_create(&request).await {
@@ -522,8 +527,20 @@ impl SandboxRuntime for Podman {
         Ok(ExecOutcome { exit_code, output })
     }
 
-    async fn vouch(&self, id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError> {
-        super::vouch::check(id, dialler)
+    async fn vouch(
+        &self,
+        id: &SandboxId,
+        dialler: &Dialler,
+        limits: &Limits,
+    ) -> Result<(), RuntimeError> {
+        let gofer = super::vouch::check(id, dialler)?;
+        let groups = self.groups().await?;
+        groups.check(id, gofer, &Bounds::of(limits))
+    }
+
+    fn strain(&self, id: &SandboxId) -> Strain {
+        let groups = self.known_groups().unwrap_or_default();
+        groups.strain(id)
     }
 
     /// From podman's own log of the container, which is rewritten from its start at 64 kB.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use podman_api::models::{IdMap, Info};
 
-use super::spec::Enforced;
+use super::groups::Groups;
 use super::{RuntimeConfig, RuntimeError, RuntimeFacts};
 
 /// The oldest runsc that runs ordinary images, by its date: 20221219 breaks `ls` and `stat`.
@@ -21,19 +21,12 @@ const RUN_ROOT_BYTES: usize = 50;
 /// Sub-uids that an ordinary image needs: ids up to `nobody`.
 const SUB_UIDS: i64 = 65_535;
 
-/// Which limits podman can enforce here: those of cgroup v2 controllers that are delegated to it.
-pub(super) fn enforced(info: &Info) -> Enforced {
-    let Some(host) = &info.host else {
-        return Enforced::default();
-    };
-    let v2 = host.cgroup_version.as_deref() == Some("v2");
-    let controllers = host.cgroup_controllers.as_deref().unwrap_or_default();
-    let has = |name: &str| v2 && controllers.iter().any(|controller| controller == name);
-    Enforced {
-        memory: has("memory"),
-        cpu: has("cpu"),
-        pids: has("pids"),
-    }
+/// Where sandboxes have control groups of their own here, by the word of the OCI runtime.
+pub(super) fn groups(info: &Info) -> Groups {
+    let host = info.host.as_ref();
+    let runtime = host.and_then(|h| h.oci_runtime.as_ref());
+    let version = runtime.and_then(|r| r.version.as_deref());
+    version.map(Groups::read).unwrap_or_default()
 }
 
 /// Judges podman's account of itself.
@@ -97,12 +90,13 @@ pub(super) fn judge(info: &Info, config: &RuntimeConfig) -> Result<RuntimeFacts,
         );
     }
 
-    let unenforced_limits = enforced(info).missing();
+    let unenforced_limits = groups(info).enforced().missing();
     if config.require_limits && !unenforced_limits.is_empty() {
         let controllers = unenforced_limits.join(", ");
         return unfit(
-            format!("podman cannot enforce limits of: {controllers}"),
-            "boot with cgroup v2 and delegate these controllers to podman's unit (Delegate=yes)",
+            format!("sandboxes have no enforced limits of: {controllers}"),
+            "boot with cgroup v2, delegate these controllers to podman's unit (Delegate=yes), and let it write its group's \
+             directory to casemate.cgroup in its XDG_RUNTIME_DIR",
         );
     }
     Ok(RuntimeFacts {
@@ -227,15 +221,15 @@ mod tests {
 
     #[test]
     fn a_good_machine_is_fit() {
-        let facts = judged(good(), true).unwrap();
+        let facts = judged(good(), false).unwrap();
         assert_eq!(facts.podman_version, "4.3.1");
         assert_eq!(facts.runtime_version, "runsc version 0.0~20240729.0");
-        assert_eq!(facts.unenforced_limits, Vec::<&str>::new());
+        assert_eq!(facts.unenforced_limits, ["memory", "cpu", "pids"]);
     }
 
     #[test]
     fn each_fault_is_a_refusal_that_names_it() {
-        let faults: [(&str, Value, &str); 14] = [
+        let faults: [(&str, Value, &str); 12] = [
             ("/host/security/rootless", json!(false), "runs as root"),
             ("/host/security/rootless", Value::Null, "runs as root"),
             (
@@ -276,17 +270,11 @@ mod tests {
                 json!("/run/".repeat(11)),
                 "longer than 50",
             ),
-            ("/host/cgroupVersion", json!("v1"), "memory, cpu, pids"),
-            (
-                "/host/cgroupControllers",
-                json!(["memory", "pids"]),
-                "limits of: cpu",
-            ),
         ];
         for (field, value, says) in faults {
             let mut info = good();
             *info.pointer_mut(field).unwrap() = value;
-            match judged(info, true) {
+            match judged(info, false) {
                 Err(RuntimeError::Unfit { what, mend }) => {
                     assert!(what.contains(says), "{field}: {what}");
                     assert!(!mend.is_empty());
@@ -297,11 +285,20 @@ mod tests {
         assert!(judged(json!({}), false).is_err());
     }
 
+    /// What the kernel says of groups is tried where there are some: `tests/runtime`.
     #[test]
-    fn limits_that_are_not_required_are_reported() {
-        let mut info = good();
-        info["host"]["cgroupControllers"] = json!(["memory", "pids"]);
-        assert_eq!(judged(info, false).unwrap().unenforced_limits, ["cpu"]);
+    fn podmans_word_for_controllers_is_no_limit() {
+        for said in ["", "\ncgroup: /tmp memory cpu pids"] {
+            let mut info = good();
+            let version = format!("runsc version 0.0~20240729.0{said}");
+            info["host"]["ociRuntime"]["version"] = json!(version);
+            match judged(info, true) {
+                Err(RuntimeError::Unfit { what, .. }) => {
+                    assert!(what.ends_with("memory, cpu, pids"), "{what}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

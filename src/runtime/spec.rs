@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::RuntimeError;
-use crate::model::sandbox::SandboxSpec;
+use super::groups::Bounds;
+use crate::model::sandbox::{MAX_OPEN_FILES, SandboxSpec};
 
 /// Where the guest's binary is in every sandbox; it is PID 1.
 pub const GUEST_PATH: &str = "/run/casemate/guest";
@@ -22,6 +23,10 @@ pub const INSTALLATION_LABEL: &str = "io.casemate.installation";
 pub const SESSION_LABEL: &str = "io.casemate.session";
 /// The annotation from which the runtime's wrapper takes the cap on each of gVisor's host files.
 pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
+/// The annotations from which it takes what it bounds a sandbox's control groups by.
+const MEMORY_ANNOTATION: &str = "io.casemate.memory-max-bytes";
+const CPU_ANNOTATION: &str = "io.casemate.cpu-quota-us";
+const PIDS_ANNOTATION: &str = "io.casemate.pids-max";
 
 /// All that the guest holds: it starts programs as other users and ends them
 /// (`docs/decisions/0002-capabilities.md`).
@@ -43,46 +48,14 @@ const ROOT_CAPABILITIES: [&str; 10] = [
 ];
 /// The guest's word for it that programs may be root.
 const ALLOW_ROOT: &str = "--allow-root";
-/// Open files of one process inside.
-const OPEN_FILES: u64 = 65_536;
+/// The guest's word for how many files each program may have open. The guest itself has more.
+const OPEN_FILES: &str = "--open-files";
+/// The guest's word for how many processes it starts.
+const MAX_STARTED: &str = "--max-started";
 /// podman's log of what the guest says: rewritten from its start when it is full.
 const LOG_BYTES: u64 = 64_000;
 /// How podman writes [`LOG_BYTES`] in an inspect.
 pub(super) const LOG_SIZE: &str = "64kB";
-/// Period over which processor time is counted, in microseconds: the kernel's default.
-const CPU_PERIOD_US: u64 = 100_000;
-/// Threads that gVisor itself needs, which the kernel counts as the sandbox's (28 to 50 seen idle;
-/// one more than allowed ends the sandbox instead of failing a fork inside).
-const SENTRY_THREADS: u64 = 512;
-
-/// Which limits this machine enforces from outside the sandbox: those whose cgroup v2 controllers
-/// are delegated to podman's user. The others are not asked for, so that every warning of podman's
-/// is a failure.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Enforced {
-    /// `memory`: the whole sandbox's memory, without swap.
-    pub memory: bool,
-    /// `cpu`: its share of processor time.
-    pub cpu: bool,
-    /// `pids`: its threads on the host.
-    pub pids: bool,
-}
-
-impl Enforced {
-    /// The names of the limits that are not enforced.
-    #[must_use]
-    pub fn missing(self) -> Vec<&'static str> {
-        [
-            ("memory", self.memory),
-            ("cpu", self.cpu),
-            ("pids", self.pids),
-        ]
-        .into_iter()
-        .filter_map(|(name, enforced)| (!enforced).then_some(name))
-        .collect()
-    }
-}
-
 /// What is the same for all sandboxes of a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Ground<'a> {
@@ -90,8 +63,6 @@ pub struct Ground<'a> {
     pub runtime: &'a Path,
     /// The guest's binary on the host.
     pub guest: &'a Path,
-    /// The limits to ask for.
-    pub enforced: Enforced,
 }
 
 /// The body of `POST /containers/create`. Field names are podman's (`SpecGenerator`).
@@ -101,7 +72,7 @@ pub struct CreateRequest {
     name: String,
     image: String,
     entrypoint: [&'static str; 1],
-    command: &'static [&'static str],
+    command: Vec<String>,
     work_dir: &'static str,
     user: &'static str,
     umask: &'static str,
@@ -132,8 +103,6 @@ pub struct CreateRequest {
     restart_policy: &'static str,
     log_configuration: Log,
     r_limits: Vec<Rlimit>,
-    #[serde(skip_serializing_if = "Resources::is_empty")]
-    resource_limits: Resources,
     /// No sync(2) of layers that do not outlive the sandbox.
     volatile: bool,
 }
@@ -170,40 +139,6 @@ struct Rlimit {
     kind: &'static str,
     soft: u64,
     hard: u64,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct Resources {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) memory: Option<MemoryLimit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cpu: Option<CpuLimit>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) pids: Option<PidsLimit>,
-}
-
-impl Resources {
-    fn is_empty(&self) -> bool {
-        self.memory.is_none() && self.cpu.is_none() && self.pids.is_none()
-    }
-}
-
-/// `swap` is memory and swap together, so equal limits mean no swap.
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct MemoryLimit {
-    pub(super) limit: u64,
-    pub(super) swap: u64,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct CpuLimit {
-    pub(super) quota: u64,
-    pub(super) period: u64,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct PidsLimit {
-    pub(super) limit: u64,
 }
 
 /// The container's name. One session has one sandbox, and no name of a person's is in it.
@@ -250,7 +185,7 @@ impl CreateRequest {
             umask: "0022",
             hostname: spec.hostname.clone(),
             labels: labels(spec).into(),
-            annotations: [(FILE_LIMIT_ANNOTATION, file_limit(spec))].into(),
+            annotations: annotations(spec).into(),
             cap_drop: ["all"],
             cap_add: capabilities(spec),
             no_new_privileges: true,
@@ -282,7 +217,6 @@ impl CreateRequest {
                     hard: most,
                 })
                 .collect(),
-            resource_limits: resources(spec, ground.enforced),
             volatile: true,
         })
     }
@@ -298,8 +232,18 @@ pub(super) const fn capabilities(spec: &SandboxSpec) -> &'static [&'static str] 
 }
 
 /// What the guest is told beyond its name.
-pub(super) const fn guest_arguments(spec: &SandboxSpec) -> &'static [&'static str] {
-    if spec.allow_root { &[ALLOW_ROOT] } else { &[] }
+pub(super) fn guest_arguments(spec: &SandboxSpec) -> Vec<String> {
+    let limits = &spec.limits;
+    let mut words = vec![
+        OPEN_FILES.to_owned(),
+        limits.open_files.to_string(),
+        MAX_STARTED.to_owned(),
+        limits.processes_started.to_string(),
+    ];
+    if spec.allow_root {
+        words.push(ALLOW_ROOT.to_owned());
+    }
+    words
 }
 
 /// Something of the host's that is visible inside, always read-only.
@@ -354,8 +298,19 @@ pub(super) fn labels(spec: &SandboxSpec) -> [(&'static str, String); 2] {
     ]
 }
 
-pub(super) fn file_limit(spec: &SandboxSpec) -> String {
-    spec.limits.file_limit_bytes().to_string()
+/// What the runtime's wrapper is told: not by podman's own resource limits, which it would bring to groups of its own that
+/// runsc cannot use, and where there are none it only warns.
+pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 4] {
+    let bounds = Bounds::of(&spec.limits);
+    [
+        (
+            FILE_LIMIT_ANNOTATION,
+            spec.limits.file_limit_bytes().to_string(),
+        ),
+        (MEMORY_ANNOTATION, bounds.memory_bytes.to_string()),
+        (CPU_ANNOTATION, bounds.cpu_quota_us.to_string()),
+        (PIDS_ANNOTATION, bounds.pids.to_string()),
+    ]
 }
 
 /// Limits that gVisor itself keeps, whatever the machine can do. Names as podman wants them: a
@@ -363,43 +318,9 @@ pub(super) fn file_limit(spec: &SandboxSpec) -> String {
 pub(super) fn rlimits(spec: &SandboxSpec) -> [(&'static str, u64); 3] {
     [
         ("core", 0),
-        ("nofile", OPEN_FILES),
+        ("nofile", MAX_OPEN_FILES.into()),
         ("nproc", spec.limits.pids.into()),
     ]
-}
-
-pub(super) fn resources(spec: &SandboxSpec, enforced: Enforced) -> Resources {
-    let limits = &spec.limits;
-    let limit = limits.memory_bytes;
-    Resources {
-        memory: enforced
-            .memory
-            .then_some(MemoryLimit { limit, swap: limit }),
-        cpu: enforced.cpu.then_some(CpuLimit {
-            quota: cpu_quota_us(limits.cpus),
-            period: CPU_PERIOD_US,
-        }),
-        pids: enforced.pids.then_some(PidsLimit {
-            limit: pids_limit(limits.pids),
-        }),
-    }
-}
-
-/// Processor time in each period; not below the millisecond that the kernel demands.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "`Limits::validate` keeps it between 0.01 and 1024, and the cast saturates"
-)]
-fn cpu_quota_us(cpus: f64) -> u64 {
-    ((cpus * CPU_PERIOD_US as f64).round() as u64).max(1_000)
-}
-
-/// Threads on the host: `nproc` counts per user inside and two users are usual, and gVisor adds
-/// its own.
-fn pids_limit(pids: u32) -> u64 {
-    u64::from(pids) * 2 + SENTRY_THREADS
 }
 
 #[cfg(test)]
@@ -412,17 +333,10 @@ pub(super) mod tests {
     use crate::model::sandbox::{GIB, Limits};
 
     const GOLDEN: &str = include_str!("../../tests/golden/create-request.json");
-    pub(in super::super) const ALL: Enforced = Enforced {
-        memory: true,
-        cpu: true,
-        pids: true,
-    };
-
-    pub(in super::super) fn ground(enforced: Enforced) -> Ground<'static> {
+    pub(in super::super) fn ground() -> Ground<'static> {
         Ground {
             runtime: Path::new("/usr/libexec/casemate/casemate-runsc"),
             guest: Path::new("/usr/libexec/casemate/casemate-guest"),
-            enforced,
         }
     }
 
@@ -436,6 +350,8 @@ pub(super) mod tests {
                 cpus: 0.5,
                 pids: 100,
                 disk_bytes: 2 * GIB,
+                open_files: 1000,
+                processes_started: 5000,
             },
             allow_root: false,
             hostname: "box".into(),
@@ -452,7 +368,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_create_request_is_the_golden_one() {
-        let request = CreateRequest::new(&spec(), &ground(ALL)).unwrap();
+        let request = CreateRequest::new(&spec(), &ground()).unwrap();
         let request = serde_json::to_value(request).unwrap();
         let golden: Value = serde_json::from_str(GOLDEN).unwrap();
         assert_eq!(
@@ -465,9 +381,18 @@ pub(super) mod tests {
 
     #[test]
     fn a_sandbox_with_root_differs_in_its_capabilities_and_its_guests_word_alone() {
-        let request = CreateRequest::new(&root_spec(), &ground(ALL)).unwrap();
+        let request = CreateRequest::new(&root_spec(), &ground()).unwrap();
         let mut request = serde_json::to_value(request).unwrap();
-        assert_eq!(request["command"], json!(["--allow-root"]));
+        assert_eq!(
+            request["command"],
+            json!([
+                "--open-files",
+                "1000",
+                "--max-started",
+                "5000",
+                "--allow-root"
+            ])
+        );
         assert_eq!(
             request["cap_add"],
             json!([
@@ -488,34 +413,5 @@ pub(super) mod tests {
             request[field] = golden[field].clone();
         }
         assert_eq!(request, golden);
-    }
-
-    #[test]
-    fn limits_that_are_not_enforced_are_not_asked_for() {
-        let json = |enforced| {
-            let request = CreateRequest::new(&spec(), &ground(enforced)).unwrap();
-            serde_json::to_value(request).unwrap()
-        };
-        assert_eq!(json(Enforced::default()).get("resource_limits"), None);
-        let some = json(Enforced {
-            pids: true,
-            ..Enforced::default()
-        });
-        assert_eq!(some["resource_limits"], json!({"pids": {"limit": 712}}));
-        assert_eq!(
-            Enforced {
-                pids: true,
-                ..Enforced::default()
-            }
-            .missing(),
-            ["memory", "cpu"]
-        );
-    }
-
-    #[test]
-    fn a_little_processor_time_is_not_none() {
-        assert_eq!(cpu_quota_us(0.5), 50_000);
-        assert_eq!(cpu_quota_us(0.001), 1_000);
-        assert_eq!(cpu_quota_us(f64::NAN), 1_000);
     }
 }

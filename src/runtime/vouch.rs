@@ -16,12 +16,14 @@ const GOFER: &str = "runsc-gofer";
 /// What gVisor's kernel log begins with.
 const BANNER: &str = "Starting gVisor";
 
-pub(super) fn check(id: &SandboxId, dialler: &Dialler) -> Result<(), RuntimeError> {
+/// The gofer's process, which is the sandbox's own.
+pub(super) fn check(id: &SandboxId, dialler: &Dialler) -> Result<i32, RuntimeError> {
     let arguments = dialler
         .pid
         .and_then(|pid| command_line(pid).ok())
         .unwrap_or_default();
-    judge(id, &arguments, &dialler.kernel_banner)
+    judge(id, &arguments, &dialler.kernel_banner)?;
+    Ok(dialler.pid.unwrap_or_default())
 }
 
 fn judge(id: &SandboxId, arguments: &[String], banner: &str) -> Result<(), RuntimeError> {

@@ -13,6 +13,7 @@ use casemate_link::refusal::code;
 use super::SessionError;
 use super::activity::Use;
 use super::handle::SessionHandle;
+use super::reached::Reached;
 use crate::model::session::Session;
 
 /// How long a call waits for a link that is being established again.
@@ -27,6 +28,7 @@ pub struct Guest {
     link: Link,
     session: Arc<Session>,
     using: Arc<Use>,
+    reached: Reached,
 }
 
 impl SessionHandle {
@@ -42,6 +44,7 @@ impl SessionHandle {
             link,
             session,
             using,
+            reached: self.reached().clone(),
         })
     }
 
@@ -76,6 +79,12 @@ impl Guest {
     #[must_use]
     pub fn using(&self) -> Arc<Use> {
         Arc::clone(&self.using)
+    }
+
+    /// Where it is noted which bounds the session reaches.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        self.reached.clone()
     }
 
     /// The link, for everything else.

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::SessionError;
 use super::activity::{Activity, Use};
 use super::launch::End;
+use super::reached::Reached;
 use super::usage::Looks;
 use super::wish::{self, Wish};
 use crate::base::id::SessionId;
@@ -29,6 +30,7 @@ pub struct SessionHandle {
     activity: Activity,
     pub(super) runs: Arc<Semaphore>,
     looks: Looks,
+    reached: Reached,
 }
 
 /// The runner's ends of a handle.
@@ -39,6 +41,7 @@ pub(super) struct RunnerEnds {
     pub(super) wishes: mpsc::Receiver<Wish>,
     pub(super) activity: Activity,
     pub(super) looks: Looks,
+    pub(super) reached: Reached,
 }
 
 impl SessionHandle {
@@ -50,8 +53,10 @@ impl SessionHandle {
         let (wishes, wishes_out) = wish::queue();
         let activity = Activity::unused_for(idle);
         let looks = Looks::default();
+        let reached = Reached::default();
         let handle = Self {
             looks: looks.clone(),
+            reached: reached.clone(),
             state,
             link,
             end,
@@ -66,6 +71,7 @@ impl SessionHandle {
             wishes: wishes_out,
             activity,
             looks,
+            reached,
         };
         (handle, ends)
     }
@@ -86,6 +92,12 @@ impl SessionHandle {
     #[must_use]
     pub fn past_usage(&self) -> Vec<Usage> {
         self.looks.all()
+    }
+
+    /// The bounds that it reached.
+    #[must_use]
+    pub const fn reached(&self) -> &Reached {
+        &self.reached
     }
 
     /// Asks the session to end. The first reason stays.

@@ -21,7 +21,7 @@ use super::manager::House;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
-use crate::model::sandbox::{SandboxId, SandboxSpec};
+use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
 use crate::model::session::{Reason, Session};
 use crate::runtime::{Dialler, RuntimeError};
 
@@ -145,6 +145,8 @@ impl Remains {
 /// directory, where no sandbox sees it.
 pub(super) struct Door {
     pub(super) directory: PathBuf,
+    /// What the sandbox behind it must be within.
+    limits: Limits,
     token: LinkToken,
     listener: LinkListener,
     /// How many were turned away.
@@ -157,7 +159,7 @@ impl Door {
     ///
     /// The daemon's copy of the token is whole before there is a directory that a sandbox could be
     /// given: whichever guest runs after a crash, its token is known.
-    pub(super) async fn build(root: &Path, id: SessionId) -> io::Result<Self> {
+    pub(super) async fn build(root: &Path, id: SessionId, limits: Limits) -> io::Result<Self> {
         let directory = root.join(id.to_string());
         let token = new_token()?;
         write_token(&token_path(root, id), &token)?;
@@ -166,22 +168,24 @@ impl Door {
         write_token(&directory.join("token"), &token)?
             .set_permissions(Permissions::from_mode(0o640))?;
         std::fs::set_permissions(&directory, Permissions::from_mode(0o2750))?;
-        Self::open(directory, token).await
+        Self::open(directory, limits, token).await
     }
 
     /// Opens the door of a session that a former daemon left running. The directory stays the one
     /// that the sandbox has mounted; only the socket in it is new.
-    pub(super) async fn reopen(root: &Path, id: SessionId) -> io::Result<Self> {
+    pub(super) async fn reopen(root: &Path, session: &Session) -> io::Result<Self> {
+        let id = session.id;
         let token = LinkToken::read(&token_path(root, id))?;
-        Self::open(root.join(id.to_string()), token).await
+        Self::open(root.join(id.to_string()), session.spec.limits, token).await
     }
 
-    async fn open(directory: PathBuf, token: LinkToken) -> io::Result<Self> {
+    async fn open(directory: PathBuf, limits: Limits, token: LinkToken) -> io::Result<Self> {
         let listener = LinkListener::bind(&directory)
             .await
             .map_err(io::Error::other)?;
         Ok(Self {
             directory,
+            limits,
             token,
             listener,
             strangers: 0,
@@ -246,7 +250,8 @@ impl Door {
                         pid: peer.pid,
                         kernel_banner: hello.kernel.banner,
                     };
-                    if let Err(error) = house.runtime.vouch(sandbox, &dialler).await {
+                    let vouched = house.runtime.vouch(sandbox, &dialler, &self.limits).await;
+                    if let Err(error) = vouched {
                         link.close();
                         return Err(End::new(Reason::LaunchFailed, Chain(&error).to_string()));
                     }
@@ -354,12 +359,7 @@ pub(super) fn failed(error: &(dyn std::error::Error + 'static)) -> End {
 pub(super) async fn death_of(house: &House, sandbox: &SandboxId) -> End {
     loop {
         match house.runtime.wait(sandbox).await {
-            Ok(Some(code)) => {
-                return End::new(
-                    Reason::SandboxDied,
-                    format!("the sandbox ended with exit code {code}"),
-                );
-            }
+            Ok(Some(code)) => return ended_with(house, sandbox, code),
             Ok(None) => return End::new(Reason::SandboxDied, "the sandbox is gone"),
             Err(error) => {
                 warn!(sandbox = %sandbox, error = %Chain(&error), "cannot watch a sandbox");
@@ -367,6 +367,21 @@ pub(super) async fn death_of(house: &House, sandbox: &SandboxId) -> End {
             }
         }
     }
+}
+
+/// Why a sandbox ended with that code: for the memory that it used, if the kernel says so.
+pub(super) fn ended_with(house: &House, sandbox: &SandboxId, code: i32) -> End {
+    let strain = house.runtime.strain(sandbox);
+    if strain.memory_kills > 0 {
+        return End::new(
+            Reason::LimitMemory,
+            "the sandbox used all the memory that it may",
+        );
+    }
+    End::new(
+        Reason::SandboxDied,
+        format!("the sandbox ended with exit code {code}"),
+    )
 }
 
 /// A host name for the sandbox: the session's own name where it has one.

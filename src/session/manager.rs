@@ -542,7 +542,9 @@ fn admit(
                 "memory_bytes" => "limits.memory_bytes",
                 "cpus" => "limits.cpus",
                 "pids" => "limits.pids",
-                _ => "limits.disk_bytes",
+                "disk_bytes" => "limits.disk_bytes",
+                "open_files" => "limits.open_files",
+                _ => "limits.processes_started",
             },
             format!("the template {} allows at most {most}", template.name),
         );

@@ -30,6 +30,7 @@ pub mod handle;
 pub mod launch;
 pub mod manager;
 pub mod pool;
+pub mod reached;
 pub mod ready;
 pub mod reconcile;
 pub mod run;

@@ -350,7 +350,7 @@ impl Sessions {
         let Ok(_turn) = house.launches.enter(&team, Duration::MAX).await else {
             return Err(launch::stopping());
         };
-        let mut door = Door::build(&house.link_root, id)
+        let mut door = Door::build(&house.link_root, id, template.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
         let spec = SandboxSpec {

@@ -12,6 +12,7 @@ use futures_util::future::{Either, select};
 use super::SessionError;
 use super::guest::failed;
 use super::handle::{CONCURRENT_RUNS, SessionHandle};
+use crate::model::limit::Limit;
 use crate::model::process::{RunOutcome, RunSpec};
 
 /// Between the polite and the final signal at a run's time limit.
@@ -63,11 +64,21 @@ impl SessionHandle {
             ..asked(&spec)
         };
         let guest = self.guest().await?;
-        let process = guest.start(process).await.map_err(failed)?;
+        let reached = self.reached();
+        let process = guest.start(process).await.map_err(|error| {
+            reached.refused(&error);
+            failed(error)
+        })?;
         let whole = limit + KILL_GRACE + LIMIT_SLACK;
         match tokio::time::timeout(whole, follow(process, spec.stdin, spec.max_output_bytes)).await
         {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                if let Ok(outcome) = &outcome {
+                    outcome.timed_out.then(|| reached.note(Limit::Time));
+                    outcome.truncated.then(|| reached.note(Limit::Output));
+                }
+                outcome
+            }
             Err(_) => Err(SessionError::GuestGone(LinkError::Deadline(
                 whole.as_millis(),
             ))),

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use casemate_link::Usage;
 use casemate_link::daemon::Link;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -18,6 +19,7 @@ use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
 use super::pool::Warm;
+use super::reached::Reached;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
 use super::usage::{Looks, look};
@@ -27,6 +29,7 @@ use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::model::event::{AuditEvent, Outcome, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease, OnTimeout};
+use crate::model::limit::Limit;
 use crate::model::principal::Principal;
 use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxState};
 use crate::model::session::{Phase, Reason, Session};
@@ -67,6 +70,7 @@ struct Life {
     state: watch::Sender<Arc<Session>>,
     link: watch::Sender<Option<Link>>,
     looks: Looks,
+    reached: Reached,
     wishes: mpsc::Receiver<Wish>,
     activity: Activity,
     remains: Remains,
@@ -90,6 +94,7 @@ impl Runner {
             wishes,
             activity,
             looks,
+            reached,
         } = ends;
         let leave = house.leave.clone();
         let remains = match &start {
@@ -106,6 +111,7 @@ impl Runner {
             state,
             link,
             looks,
+            reached,
             wishes,
             activity,
             remains,
@@ -133,6 +139,8 @@ enum Turn {
     Asked(Wish),
     /// It is time to write down that it is used.
     Used,
+    /// It reached one of its bounds.
+    Reached(Limit),
 }
 
 /// Resolves when somebody asked for the end; never when nobody can ask any more.
@@ -232,15 +240,22 @@ impl Life {
             // Also after a pause that came to nothing.
             self.link.send_replace(Some(link.clone()));
             let lease = &self.session.lease;
+            let (house, reached) = (&self.house, &self.reached);
+            let limits = &self.session.spec.limits;
+            let seen = |usage: &Usage| {
+                reached.used(usage, limits);
+                reached.strained(house.runtime.strain(&sandbox));
+            };
             let turn = tokio::select! {
                 biased;
-                () = over(&self.house, lease.ends_at) => Turn::Over(Reason::Deadline),
+                () = over(house, lease.ends_at) => Turn::Over(Reason::Deadline),
                 () = link.closed() => Turn::Gone,
-                () = look(&link, &self.looks) => Turn::Gone,
+                () = look(&link, &self.looks, seen) => Turn::Gone,
                 again = door.guest_again(&self.house, &sandbox) => Turn::Again(again),
                 Some(wish) = self.wishes.recv() => Turn::Asked(wish),
                 () = idle(&self.activity, lease) => Turn::Over(Reason::Idle),
                 () = used(&self.house, &self.activity, lease) => Turn::Used,
+                limit = self.reached.next() => Turn::Reached(limit),
             };
             match turn {
                 Turn::Gone => {
@@ -255,6 +270,7 @@ impl Life {
                 }
                 Turn::Over(reason) => self.time_is_over(&sandbox, reason).await?,
                 Turn::Asked(wish) => self.obey(door, &sandbox, &mut None, wish).await?,
+                Turn::Reached(limit) => self.record(limit).await,
                 Turn::Used => {
                     self.session.lease.active_at = Some(self.house.clock.now());
                     if let Err(error) = self.put_down(None).await {
@@ -265,6 +281,17 @@ impl Life {
             }
         }
         Ok(Some(link))
+    }
+
+    /// Writes down that a bound was reached. It has happened, so a record that cannot be written stops nothing.
+    async fn record(&self, limit: Limit) {
+        let event = AuditEvent::SessionLimit { limit };
+        let id = Some(self.session.id);
+        let written = self.house.audit.fact(&Principal::Daemon, id, event);
+        if let Err(error) = written.await {
+            warn!(session = %self.session.id, error = %Chain(&error), "cannot record that a limit was reached");
+        }
+        info!(session = %self.session.id, ?limit, "session reached a limit");
     }
 
     /// Waits until a session that is paused is woken; its link then. One that was paused before the daemon started has
@@ -478,7 +505,7 @@ impl Life {
             self.change(Event::Begin).await?;
         }
         self.remains.door = true;
-        let mut door = Door::build(&house.link_root, self.session.id)
+        let mut door = Door::build(&house.link_root, self.session.id, self.session.spec.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
         let directory = door.directory.clone();
@@ -537,13 +564,9 @@ impl Life {
         }
         if matches!(self.session.status.phase, Phase::Ready | Phase::Paused) {
             return Err(match found.first() {
-                Some(dead) => End::new(
-                    Reason::SandboxDied,
-                    format!(
-                        "the sandbox ended with exit code {}",
-                        dead.exit_code.unwrap_or(-1)
-                    ),
-                ),
+                Some(dead) => {
+                    launch::ended_with(&self.house, &dead.id, dead.exit_code.unwrap_or(-1))
+                }
                 None => End::new(
                     Reason::SandboxMissing,
                     "there was no sandbox to adopt: none outlives a restart of the machine, paused or not",
@@ -564,7 +587,7 @@ impl Life {
         let house = Arc::clone(&self.house);
         self.session.sandbox = Some(sandbox.clone());
         self.remains.sandbox = Traces::Known(sandbox.clone());
-        let mut door = Door::reopen(&house.link_root, self.session.id)
+        let mut door = Door::reopen(&house.link_root, &self.session)
             .await
             .map_err(|error| End::new(Reason::GuestLost, format!("reopen the link: {error}")))?;
         if self.session.status.phase == Phase::Paused {
@@ -705,6 +728,12 @@ impl Life {
     /// Ends the session: nothing of it is left when this returns.
     async fn tear_down(mut self, end: End) {
         self.link.send_replace(None);
+        if end.reason == Reason::LimitMemory {
+            self.reached.note(Limit::Memory);
+        }
+        while let Some(limit) = self.reached.take() {
+            self.record(limit).await;
+        }
         let before = self.session.status.phase;
         let asked = Event::End {
             reason: end.reason,

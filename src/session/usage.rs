@@ -47,13 +47,16 @@ impl Looks {
 }
 
 /// Looks at what the sandbox uses, again and again; returns when its guest has not answered for too long. Death of
-/// the other side shows on the link itself: this finds a sandbox that lives and does not run any more.
-pub(super) async fn look(link: &Link, looks: &Looks) {
+/// the other side shows on the link itself: this finds a sandbox that lives and does not run any more. `seen` is told of each.
+pub(super) async fn look(link: &Link, looks: &Looks, seen: impl Fn(&Usage)) {
     let mut answered = Instant::now();
     while answered.elapsed() < SILENCE {
         tokio::time::sleep(LOOK_EVERY).await;
         match link.usage().await {
-            Ok(usage) => looks.add(usage),
+            Ok(usage) => {
+                seen(&usage);
+                looks.add(usage);
+            }
             // A guest that knows no usage is asked how it is.
             Err(LinkError::Refused { .. }) if link.health().await.is_ok() => {}
             Err(_) => continue,

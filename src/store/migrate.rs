@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_init.sql"),
     include_str!("migrations/0002_templates.sql"),
     include_str!("migrations/0003_leases.sql"),
+    include_str!("migrations/0004_limits.sql"),
 ];
 
 /// Applies what is missing; refuses a stranger's or a newer database before touching it.

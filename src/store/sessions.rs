@@ -41,7 +41,7 @@ pub enum Admission {
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
     created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, \
-    template_version, setup";
+    template_version, setup, open_files, processes_started";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -259,7 +259,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -294,6 +294,8 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             session.lease.paused_at.map(Timestamp::as_millis),
             spec.template_version,
             serde_json::json!(spec.setup).to_string(),
+            spec.limits.open_files,
+            spec.limits.processes_started,
         ])
     })
     .map(drop)
@@ -362,6 +364,8 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
                 cpus: field(row, "cpus")?,
                 pids: field(row, "pids")?,
                 disk_bytes: field(row, "disk_bytes")?,
+                open_files: field(row, "open_files")?,
+                processes_started: field(row, "processes_started")?,
             },
             allow_root: field(row, "allow_root")?,
             timeout_s: field(row, "timeout_s")?,

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use casemate::model::image::ImageDigest;
 use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec};
 use casemate::runtime::podman::Podman;
-use casemate::runtime::{RuntimeConfig, RuntimeError, SandboxRuntime};
+use casemate::runtime::{Dialler, RuntimeConfig, RuntimeError, SandboxRuntime};
 use contract::Bench;
 use futures_util::{StreamExt, stream};
 use serde_json::json;
@@ -423,27 +423,77 @@ async fn podman_with_another_runtime_is_unfit_and_makes_nothing() {
 }
 
 #[tokio::test]
-async fn limits_that_podman_only_warns_of_make_nothing() {
+async fn a_sandbox_is_in_groups_of_its_own_or_not_vouched_for() {
     let dir = work_dir();
-    let real = podman_as_shipped();
-    if real.probe().await.unwrap().unenforced_limits.is_empty() {
-        // Here podman enforces them, and does not warn.
-        return;
-    }
-    // A podman that says it could, in front of one that cannot.
-    let boaster = service::Boaster::start(&socket(), dir.path());
-    let guest = env("CASEMATE_TEST_GUEST");
-    let podman = Podman::new(config(&boaster.socket, Path::new(&guest)));
+    let podman = podman_with(dir.path(), GUEST);
     assert_eq!(
         podman.probe().await.unwrap().unenforced_limits,
-        Vec::<&str>::new()
+        Vec::<&str>::new(),
+        "scripts/test-bench makes control groups"
     );
     let bench = Bench::new(&podman, image(), dir.path());
-    match podman.create(&bench.spec()).await {
-        Err(RuntimeError::NotAsAsked { field, .. }) => assert_eq!(field, "warnings"),
-        found => panic!("{found:?}"),
+    let spec = bench.spec();
+    let id = podman.create(&spec).await.unwrap();
+    podman.start(&id).await.unwrap();
+    let dialler = Dialler {
+        pid: Some(gofer_of(&id)),
+        kernel_banner: "Starting gVisor...".into(),
+    };
+    podman.vouch(&id, &dialler, &spec.limits).await.unwrap();
+    assert_eq!(podman.strain(&id).memory_kills, 0);
+    let field =
+        async |podman: &Podman, limits: Limits| match podman.vouch(&id, &dialler, &limits).await {
+            Err(RuntimeError::NotAsAsked { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+    for (limits, wanted) in [
+        (
+            Limits {
+                memory_bytes: spec.limits.memory_bytes / 2,
+                ..spec.limits
+            },
+            "memory bound",
+        ),
+        (
+            Limits {
+                cpus: spec.limits.cpus / 2.0,
+                ..spec.limits
+            },
+            "processor bound",
+        ),
+        (
+            Limits {
+                pids: spec.limits.pids + 1,
+                memory_bytes: spec.limits.memory_bytes - (384 << 10),
+                ..spec.limits
+            },
+            "thread bound",
+        ),
+    ] {
+        assert_eq!(field(&podman, limits).await, wanted);
     }
+
+    // A podman whose runtime says that there are groups where there are none of this sandbox's.
+    let boaster = service::Boaster::start(&socket(), dir.path());
+    let guest = env("CASEMATE_TEST_GUEST");
+    let boasted = Podman::new(config(&boaster.socket, Path::new(&guest)));
+    let found = boasted.probe().await.unwrap().unenforced_limits;
+    assert_eq!(found, Vec::<&str>::new());
+    let found = field(&boasted, spec.limits).await;
+    assert_eq!(found, "control group's gofer");
+    podman.remove(&id).await.unwrap();
     assert_eq!(bench.sweep().await, 0);
+}
+
+/// The process by which a sandbox reaches the host.
+fn gofer_of(id: &SandboxId) -> i32 {
+    let processes = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let gofer = pids.find(|pid: &i32| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with("runsc-gofer\0") && line.contains(id.as_str())
+    });
+    gofer.unwrap()
 }
 
 #[tokio::test]

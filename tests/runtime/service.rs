@@ -79,7 +79,7 @@ impl Drop for Service {
     }
 }
 
-/// Stands in front of a podman and claims for it that it can enforce limits.
+/// Stands in front of a podman and claims that there are groups for sandboxes where there are none.
 pub struct Boaster {
     pub socket: PathBuf,
     _task: JoinSet<()>,
@@ -120,8 +120,13 @@ async fn pass(mut client: UnixStream, real: PathBuf) {
     server.read_to_string(&mut answer).await.unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
     let mut info: serde_json::Value = serde_json::from_str(body).unwrap();
-    info["host"]["cgroupVersion"] = "v2".into();
-    info["host"]["cgroupControllers"] = serde_json::json!(["cpu", "memory", "pids"]);
+    let version = &mut info["host"]["ociRuntime"]["version"];
+    let place = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+        .into_iter()
+        .find(|place| Path::new(place).is_dir())
+        .unwrap();
+    let said = format!("runsc version 0.0~20240729.0\ncgroup: {place} memory cpu pids");
+    *version = said.into();
     let body = info.to_string();
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",

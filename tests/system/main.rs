@@ -23,6 +23,7 @@ mod crash;
 mod files;
 mod http_door;
 mod life;
+mod limits;
 mod other_runtimes;
 mod pause;
 mod podman_trouble;

@@ -21,6 +21,9 @@ pub(crate) struct ReadyView {
     ready: bool,
     /// Each thing it stands on. Why one is not well is in `casemate admin status` and the log.
     checks: Vec<CheckView>,
+    /// Limits of sandboxes that this machine does not enforce from outside: `memory`, `cpu`, `pids`. None in production mode,
+    /// which is not ready without them.
+    unenforced_limits: Vec<&'static str>,
 }
 
 /// One thing that the daemon stands on.
@@ -52,7 +55,12 @@ pub(crate) async fn ready(call: &Call) -> Result<Reply, Problem> {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let reply = Reply::json(status, &ReadyView { ready, checks });
+    let view = ReadyView {
+        ready,
+        checks,
+        unenforced_limits: call.app.facts().unenforced_limits.clone(),
+    };
+    let reply = Reply::json(status, &view);
     Ok(if ready {
         reply
     } else {

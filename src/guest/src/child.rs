@@ -37,6 +37,7 @@ pub(crate) struct Launch {
     switch: bool,
     pty: Option<PtySize>,
     has_input: bool,
+    open_files: u64,
 }
 
 /// What the guest has of a process that runs.
@@ -49,7 +50,12 @@ pub(crate) struct Launched {
 
 impl Launch {
     /// What a valid specification asks for.
-    pub(crate) fn new(spec: ProcessSpec, mut identity: Identity, switch: bool) -> Self {
+    pub(crate) fn new(
+        spec: ProcessSpec,
+        mut identity: Identity,
+        switch: bool,
+        open_files: u64,
+    ) -> Self {
         let argv = match spec.shell {
             None => spec.argv,
             Some(LoginShell { command }) => {
@@ -71,6 +77,7 @@ impl Launch {
             switch,
             pty: spec.pty,
             has_input: spec.stdin,
+            open_files,
         }
     }
 
@@ -138,6 +145,7 @@ impl Launch {
             identity: self.switch.then_some((uid, gid, groups)),
             stdio,
             has_terminal: self.pty.is_some(),
+            open_files: self.open_files,
         })
     }
 }
@@ -182,7 +190,7 @@ fn c_strings<T: Into<Vec<u8>>>(
 /// Makes something with a user as its owner: a pipe or terminal of root's could not be opened again by a user's program that writes to
 /// `/dev/stdout`, and the guest may not give it away. Nobody can touch the guest meanwhile: whether a process may be
 /// signalled or traced goes by its real and saved user, too, and those stay root.
-fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(crate) fn as_user<T>(user: Option<u32>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let Some(user) = user else { return work() };
     let me = nix::unistd::geteuid().as_raw();
     // Of this thread only: others may be at work as other users.
@@ -201,6 +209,7 @@ fn explain((step, errno): Failure) -> Refusal {
         (Step::Workdir, _) => (code::BAD_WORKDIR, "entering the working directory"),
         (Step::Identity, _) => (code::USER_NOT_ALLOWED, "becoming the user"),
         (Step::Session, _) => (code::SPAWN_FAILED, "opening its session"),
+        (Step::Limits, _) => (code::SPAWN_FAILED, "limiting it"),
         (_, Errno::ENOMEM) => (code::OUT_OF_MEMORY, "making the process"),
         (Step::Fork, _) | (_, Errno::EAGAIN) => (code::TOO_MANY_PROCESSES, "making the process"),
         (_, Errno::ENOENT | Errno::ENOTDIR) => (code::NOT_FOUND, "running the program"),

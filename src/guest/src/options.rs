@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 /// Where the daemon mounts the link's directory.
@@ -25,12 +25,16 @@ pub(crate) struct Options {
     /// Whether processes may run as root, with all that the sandbox grants, and as whoever may open the link. Without the
     /// token, which is gone from there when the first process runs, that opens nothing.
     pub(crate) allow_root: bool,
+    /// How many files each process may have open, unless it is the guest.
+    pub(crate) open_files: u64,
+    /// How many processes are started, in all.
+    pub(crate) max_started: u64,
 }
 
 /// The command line makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "usage: casemate-guest [--link-dir DIR] [--allow-root] | --version | --kernel-banner (at {0:?})"
+    "usage: casemate-guest [--link-dir DIR] [--allow-root] [--open-files N] [--max-started N] | --version | --kernel-banner (at {0:?})"
 )]
 pub(crate) struct BadUsage(OsString);
 
@@ -38,6 +42,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
     let mut options = Options {
         link_dir: PathBuf::from(LINK_DIR),
         allow_root: false,
+        open_files: u64::MAX,
+        max_started: u64::MAX,
     };
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
@@ -45,11 +51,21 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
             Some("--version") => return Ok(Command::Version),
             Some("--kernel-banner") => return Ok(Command::KernelBanner),
             Some("--allow-root") => options.allow_root = true,
+            Some("--open-files") => options.open_files = number(word, words.next().as_deref())?,
+            Some("--max-started") => options.max_started = number(word, words.next().as_deref())?,
             Some("--link-dir") => options.link_dir = words.next().ok_or(BadUsage(word))?.into(),
             _ => return Err(BadUsage(word)),
         }
     }
     Ok(Command::Run(options))
+}
+
+/// What follows a word that wants a number.
+fn number(word: OsString, number: Option<&OsStr>) -> Result<u64, BadUsage> {
+    number
+        .and_then(OsStr::to_str)
+        .and_then(|number| number.parse().ok())
+        .ok_or(BadUsage(word))
 }
 
 #[cfg(test)]
@@ -65,6 +81,8 @@ mod tests {
         let options = Options {
             link_dir: LINK_DIR.into(),
             allow_root: false,
+            open_files: u64::MAX,
+            max_started: u64::MAX,
         };
         assert_eq!(parsed(&[]), Ok(Command::Run(options)));
     }
@@ -74,11 +92,14 @@ mod tests {
         let options = Options {
             link_dir: "/x".into(),
             allow_root: true,
+            open_files: 100,
+            max_started: 7,
         };
-        assert_eq!(
-            parsed(&["--link-dir", "/x", "--allow-root"]),
-            Ok(Command::Run(options))
-        );
+        let words = "--link-dir /x --open-files 100 --max-started 7 --allow-root";
+        let words: Vec<&str> = words.split(' ').collect();
+        assert_eq!(parsed(&words), Ok(Command::Run(options)));
+        let bad = parsed(&["--open-files", "many"]);
+        assert_eq!(bad, Err(BadUsage("--open-files".into())));
         assert_eq!(parsed(&["--version"]), Ok(Command::Version));
         assert_eq!(parsed(&["--kernel-banner"]), Ok(Command::KernelBanner));
         assert_eq!(parsed(&["--link-dir"]), Err(BadUsage("--link-dir".into())));

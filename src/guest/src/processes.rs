@@ -85,6 +85,12 @@ impl Processes {
                 "the guest runs as many processes as it may",
             ));
         }
+        if self.next_number.get() > self.options.max_started {
+            return Err(refusal(
+                code::LIMIT_REACHED,
+                "the guest has started as many processes as it may",
+            ));
+        }
         let (identity, switch) = self.admit(spec.user.as_deref())?;
         let terms = Terms::of(&spec);
         let store = Store::new(spec.keep_bytes, spec.slow_reader, Rc::clone(&self.memory));
@@ -97,7 +103,7 @@ impl Processes {
             kept: spec.on_detach == OnDetach::Keep,
             started_at_ms: usage::wall_clock_ms(),
         };
-        let launch = Launch::new(spec, identity, switch);
+        let launch = Launch::new(spec, identity, switch, self.options.open_files);
         about.argv.clone_from(&launch.argv);
         let (pid, Launched { ends, cwd }, ending) = self.reaper.adopt(|| launch.spawn())?;
         let born = tokio::time::Instant::now();

@@ -1,6 +1,9 @@
 //! What the sandbox uses, as its own kernel counts.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use casemate_link::Usage;
@@ -9,6 +12,11 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::statvfs::statvfs;
 use nix::sys::time::TimeValLike;
 use nix::unistd::{SysconfVar, gethostname, sysconf};
+
+use crate::child::as_user;
+
+/// Open files that one look counts, of all processes together: programs must not keep the guest busy with theirs.
+const MAX_COUNTED_FILES: usize = 100_000;
 
 /// The wall clock of the sandbox, in milliseconds since 1970.
 #[expect(
@@ -38,6 +46,8 @@ pub(crate) fn read(started: Instant) -> Usage {
         memory_total_bytes,
         guest_bytes: resident().unwrap_or_default(),
         processes: living.count,
+        most_tasks: living.tasks.values().copied().max().unwrap_or_default(),
+        most_open_files: living.open_files,
         disk_bytes: statvfs("/").map_or(0, |disk| {
             disk.blocks()
                 .saturating_sub(disk.blocks_free())
@@ -93,6 +103,10 @@ struct Living {
     count: u32,
     /// Its processor time, with that of the children that it has waited for.
     cpu_us: u64,
+    /// Processes and threads by user.
+    tasks: BTreeMap<u32, u32>,
+    /// Open files of the one that has most.
+    open_files: u32,
 }
 
 fn processes() -> Living {
@@ -104,6 +118,7 @@ fn processes() -> Living {
     let Ok(entries) = fs::read_dir("/proc") else {
         return living;
     };
+    let mut files = MAX_COUNTED_FILES;
     for entry in entries.flatten() {
         if !entry
             .file_name()
@@ -119,9 +134,37 @@ fn processes() -> Living {
             living.cpu_us = living
                 .cpu_us
                 .saturating_add(ticks(&stat, is_guest).saturating_mul(tick_us));
+            // The guest itself has bounds of its own.
+            let Some(user) = (!is_guest).then(|| entry.metadata().ok()).flatten() else {
+                continue;
+            };
+            let tasks = living.tasks.entry(user.uid()).or_default();
+            *tasks = tasks.saturating_add(threads(&stat));
+            let open = open_files(&entry.path().join("fd"), user.uid(), files);
+            files = files.saturating_sub(open);
+            let open = u32::try_from(open).unwrap_or(u32::MAX);
+            living.open_files = living.open_files.max(open);
         }
     }
     living
+}
+
+/// Open files of a process of that user's, of which `most` are counted: one file each in a directory that only the user
+/// may read.
+fn open_files(fds: &Path, user: u32, most: usize) -> usize {
+    let other = nix::unistd::geteuid().as_raw() != user;
+    let count = as_user(other.then_some(user), || {
+        Ok(fs::read_dir(fds)?.take(most).count())
+    });
+    // It may be gone, or its user's no more.
+    count.unwrap_or_default()
+}
+
+/// Threads of a process (proc(5), /proc/pid/stat, field 20).
+fn threads(stat: &str) -> u32 {
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let count = fields.split_whitespace().nth(17);
+    count.and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
 /// Processor time of a process (proc(5), /proc/pid/stat, fields 14 to 17) in ticks. What the guest itself waited for is
@@ -145,6 +188,21 @@ mod tests {
         assert_eq!(ticks(stat, false), 54);
         assert_eq!(ticks(stat, true), 20);
         assert_eq!(ticks("", false), 0);
+        assert_eq!((threads(stat), threads("")), (1, 1));
+        let threaded = "7 (a) R 1 7 7 0 0 0 0 0 0 0 0 0 0 0 20 0 12 0 4";
+        assert_eq!(threads(threaded), 12);
+    }
+
+    #[test]
+    fn open_files_are_counted_up_to_a_bound() {
+        let _some: Vec<_> = (0..10)
+            .map(|_| fs::File::open("/dev/null").unwrap())
+            .collect();
+        let me = nix::unistd::geteuid().as_raw();
+        let fds = Path::new("/proc/self/fd");
+        assert!(open_files(fds, me, 1000) >= 10);
+        assert_eq!(open_files(fds, me, 5), 5);
+        assert_eq!(open_files(Path::new("/proc/0/fd"), me, 5), 0);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) stdio: [OwnedFd; 3],
     /// Whether its output is a terminal, which becomes its session's own.
     pub(crate) has_terminal: bool,
+    /// How many files it may have open, where that is less than the guest may.
+    pub(crate) open_files: u64,
 }
 
 /// What the child was doing when it failed.
@@ -55,6 +57,8 @@ pub(crate) enum Step {
     Fork,
     /// Opening its session, taking its pipes.
     Session,
+    /// Giving up what it may not have.
+    Limits,
     /// Becoming the user.
     Identity,
     /// Entering the working directory.
@@ -166,6 +170,16 @@ fn run(shared: &mut Shared<'_>) -> Failure {
         // As long as it is root, and the leader of a session without one. Input may be elsewhere, output is not.
         if plan.has_terminal && libc::ioctl(libc::STDOUT_FILENO, libc::TIOCSCTTY, 0) < 0 {
             return failed(Step::Session);
+        }
+        // For good: without CAP_SYS_RESOURCE nobody raises it again (setrlimit(2)).
+        let mut files = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) != 0 {
+            return failed(Step::Limits);
+        }
+        files.rlim_max = files.rlim_max.min(plan.open_files);
+        files.rlim_cur = files.rlim_cur.min(plan.open_files);
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files) != 0 {
+            return failed(Step::Limits);
         }
         if let Some((uid, gid, groups)) = &plan.identity {
             // First, while there is the right to. A change from root to another user clears the other sets.

@@ -27,6 +27,8 @@ pub mod code {
     pub const USER_NOT_ALLOWED: &str = "user_not_allowed";
     /// The sandbox runs as many processes as it may.
     pub const TOO_MANY_PROCESSES: &str = "too_many_processes";
+    /// As many processes were started as may be in the sandbox's life.
+    pub const LIMIT_REACHED: &str = "limit_reached";
     /// The sandbox has no memory left for another process.
     pub const OUT_OF_MEMORY: &str = "out_of_memory";
     /// The kernel refused the program for another reason.
@@ -79,6 +81,7 @@ pub mod code {
         UNKNOWN_USER,
         USER_NOT_ALLOWED,
         TOO_MANY_PROCESSES,
+        LIMIT_REACHED,
         OUT_OF_MEMORY,
         SPAWN_FAILED,
         STOPPING,

@@ -37,4 +37,8 @@ pub struct Usage {
     pub processes: u32,
     /// Bytes that the writable layer of the root file system holds.
     pub disk_bytes: u64,
+    /// Processes and threads of the user who has most of them.
+    pub most_tasks: u32,
+    /// Open files of the process that has most of them.
+    pub most_open_files: u32,
 }

@@ -267,6 +267,17 @@ fn details(template: TemplateView) -> Vec<(&'static str, String)> {
             ),
         ),
         (
+            "open files",
+            pair(or_absent(limits.open_files), or_absent(most.open_files)),
+        ),
+        (
+            "may start",
+            pair(
+                or_absent(limits.processes_started),
+                or_absent(most.processes_started),
+            ),
+        ),
+        (
             "lifetime",
             pair(
                 format!("{} s", template.timeout_s),

@@ -113,7 +113,7 @@ pub struct Create {
     /// What happens when its time is over, or it was idle for too long
     #[arg(long, value_parser = ["stop", "pause"])]
     on_timeout: Option<String>,
-    /// Memory of the whole sandbox
+    /// Memory of its programs and of its /tmp
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     memory_bytes: Option<u64>,
     /// Processor cores, in parts of one
@@ -125,6 +125,12 @@ pub struct Create {
     /// Bytes in the writable layer
     #[arg(long, value_name = "BYTES", help_heading = "Limits")]
     disk_bytes: Option<u64>,
+    /// Files that one process may have open
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    open_files: Option<u32>,
+    /// Processes that may be started over the API in its life
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    processes_started: Option<u64>,
     /// Do not wait until the session is ready
     #[arg(long)]
     no_wait: bool,
@@ -260,6 +266,8 @@ impl Create {
             cpus: self.cpus,
             pids: self.pids,
             disk_bytes: self.disk_bytes,
+            open_files: self.open_files,
+            processes_started: self.processes_started,
         };
         let new = NewSession {
             env: environment(self.env, own)?,
@@ -365,6 +373,8 @@ fn details(session: SessionView) -> Vec<(&'static str, String)> {
         ("cpus", or_absent(limits.cpus)),
         ("pids", or_absent(limits.pids)),
         ("disk", or_absent(limits.disk_bytes.map(size))),
+        ("open files", or_absent(limits.open_files)),
+        ("may start", or_absent(limits.processes_started)),
         ("created", session.created_at),
         ("ready", or_absent(session.ready_at)),
         ("ends", session.ends_at),

@@ -61,6 +61,10 @@ pub struct Limits {
     pub pids: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes_started: Option<u64>,
 }
 
 impl Limits {
