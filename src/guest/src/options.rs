@@ -51,8 +51,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
             Some("--version") => return Ok(Command::Version),
             Some("--kernel-banner") => return Ok(Command::KernelBanner),
             Some("--allow-root") => options.allow_root = true,
-            Some("--open-files") => options.open_files = number(word, words.next())?,
-            Some("--max-started") => options.max_started = number(word, words.next())?,
+            Some("--open-files") => options.open_files = number(word, words.next().as_ref())?,
+            Some("--max-started") => options.max_started = number(word, words.next().as_ref())?,
             Some("--link-dir") => options.link_dir = words.next().ok_or(BadUsage(word))?.into(),
             _ => return Err(BadUsage(word)),
         }
@@ -61,8 +61,8 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
 }
 
 /// What follows a word that wants a number.
-fn number(word: OsString, number: Option<OsString>) -> Result<u64, BadUsage> {
-    let number = number.as_ref().and_then(|number| number.to_str());
+fn number(word: OsString, number: Option<&OsString>) -> Result<u64, BadUsage> {
+    let number = number.and_then(|number| number.to_str());
     number
         .and_then(|number| number.parse().ok())
         .ok_or(BadUsage(word))
