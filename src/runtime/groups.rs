@@ -178,11 +178,11 @@ impl Groups {
                 let arguments = command_line(*pid).unwrap_or_default();
                 arguments.first().is_some_and(|name| name == SANDBOX)
             };
-            same("control group's gofer", members.contains(&gofer), true)?;
+            same("control group's gofer", &members.contains(&gofer), &true)?;
             same(
                 "control group's sandbox",
-                members.iter().filter(|pid| is_sandbox(pid)).count(),
-                1,
+                &members.iter().filter(|pid| is_sandbox(pid)).count(),
+                &1,
             )?;
             judge(&group, enforced, bounds)
         })
@@ -209,25 +209,25 @@ fn judge(group: &Group, enforced: Enforced, bounds: &Bounds) -> Result<(), Runti
     if enforced.memory {
         same(
             "memory bound",
-            group.memory_max(),
-            Some(bounds.memory_bytes),
+            &group.memory_max(),
+            &Some(bounds.memory_bytes),
         )?;
-        same("use of swap", group.may_swap(), false)?;
+        same("use of swap", &group.may_swap(), &false)?;
     }
     if enforced.cpu {
         let wanted = Some((bounds.cpu_quota_us, CPU_PERIOD_US));
-        same("processor bound", group.cpu_max(), wanted)?;
+        same("processor bound", &group.cpu_max(), &wanted)?;
     }
     if enforced.pids {
-        same("thread bound", group.pids_max(), Some(bounds.pids))?;
+        same("thread bound", &group.pids_max(), &Some(bounds.pids))?;
     }
     Ok(())
 }
 
 fn same<T: Copy + PartialEq + std::fmt::Debug>(
     field: &'static str,
-    found: T,
-    wanted: T,
+    found: &T,
+    wanted: &T,
 ) -> Result<(), RuntimeError> {
     if found == wanted {
         return Ok(());

@@ -378,9 +378,14 @@ pub(super) fn ended_with(house: &House, sandbox: &SandboxId, code: i32) -> End {
             "the sandbox used all the memory that it may",
         );
     }
+    let why = if strain.pids_refused > 0 {
+        ": gVisor needed more threads on the host than it may have"
+    } else {
+        ""
+    };
     End::new(
         Reason::SandboxDied,
-        format!("the sandbox ended with exit code {code}"),
+        format!("the sandbox ended with exit code {code}{why}"),
     )
 }
 

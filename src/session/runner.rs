@@ -728,8 +728,8 @@ impl Life {
     /// Ends the session: nothing of it is left when this returns.
     async fn tear_down(mut self, end: End) {
         self.link.send_replace(None);
-        if end.reason == Reason::LimitMemory {
-            self.reached.note(Limit::Memory);
+        if let Some(sandbox) = &self.session.sandbox {
+            self.reached.strained(self.house.runtime.strain(sandbox));
         }
         while let Some(limit) = self.reached.take() {
             self.record(limit).await;
