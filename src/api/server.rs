@@ -31,7 +31,7 @@ use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
+pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// What is read of a connection at once: of a large body as much as goes into a sandbox at once.
 const MAX_READ_BYTES: usize = 256 * 1024;

@@ -67,7 +67,31 @@ pub(super) async fn look(link: &Link, looks: &Looks, seen: impl Fn(&Usage)) {
 
 #[cfg(test)]
 mod tests {
+    use casemate_link::daemon::Channels;
+    use casemate_link::handshake::{Hello, KernelReport, ProtocolRange};
+    use casemate_link::token::LinkToken;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_lives_and_says_nothing_is_given_up() {
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let hello = Hello {
+            protocol: ProtocolRange { min: 1, max: 1 },
+            token: LinkToken::parse(&"0".repeat(64)).unwrap(),
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+            capabilities: Vec::new(),
+            channel: None,
+        };
+        let link = Link::open(ours, 1, &hello, &Channels::new()).await.unwrap();
+        let began = Instant::now();
+        let looks = Looks::default();
+        let looking = look(&link, &looks, |_| {});
+        tokio::time::timeout(SILENCE * 2, looking).await.unwrap();
+        assert!(began.elapsed() >= SILENCE);
+        assert!(looks.all().is_empty());
+    }
 
     #[test]
     fn the_latest_looks_are_kept_and_no_more() {

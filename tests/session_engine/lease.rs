@@ -5,7 +5,7 @@ use std::time::Duration;
 use casemate::model::event::AuditEvent;
 use casemate::model::lease::OnTimeout;
 use casemate::model::session::{Phase, Reason, Session};
-use casemate::runtime::fake::{FakeCall, FakeFailure, SILENCE};
+use casemate::runtime::fake::{FakeCall, FakeFailure};
 use casemate::session::SessionError;
 use casemate::session::handle::SessionHandle;
 use casemate::session::manager::{NewSession, is_settled};
@@ -58,7 +58,8 @@ async fn who_uses_a_paused_session_wakes_it_and_who_looks_does_not() {
     ));
     assert!(bench.stands_still(&session));
 
-    let guests = join_all((0..4).map(|_| handle.guest())).await;
+    // More than can be told at once that they wish the same.
+    let guests = join_all((0..40).map(|_| handle.guest())).await;
     assert!(guests.iter().all(Result::is_ok));
     assert_eq!(phase(&handle), (Phase::Ready, None));
     assert!(!bench.stands_still(&session));
@@ -259,8 +260,9 @@ async fn an_end_interrupts_a_pause_and_deadlines_change() {
     bench.runtime.fail(FakeCall::Pause, 1, FakeFailure::Hangs);
     // While podman is silent, wishes wait, and no more than a few.
     let wishes = join_all((0..20).map(|_| handle.pause(Reason::Client)));
+    let asked = bench.runtime.calls(FakeCall::Pause);
     let end = async {
-        tokio::time::sleep(SILENCE / 4).await;
+        bench.asked_again(FakeCall::Pause, asked).await;
         bench
             .sessions
             .end(session.id, Reason::Client, PATIENCE)
@@ -272,4 +274,81 @@ async fn an_end_interrupts_a_pause_and_deadlines_change() {
     assert!(answers.iter().any(overloaded) && !answers.iter().all(overloaded));
     assert_eq!(ended.status.phase, Phase::Stopped);
     bench.nothing_is_left();
+}
+
+/// Breaks the table of sessions for whoever changes a row, until it is mended.
+struct BrokenStore(rusqlite::Connection);
+
+impl BrokenStore {
+    fn of(bench: &Bench) -> Self {
+        let db = rusqlite::Connection::open(bench.directory.path().join("state.db")).unwrap();
+        db.busy_timeout(PATIENCE).unwrap();
+        db.execute_batch(
+            "CREATE TRIGGER broken BEFORE UPDATE ON sessions BEGIN SELECT RAISE(ABORT, 'broken'); END",
+        )
+        .unwrap();
+        Self(db)
+    }
+
+    fn mend(self) {
+        self.0.execute_batch("DROP TRIGGER broken").unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_written_down_did_not_happen() {
+    let bench = Bench::new();
+    let (session, handle) = bench.with_lease(NewSession::default()).await;
+    let change = || Change {
+        timeout_s: Some(120),
+        idle_timeout_s: Some(30),
+        labels: Some([("a".to_owned(), "b".to_owned())].into()),
+        ..Change::default()
+    };
+    let store_fails = |answer: Result<_, SessionError>| match answer {
+        Err(SessionError::Store(_)) => {}
+        other => panic!("{other:?}"),
+    };
+
+    let broken = BrokenStore::of(&bench);
+    store_fails(handle.change(change()).await);
+    store_fails(handle.resume(Some(100)).await);
+    store_fails(handle.pause(Reason::Client).await);
+    assert!(!bench.stands_still(&session));
+    assert_eq!(*handle.snapshot(), session);
+    broken.mend();
+    handle.guest().await.unwrap();
+
+    let paused = handle.pause(Reason::Client).await.unwrap();
+    let broken = BrokenStore::of(&bench);
+    store_fails(handle.resume(None).await);
+    assert!(handle.guest().await.is_err());
+    assert_eq!(handle.snapshot(), paused);
+    assert!(bench.stands_still(&session));
+    broken.mend();
+
+    handle.guest().await.unwrap();
+    let changed = handle.change(change()).await.unwrap();
+    let kept = bench.store.session(session.id).await.unwrap().unwrap();
+    assert_eq!(kept.lease, changed.lease);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_woken_or_given_an_idle_time_counts_as_used_then() {
+    let bench = Bench::new();
+    let (session, handle) = bench.with_lease(NewSession::default()).await;
+    assert_eq!(session.lease.active_at, None);
+    let change = Change {
+        idle_timeout_s: Some(60),
+        ..Change::default()
+    };
+    let given = handle.change(change).await.unwrap().lease.active_at;
+    assert!(given >= Some(session.created_at), "{given:?}");
+    handle.pause(Reason::Client).await.unwrap();
+    let paused_at = handle.snapshot().lease.paused_at;
+    handle.resume(None).await.unwrap();
+    let woken = handle.snapshot().lease.active_at;
+    assert!(woken >= paused_at, "{woken:?} is before {paused_at:?}");
+    let kept = bench.store.session(session.id).await.unwrap().unwrap();
+    assert_eq!(kept.lease.active_at, woken);
 }

@@ -138,8 +138,13 @@ impl Bench {
 
     /// Waits until the runtime was asked for this.
     async fn asked(&self, call: FakeCall) {
+        self.asked_again(call, 0).await;
+    }
+
+    /// Waits until the runtime was asked for this more often than so.
+    async fn asked_again(&self, call: FakeCall, times: u64) {
         let asked = async {
-            while self.runtime.calls(call) == 0 {
+            while self.runtime.calls(call) <= times {
                 tokio::task::yield_now().await;
             }
         };

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use casemate::base::clock::Timestamp;
+use casemate::model::template::Precondition;
+use casemate::store::NewTemplate;
 use casemate::model::sandbox::{GIB, WantedLimits};
 use casemate::model::session::{Phase, Reason, Session};
 use casemate::model::template::TemplateSpec;
@@ -10,7 +13,7 @@ use casemate::session::manager::{NewSession, Settings, is_settled};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Bench, of, template};
+use crate::{Bench, of, team, template};
 
 /// The task that fills the shelves, until it is told to stop.
 struct Keeper(CancellationToken, tokio::task::JoinHandle<()>);
@@ -197,4 +200,32 @@ async fn what_cannot_be_made_is_tried_again_later_and_leaves_nothing() {
     bench.end(&session).await;
     keeper.stop().await;
     bench.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_team_s_own_template_has_a_shelf_too() {
+    let bench = Bench::new();
+    let new = |pool| NewTemplate {
+        team: team(),
+        name: "own".parse().unwrap(),
+        spec: pool_of(pool),
+        precondition: Precondition::None,
+        max: 8,
+        by: "test".into(),
+        at: Timestamp::from_millis(0),
+    };
+    bench.store.put_template(new(2)).await.unwrap();
+    let keeper = bench.keeper();
+    bench.stand_ready(2).await;
+    let own = NewSession {
+        template: Some("own".parse().unwrap()),
+        ..NewSession::default()
+    };
+    let session = bench.brought_up(own).await;
+    assert_eq!(session.spec.template.as_str(), "own");
+    bench.stand_ready(2).await;
+    assert_eq!(bench.runtime.made(), 3, "one was claimed, and one made for it");
+    bench.store.put_template(new(0)).await.unwrap();
+    bench.stand_ready(0).await;
+    keeper.stop().await;
 }

@@ -1,4 +1,4 @@
-//! `HEAD`: what `GET` says, without what it gives.
+//! The head of a request: how much it may be, and `HEAD`, which is what `GET` says without what it gives.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -6,10 +6,12 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Empty;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::Value;
 
 use super::{BYTES, Door, get, whole};
 use crate::api::error::Problem;
 use crate::api::route::{BoxError, Call, Reply};
+use crate::api::server::MAX_HEAD_BYTES;
 
 #[tokio::test]
 async fn head_is_get_without_the_body() {
@@ -66,5 +68,22 @@ async fn head_is_get_without_the_body() {
     assert_eq!(answer.headers()["allow"], "GET, HEAD");
     drop((old, new));
     let _ = connection.await;
+    door.close().await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused_and_says_so() {
+    async fn give(_: &Call) -> Result<Reply, Problem> {
+        Ok(Reply::bytes(StatusCode::OK, "text/plain", "hello".into()))
+    }
+    let door = Door::open(&get(BYTES, |call| Box::pin(give(call)))).await;
+    let large = "x".repeat(MAX_HEAD_BYTES - 1000);
+    let answer = door.ask(Method::GET, &[("x-large", &large)]).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let larger = "x".repeat(MAX_HEAD_BYTES);
+    let answer = door.ask(Method::GET, &[("x-large", &larger)]).await;
+    assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let problem: Value = serde_json::from_slice(&whole(answer).await).unwrap();
+    assert_eq!(problem["code"], "head_too_large");
     door.close().await;
 }

@@ -21,20 +21,20 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 const ASK: Duration = Duration::from_secs(2);
 
 /// A socket that is asked by itself.
-pub(crate) struct Wakeful {
-    stream: UnixStream,
+pub(crate) struct Wakeful<S = UnixStream> {
+    stream: S,
     ask: Interval,
 }
 
-impl Wakeful {
-    pub(crate) fn new(stream: UnixStream) -> Self {
+impl<S> Wakeful<S> {
+    pub(crate) fn new(stream: S) -> Self {
         let mut ask = interval_at(Instant::now() + ASK, ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { stream, ask }
     }
 }
 
-impl AsyncRead for Wakeful {
+impl<S: AsyncRead + AsRawFd + Unpin> AsyncRead for Wakeful<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -60,7 +60,7 @@ impl AsyncRead for Wakeful {
     }
 }
 
-impl AsyncWrite for Wakeful {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wakeful<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -93,6 +93,8 @@ impl AsyncWrite for Wakeful {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::fd::RawFd;
+    use std::os::unix::net::UnixStream as Blocking;
 
     use tokio::io::AsyncReadExt;
 
@@ -100,7 +102,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_is_read_and_so_is_its_end() {
-        let (mut theirs, ours) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (mut theirs, ours) = Blocking::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut ours = Wakeful::new(UnixStream::from_std(ours).unwrap());
         let mut word = [0; 4];
@@ -115,5 +117,39 @@ mod tests {
         ours.read_to_end(&mut rest).await.unwrap();
         assert_eq!(rest, b"last");
         late.join().unwrap();
+    }
+
+    /// A socket whose kernel never tells that there is something to read.
+    struct Deaf(Blocking);
+
+    impl AsRawFd for Deaf {
+        fn as_raw_fd(&self) -> RawFd {
+            self.0.as_raw_fd()
+        }
+    }
+
+    impl AsyncRead for Deaf {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_kernel_does_not_tell_of_is_read_and_so_is_its_end() {
+        let (mut theirs, ours) = Blocking::pair().unwrap();
+        let mut ours = Wakeful::new(Deaf(ours));
+        let mut word = [0; 4];
+        theirs.write_all(b"word").unwrap();
+        ours.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"word");
+        theirs.write_all(b"last").unwrap();
+        drop(theirs);
+        let mut rest = Vec::new();
+        ours.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, b"last");
     }
 }
