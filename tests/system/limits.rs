@@ -2,10 +2,10 @@
 //! a program in another takes no more than twice as long as before.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::fs::File;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
@@ -18,6 +18,9 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// Measured before a neighbour is disturbed, and at least while it is.
 const SAMPLES: usize = 25;
+
+/// How often it is tried before a neighbour counts as disturbed.
+const ROUNDS: usize = 4;
 
 /// Half a core, so that a machine of two has some left, and small in all else.
 fn small() -> Value {
@@ -44,7 +47,6 @@ async fn until_reached(client: &Client, id: &str, limit: &str) {
         reached(client, id).await.contains_key(limit)
     })
     .await;
-    assert_eq!(reached(client, id).await[limit], 1);
 }
 
 /// How long a program takes in a session.
@@ -60,26 +62,32 @@ fn median(mut samples: Vec<Duration>) -> Duration {
     samples[samples.len() / 2]
 }
 
-/// Does the worst, and makes sure that a neighbour's median stays within twice of what it was.
-async fn beside<T>(client: &Client, neighbour: &str, worst: impl Future<Output = T>) -> T {
-    let mut before = Vec::new();
-    while before.len() < SAMPLES {
-        before.push(sample(client, neighbour).await);
-    }
-    let mut during = Vec::new();
-    let mut worst = pin!(worst);
-    let outcome = loop {
-        tokio::select! {
-            biased;
-            outcome = &mut worst => break outcome,
-            taken = sample(client, neighbour) => during.push(taken),
+/// Does the worst, and makes sure that a neighbour's median stays within twice of what it was. What else the machine does in
+/// the meantime may come in between, but not each time.
+async fn beside<T>(client: &Client, neighbour: &str, worst: impl AsyncFn() -> T) -> T {
+    let mut found = Vec::new();
+    while found.len() < ROUNDS {
+        let mut before = Vec::new();
+        while before.len() < SAMPLES {
+            before.push(sample(client, neighbour).await);
         }
-    };
-    assert!(during.len() >= SAMPLES, "only {} samples", during.len());
-    let (before, during) = (median(before), median(during));
-    eprintln!("neighbour: {before:?} before, {during:?} beside");
-    assert!(during <= before * 2, "{before:?} before, {during:?} beside");
-    outcome
+        let mut during = Vec::new();
+        let mut worst = pin!(worst());
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut worst => break outcome,
+                taken = sample(client, neighbour) => during.push(taken),
+            }
+        };
+        assert!(during.len() >= SAMPLES, "only {} samples", during.len());
+        let (before, during) = (median(before), median(during));
+        found.push((before, during));
+        if during <= before * 2 {
+            return outcome;
+        }
+    }
+    panic!("a neighbour's time before, and beside: {found:?}");
 }
 
 /// A daemon, a session to be bad in, and one to be disturbed.
@@ -107,15 +115,26 @@ while True:
     kept.append(bytearray(b'x') * (4 << 20))
     time.sleep(0.05)
 ";
-    let container = daemon.container_of(&bad).await.unwrap().id;
-    let answer = beside(client, &neighbour, client.try_run(&bad, python(hog, 60))).await;
-    assert!(!answer.status.is_success(), "{answer:?}");
-    let session = daemon.phase(&bad, "failed").await;
-    assert_eq!(session["reason"], "limit_memory", "{session}");
-    assert_eq!(reached(client, &bad).await["memory"], 1);
+    client.end(&bad).await;
+    let worst = async || {
+        let bad = client.session(json!({"limits": small()})).await;
+        let container = daemon.container_of(&bad).await.unwrap().id;
+        let answer = client.try_run(&bad, python(hog, 60)).await;
+        assert!(!answer.status.is_success(), "{answer:?}");
+        let session = daemon.phase(&bad, "failed").await;
+        assert_eq!(session["reason"], "limit_memory", "{session}");
+        assert_eq!(reached(client, &bad).await["memory"], 1);
+        container
+    };
+    let container = beside(client, &neighbour, worst).await;
     assert_eq!(client.look(&neighbour).await["phase"], "ready");
-    // What it left behind as a proof goes with the next sandbox.
+    // What it left behind as a proof goes with the next sandbox after some minutes, for which nobody waits here.
+    let mark = private().join("casemate.dead").join(&container);
+    wait_until("the mark of a dead sandbox", async || mark.exists()).await;
+    let long_ago = SystemTime::now() - Duration::from_secs(300);
+    File::open(&mark).unwrap().set_modified(long_ago).unwrap();
     client.session(json!({})).await;
+    assert!(!mark.exists());
     for place in places() {
         assert!(!place.join(&container).exists());
     }
@@ -155,7 +174,7 @@ while True:
     except OSError: pass
 ";
     let run = json!({"argv": ["python3", "-c", bomb], "timeout_s": 6, "max_output_bytes": 1000});
-    let outcome = beside(client, &neighbour, client.try_run(&bad, run)).await;
+    let outcome = beside(client, &neighbour, async || client.try_run(&bad, run.clone()).await).await;
     let outcome = outcome.expect(200);
     assert_eq!(outcome["timed_out"], true, "{outcome}");
     // One that stays is seen by whoever looks.
@@ -190,7 +209,10 @@ with open('/home/user/x', 'wb', buffering=0) as file:
     except OSError as error:
         print(error.strerror, written >> 20)
 ";
-    let outcome = beside(client, &neighbour, client.run(&bad, python(filler, 100))).await;
+    let outcome = beside(client, &neighbour, async || {
+        client.run(&bad, python(filler, 100)).await
+    })
+    .await;
     let said = outcome["stdout"].as_str().unwrap();
     let (why, mib) = said.trim().rsplit_once(' ').unwrap();
     assert_eq!(why, "File too large", "{outcome}");
@@ -215,7 +237,7 @@ except OSError as error:
     print(error.strerror)
 time.sleep(5)
 ";
-    let outcome = beside(client, &neighbour, async {
+    let outcome = beside(client, &neighbour, async || {
         let run = client.run(&bad, python(leak, 60));
         let (outcome, ()) = tokio::join!(run, until_reached(client, &bad, "open_files"));
         outcome
@@ -230,7 +252,7 @@ async fn a_busy_loop_is_named_and_keeps_to_itself() {
     // All cores, if it is let.
     let busy = "for n in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait";
     let run = json!({"argv": ["/bin/sh", "-c", busy], "timeout_s": 6});
-    let outcome = beside(client, &neighbour, client.run(&bad, run)).await;
+    let outcome = beside(client, &neighbour, async || client.run(&bad, run.clone()).await).await;
     assert_eq!(outcome["timed_out"], true, "{outcome}");
     until_reached(client, &bad, "cpu").await;
     assert_eq!(reached(client, &bad).await["time"], 1);
@@ -253,14 +275,20 @@ async fn output_and_started_processes_are_named_once_a_minute() {
     }
     for limit in ["output", "processes_started"] {
         until_reached(client, &id, limit).await;
+        assert_eq!(reached(client, &id).await[limit], 1);
     }
     assert_eq!(client.look(&id).await["limits"]["processes_started"], 4);
 }
 
+/// What podman and its runtime keep of what runs.
+fn private() -> PathBuf {
+    let run = bench().socket.parent().unwrap().parent().unwrap();
+    run.join("private")
+}
+
 /// Where the bench makes groups, by its OCI runtime's word.
 fn places() -> Vec<PathBuf> {
-    let run = bench().socket.parent().unwrap().parent().unwrap();
-    let places = std::fs::read_to_string(run.join("private/casemate.cgroup")).unwrap();
+    let places = std::fs::read_to_string(private().join("casemate.cgroup")).unwrap();
     places.split_whitespace().map(PathBuf::from).collect()
 }
 
