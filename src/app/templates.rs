@@ -115,6 +115,12 @@ impl App {
             .ok_or_else(|| no(TemplateRefusal::NoSuchVersion(name.clone(), version)))
     }
 
+    /// How many sandboxes of this version of a template stand ready.
+    #[must_use]
+    pub fn standing(&self, template: &Template) -> usize {
+        self.0.sessions.standing(template)
+    }
+
     /// Keeps a template of the principal's team.
     ///
     /// # Errors

@@ -215,6 +215,14 @@ impl Sessions {
         self.pool.ready()
     }
 
+    /// How many sandboxes of this version of a template stand ready.
+    #[must_use]
+    pub fn standing(&self, template: &Template) -> usize {
+        let shelves = self.pool.state();
+        let shelf = shelves.warm.get(&Edition::of(template));
+        shelf.map_or(0, VecDeque::len)
+    }
+
     /// A sandbox for a session of this template, if one stands ready that is what it asks for.
     pub(super) fn claim(
         &self,

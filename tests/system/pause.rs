@@ -81,9 +81,9 @@ async fn nothing_runs_in_a_paused_session_and_whoever_uses_it_wakes_it() {
         .get(&format!("/v1/sessions/{id}/usage"))
         .await
         .problem(409, "session_not_ready");
-    // Long enough for thirty counts.
-    let still = Duration::from_secs(3);
-    tokio::time::sleep(still).await;
+    // Long enough for thirty counts, as another session shows.
+    let clock = counting(client).await;
+    wait_until("thirty counts", async || count(client, &clock).await > 30).await;
     assert_eq!(client.look(&id).await["phase"], "paused");
     let after = count(client, &id).await;
     assert!(after - before < 15, "it counted from {before} to {after}");

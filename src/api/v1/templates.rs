@@ -135,6 +135,9 @@ pub(crate) struct TemplateView {
     ready: Option<ReadyDocument>,
     ports: Vec<u16>,
     pool: u32,
+    /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool_ready: Option<usize>,
     /// The asking team; or nothing where every team may use it.
     teams: Option<BTreeSet<Name>>,
 }
@@ -160,7 +163,15 @@ pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
     let principal = call.principal()?;
     let templates = call.app.templates(principal).await?;
     let team = principal.team();
-    let items = templates.into_iter().map(|one| view(one, team)).collect();
+    let items = templates.into_iter();
+    let items = items.map(|one| {
+        let pool_ready = Some(call.app.standing(&one));
+        TemplateView {
+            pool_ready,
+            ..view(one, team)
+        }
+    });
+    let items = items.collect();
     Ok(Reply::json(StatusCode::OK, &TemplateList { items }))
 }
 
@@ -364,6 +375,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         }),
         ports,
         pool: spec.pool,
+        pool_ready: None,
         teams: spec.teams.map(|mut teams| {
             teams.retain(|named| team.is_none_or(|team| team == named));
             teams

@@ -88,6 +88,7 @@ struct TemplateView {
     ready: Option<Value>,
     ports: Vec<u16>,
     pool: u32,
+    pool_ready: Option<usize>,
     teams: Option<Vec<String>>,
 }
 
@@ -131,7 +132,7 @@ async fn list(context: &Context) -> Result<(), Failure> {
     let page: Page<TemplateView> = client.read(&answer)?;
     let rows: Vec<_> = page.items.into_iter().map(row).collect();
     let headings = [
-        "NAME", "VERSION", "FROM", "MEMORY", "CPUS", "PORTS", "START", "MADE",
+        "NAME", "VERSION", "FROM", "MEMORY", "CPUS", "PORTS", "START", "POOL", "MADE",
     ];
     output::table(&headings, &rows)
 }
@@ -226,8 +227,18 @@ fn row(template: TemplateView) -> Vec<String> {
         or_absent(limits.cpus),
         ports(&template.ports),
         (if template.start.is_some() { "yes" } else { "-" }).to_owned(),
+        pool(template.pool, template.pool_ready),
         template.made_at,
     ]
+}
+
+/// How many of the pool stand ready, of how many that shall.
+fn pool(wanted: u32, ready: Option<usize>) -> String {
+    match (wanted, ready) {
+        (0, None | Some(0)) => "-".to_owned(),
+        (_, Some(ready)) => format!("{ready} of {wanted}"),
+        (_, None) => wanted.to_string(),
+    }
 }
 
 fn ports(ports: &[u16]) -> String {
