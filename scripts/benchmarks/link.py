@@ -1,5 +1,6 @@
 """The link to a guest: trips, programs, files and terminals."""
 
+import base64
 import concurrent.futures
 import http.client
 import json

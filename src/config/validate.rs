@@ -143,6 +143,7 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
             default.concurrent_launches,
             1..=64,
         ),
+        pool_starts_per_s: keys.integer("pool_starts_per_s", default.pool_starts_per_s, 1..=64),
         link_timeout: keys.seconds("link_timeout_s", default.link_timeout, 1..=600),
         reattach_timeout: keys.seconds("reattach_timeout_s", default.reattach_timeout, 1..=600),
         max_paused: keys.seconds("max_paused_s", default.max_paused, 60..=MAX_TIMEOUT_S),

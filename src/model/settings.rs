@@ -103,6 +103,8 @@ pub struct SessionsConfig {
     pub reserve_bytes: u64,
     /// Launches at one time; the next waits.
     pub concurrent_launches: usize,
+    /// Sandboxes for pools that are started in a second, at most.
+    pub pool_starts_per_s: u32,
     /// How long a started sandbox's guest may take to dial the link.
     pub link_timeout: Duration,
     /// How long a guest may take to dial again after the daemon has restarted.
@@ -166,6 +168,7 @@ impl Default for SessionsConfig {
             queue_timeout: Duration::from_secs(10),
             reserve_bytes: 512 << 20,
             concurrent_launches: 4,
+            pool_starts_per_s: 4,
             link_timeout: Duration::from_secs(30),
             reattach_timeout: Duration::from_secs(20),
             max_paused: Duration::from_secs(7 * 24 * 3600),

@@ -1,7 +1,7 @@
 //! Sandboxes that are started ahead of time, so that a session has one at once.
 //!
-//! A warm sandbox is a session's in all but name: it has an identity of its own, a door and a linked guest, and nothing has run
-//! in it. The session that claims it takes its identity over, so that container, host name, link directory and session agree
+//! A warm sandbox is a session's in all but name: it has an identity of its own, a door and a linked guest, and nothing but
+//! `true` has run in it. The session that claims it takes its identity over, so that container, host name, link directory and session agree
 //! from the first moment, and nothing of it has to be changed. It belongs to nobody until then: it is in no table and not in
 //! the store, a crash leaves it as an orphan that the next start removes, and nobody can claim it twice because whoever takes
 //! it from its shelf has it.
@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use casemate_link::daemon::Link;
+use casemate_link::daemon::{Link, LinkError};
+use casemate_link::{ProcessExit, ProcessSpec};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +24,16 @@ use tracing::{info, warn};
 
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::{House, Sessions};
+use super::ready;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
 use crate::model::template::{Origin, Template, TemplateSpec};
 use crate::store::StoreError;
+
+/// What a sandbox runs once on its shelf, and how long that may take.
+const REHEARSAL: (&str, Duration) = ("true", Duration::from_secs(5));
 
 /// How often the shelves are looked at when nobody took anything: templates change, guests go away.
 const LOOK: Duration = Duration::from_secs(5);
@@ -219,8 +224,8 @@ impl Sessions {
     #[must_use]
     pub fn standing(&self, template: &Template) -> usize {
         let shelves = self.pool.state();
-        let shelf = shelves.warm.get(&Edition::of(template));
-        shelf.map_or(0, VecDeque::len)
+        let standing = shelves.warm.get(&Edition::of(template));
+        standing.map_or(0, VecDeque::len)
     }
 
     /// A sandbox for a session of this template, if one stands ready that is what it asks for.
@@ -272,7 +277,8 @@ impl Sessions {
         futures_util::future::join_all(checks).await;
     }
 
-    /// Makes what is missing, one after the other; false when something could not be made.
+    /// Makes what is missing, one after the other and not too fast: what takes from a shelf has something to do at once, and
+    /// goes first. False when something could not be made.
     async fn fill(&self, stop: &CancellationToken) -> bool {
         loop {
             let wanted = match self.wanted().await {
@@ -286,8 +292,17 @@ impl Sessions {
             for warm in out {
                 self.throw_out(warm).await;
             }
+            if missing.is_empty() {
+                return true;
+            }
+            let pace = Duration::from_secs(1) / self.settings().sessions.pool_starts_per_s.max(1);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return true,
+                () = tokio::time::sleep(pace) => {}
+            }
             // Sessions go first.
-            let is_free = self.has_room() && self.load().1 == 0 && !stop.is_cancelled();
+            let is_free = self.has_room() && self.load().1 == 0;
             let Some(edition) = missing.into_iter().next().filter(|_| is_free) else {
                 return true;
             };
@@ -372,6 +387,7 @@ impl Sessions {
         };
         let sandbox = launch::create(house, spec, &mut remains.sandbox).await?;
         let link = launch::start(house, &sandbox, &mut door).await?;
+        rehearse(&link).await;
         info!(session = %id, sandbox = %sandbox, "a sandbox stands ready");
         Ok(Warm {
             id,
@@ -407,4 +423,18 @@ impl Sessions {
             .map(|warm| self.throw_out(warm));
         futures_util::future::join_all(all).await;
     }
+}
+
+/// Runs a program that does nothing. The first one of a sandbox takes half as long again as those after it: gVisor has an
+/// address space to make, and the image's files to open. Nothing is kept of it.
+async fn rehearse(link: &Link) {
+    let (program, limit) = REHEARSAL;
+    let rehearsal = async {
+        let mut process = link
+            .start(ProcessSpec::new(vec![program.to_owned()]))
+            .await?;
+        ready::until_exit(&mut process).await
+    };
+    // An image without it, or one that is slow, is no worse for it.
+    let _: Result<Result<ProcessExit, LinkError>, _> = tokio::time::timeout(limit, rehearsal).await;
 }

@@ -248,7 +248,7 @@ async fn until_failed(link: &Link, started: Option<u64>) -> ProcessExit {
     std::future::pending().await
 }
 
-async fn until_exit(process: &mut Process) -> Result<ProcessExit, LinkError> {
+pub(super) async fn until_exit(process: &mut Process) -> Result<ProcessExit, LinkError> {
     loop {
         match process.next().await {
             Some(Ok(ProcessEvent::Exited(exit))) => return Ok(exit),

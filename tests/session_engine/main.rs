@@ -94,6 +94,7 @@ impl Bench {
         let config = SessionsConfig {
             link_timeout: Duration::from_secs(2),
             reattach_timeout: Duration::from_secs(2),
+            pool_starts_per_s: 64,
             ..SessionsConfig::default()
         };
         std::fs::create_dir(directory.path().join("link")).unwrap();

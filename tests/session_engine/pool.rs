@@ -1,15 +1,16 @@
 //! Sandboxes that stand ready: claimed once, made again, and nobody's when the daemon is gone.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use casemate::base::clock::Timestamp;
-use casemate::model::template::Precondition;
-use casemate::store::NewTemplate;
 use casemate::model::sandbox::{GIB, WantedLimits};
 use casemate::model::session::{Phase, Reason, Session};
+use casemate::model::template::Precondition;
 use casemate::model::template::TemplateSpec;
 use casemate::runtime::fake::{FakeCall, FakeFailure};
 use casemate::session::manager::{NewSession, Settings, is_settled};
+use casemate::store::NewTemplate;
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -203,6 +204,18 @@ async fn what_cannot_be_made_is_tried_again_later_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn shelves_are_filled_no_faster_than_is_said() {
+    let mut bench = Bench::new();
+    bench.config.pool_starts_per_s = 10;
+    bench.pooled(1, pool_of(3));
+    let began = Instant::now();
+    let keeper = bench.keeper();
+    bench.stand_ready(3).await;
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    keeper.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_team_s_own_template_has_a_shelf_too() {
     let bench = Bench::new();
     let new = |pool| NewTemplate {
@@ -224,7 +237,11 @@ async fn a_team_s_own_template_has_a_shelf_too() {
     let session = bench.brought_up(own).await;
     assert_eq!(session.spec.template.as_str(), "own");
     bench.stand_ready(2).await;
-    assert_eq!(bench.runtime.made(), 3, "one was claimed, and one made for it");
+    assert_eq!(
+        bench.runtime.made(),
+        3,
+        "one was claimed, and one made for it"
+    );
     bench.store.put_template(new(0)).await.unwrap();
     bench.stand_ready(0).await;
     keeper.stop().await;

@@ -174,7 +174,10 @@ while True:
     except OSError: pass
 ";
     let run = json!({"argv": ["python3", "-c", bomb], "timeout_s": 6, "max_output_bytes": 1000});
-    let outcome = beside(client, &neighbour, async || client.try_run(&bad, run.clone()).await).await;
+    let outcome = beside(client, &neighbour, async || {
+        client.try_run(&bad, run.clone()).await
+    })
+    .await;
     let outcome = outcome.expect(200);
     assert_eq!(outcome["timed_out"], true, "{outcome}");
     // One that stays is seen by whoever looks.
@@ -252,7 +255,10 @@ async fn a_busy_loop_is_named_and_keeps_to_itself() {
     // All cores, if it is let.
     let busy = "for n in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait";
     let run = json!({"argv": ["/bin/sh", "-c", busy], "timeout_s": 6});
-    let outcome = beside(client, &neighbour, async || client.run(&bad, run.clone()).await).await;
+    let outcome = beside(client, &neighbour, async || {
+        client.run(&bad, run.clone()).await
+    })
+    .await;
     assert_eq!(outcome["timed_out"], true, "{outcome}");
     until_reached(client, &bad, "cpu").await;
     assert_eq!(reached(client, &bad).await["time"], 1);

@@ -41,6 +41,8 @@ async fn a_session_claims_a_sandbox_in_which_nothing_has_happened() {
     assert_ne!(ids[0], ids[1]);
     for id in &ids {
         assert_eq!(steps(&daemon, id).await, 2);
+        let processes = client.get(&format!("/v1/sessions/{id}/processes")).await;
+        assert_eq!(processes.expect(200)["processes"], json!([]));
         let suffix = id.strip_prefix("ses_").unwrap();
         assert_eq!(client.out(id, "hostname").await, format!("ses-{suffix}\n"));
         assert_eq!(
