@@ -10,9 +10,10 @@ use super::validate::any_limits;
 use super::{ConfigProblems, files_in, read};
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
-use crate::model::template::{
-    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, TemplateSpec,
+use crate::model::setup::{
+    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand,
 };
+use crate::model::template::TemplateSpec;
 
 /// Most files of templates that are read.
 const MAX_FILES: usize = 1024;

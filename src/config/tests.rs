@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::sandbox::Limits;
-use crate::model::template::{INTERVAL_MS, Probe, Program, READY_TIMEOUT_S};
+use crate::model::setup::{INTERVAL_MS, Probe, Program, READY_TIMEOUT_S};
 use proptest::prelude::*;
 use std::fs;
 

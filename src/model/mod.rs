@@ -12,5 +12,6 @@ pub mod query;
 pub mod sandbox;
 pub mod session;
 pub mod settings;
+pub mod setup;
 pub mod signal;
 pub mod template;

@@ -9,7 +9,7 @@ use super::image::ImageDigest;
 use super::lease::Lease;
 use super::name::Name;
 use super::sandbox::{Limits, SandboxId};
-use super::template::Setup;
+use super::setup::Setup;
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 

@@ -18,7 +18,7 @@ use super::launch::End;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::session::{Reason, SessionSpec};
-use crate::model::template::{Probe, Program, Readiness};
+use crate::model::setup::{Probe, Program, Readiness};
 
 /// What the start command is called among the session's processes.
 pub const START_TAG: &str = "start";

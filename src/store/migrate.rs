@@ -97,7 +97,7 @@ pub(super) fn installation(db: &Connection) -> Result<InstallationId, StoreError
 mod tests {
     use super::*;
     use crate::model::query::AuditFilter;
-    use crate::model::template::Setup;
+    use crate::model::setup::Setup;
     use crate::store::Store;
 
     #[tokio::test]

@@ -403,7 +403,7 @@ mod tests {
     use crate::base::id::EventId;
     use crate::model::event::{AuditEvent, Stage};
     use crate::model::image::ImageDigest;
-    use crate::model::template::Setup;
+    use crate::model::setup::Setup;
     use std::collections::BTreeMap;
 
     fn session(millis: i64, name: Option<&str>) -> Session {

@@ -427,7 +427,7 @@ fn bad_row(doing: &'static str, what: String) -> StoreError {
 mod tests {
     use super::*;
     use crate::model::image::ImageDigest;
-    use crate::model::template::{Probe, Program, Readiness, Setup, StartCommand};
+    use crate::model::setup::{Probe, Program, Readiness, Setup, StartCommand};
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();

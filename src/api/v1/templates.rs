@@ -17,10 +17,10 @@ use crate::base::clock::Timestamp;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, WantedLimits};
-use crate::model::template::{
-    INTERVAL_MS, Origin, Precondition, Probe, Program, READY_TIMEOUT_S, Readiness, Setup,
-    StartCommand, Template, TemplateProblem, TemplateSpec,
+use crate::model::setup::{
+    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand,
 };
+use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
 
 /// What a template shall be.
 #[derive(Deserialize, JsonSchema)]
