@@ -213,6 +213,15 @@ fn every_script_says_what_it_does_and_may_be_run() {
     use std::os::unix::fs::PermissionsExt;
     for entry in fs::read_dir(root().join("scripts")).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            // What scripts are made of.
+            for module in fs::read_dir(&path).unwrap() {
+                let module = module.unwrap().path();
+                let text = fs::read_to_string(&module).unwrap();
+                assert!(text.starts_with("\"\"\""), "{}", module.display());
+            }
+            continue;
+        }
         let text = fs::read_to_string(&path).unwrap();
         let second = text.lines().nth(1).unwrap_or_default();
         assert!(text.starts_with("#!"), "{}", path.display());

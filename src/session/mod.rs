@@ -28,6 +28,7 @@ pub mod gate;
 pub mod guest;
 pub mod handle;
 pub mod launch;
+pub mod lease;
 pub mod manager;
 pub mod pool;
 pub mod reached;
