@@ -28,13 +28,14 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
 }
 
-fn client() -> UnixClient {
-    UnixClient(bench().socket.clone())
-}
-
 /// Podman's answer to a GET below `/v4.0.0/libpod`.
 pub async fn get(path: &str) -> Value {
-    let answer = client()
+    get_at(&bench().socket, path).await
+}
+
+/// The same of the podman behind this socket.
+pub async fn get_at(socket: &Path, path: &str) -> Value {
+    let answer = UnixClient(socket.to_owned())
         .send(Method::GET, &format!("/v4.0.0/libpod{path}"))
         .await
         .unwrap();
@@ -43,6 +44,11 @@ pub async fn get(path: &str) -> Value {
 
 /// Containers of an installation, running or not.
 pub async fn containers(installation: &str) -> Vec<Container> {
+    containers_at(&bench().socket, installation).await
+}
+
+/// The same at the podman behind this socket.
+pub async fn containers_at(socket: &Path, installation: &str) -> Vec<Container> {
     let filter = format!("{{\"label\":[\"io.casemate.installation={installation}\"]}}");
     let filter = filter
         .replace('{', "%7B")
@@ -50,7 +56,11 @@ pub async fn containers(installation: &str) -> Vec<Container> {
         .replace('"', "%22")
         .replace('[', "%5B")
         .replace(']', "%5D");
-    let found = get(&format!("/containers/json?all=true&filters={filter}")).await;
+    let found = get_at(
+        socket,
+        &format!("/containers/json?all=true&filters={filter}"),
+    )
+    .await;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     found
         .as_array()
@@ -63,18 +73,16 @@ pub async fn containers(installation: &str) -> Vec<Container> {
         .collect()
 }
 
-/// The container of a session.
-pub async fn container_of(installation: &str, session: &str) -> Option<Container> {
-    let found = containers(installation).await;
-    found
-        .into_iter()
-        .find(|container| container.labels["io.casemate.session"] == session)
-}
-
 /// Removes a container as somebody else would: behind the daemon's back.
 pub async fn remove(id: &str) {
+    remove_at(&bench().socket, id).await;
+}
+
+/// The same at the podman behind this socket.
+pub async fn remove_at(socket: &Path, id: &str) {
     let path = format!("/v4.0.0/libpod/containers/{id}?force=true&timeout=0");
-    let answer = client().send(Method::DELETE, &path).await.unwrap();
+    let client = UnixClient(socket.to_owned());
+    let answer = client.send(Method::DELETE, &path).await.unwrap();
     assert!(
         answer.status.is_success() || answer.status == 404,
         "{:?}",
