@@ -8,6 +8,7 @@
 
 mod alive;
 pub mod fake;
+mod forgotten;
 pub mod groups;
 pub mod podman;
 pub mod spec;

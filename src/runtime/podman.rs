@@ -23,6 +23,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
+use super::forgotten::{Forgotten, Stored};
 use super::groups::{Bounds, Groups, Strain};
 use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, within};
 use super::mux::MuxDecoder;
@@ -67,6 +68,8 @@ pub struct Podman {
     reads: podman_api::Podman,
     /// What the last look at the machine found; `None` before the first.
     groups: Mutex<Option<Groups>>,
+    /// What podman has storage for and no record of.
+    forgotten: Forgotten,
     /// One image at a time: podman names what it loaded by tags, which another load could move.
     loading: tokio::sync::Mutex<()>,
 }
@@ -146,6 +149,7 @@ impl Podman {
             reads: podman_api::Podman::unix_versioned(&config.socket, version),
             config,
             groups: Mutex::new(None),
+            forgotten: Forgotten::default(),
             loading: tokio::sync::Mutex::new(()),
         }
     }
@@ -510,7 +514,17 @@ impl SandboxRuntime for Podman {
     /// podman asks our OCI runtime for its version whenever it is asked what it stands on, and that is when the runtime
     /// looks for what podman has forgotten (`packaging/libexec/casemate-runsc`): nobody else may touch it.
     async fn tidy(&self) -> Result<(), RuntimeError> {
-        Ok(self.info().await.map(drop)?)
+        self.info().await?;
+        let path = "/containers/json?all=true&external=true".to_owned();
+        let call = self.call(Method::GET, path, "look for what podman has forgotten");
+        let stored: Option<Vec<Stored>> = self.libpod.json(call).await?;
+        let forgotten = stored.into_iter().flatten().filter(Stored::is_forgotten);
+        let forgotten = forgotten.map(|stored| stored.id).collect();
+        for id in self.forgotten.due(forgotten, self.config.sandbox_deadline) {
+            tracing::warn!(sandbox = %id, "removing storage of a sandbox that podman has no record of");
+            self.remove(&id).await?;
+        }
+        Ok(())
     }
 
     async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError> {

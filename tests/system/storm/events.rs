@@ -20,6 +20,12 @@ const AWAY: Duration = Duration::from_secs(10);
 /// Between two starts of a daemon that refuses to start: what a service manager waits.
 const START_AGAIN: Duration = Duration::from_millis(500);
 
+/// The daemon's exit code for a disk that cannot be written.
+const DISK_REFUSED: i32 = 73;
+
+/// So often the daemon may refuse to start for that until the operator makes room.
+const REFUSALS: usize = 3;
+
 /// For how long somebody who comes and goes is looked for.
 const LOOK_FOR: Duration = Duration::from_millis(300);
 
@@ -132,7 +138,12 @@ impl Storm {
             _ => {}
         }
         if let Some(status) = self.daemon.ended() {
-            *self.ended.entry(status.to_string()).or_default() += 1;
+            let so_often = self.ended.entry(status.to_string()).or_default();
+            *so_often += 1;
+            if status.code() == Some(DISK_REFUSED) && *so_often % REFUSALS == 0 {
+                self.disk.free();
+                self.full_for = 0;
+            }
         }
         if !self.daemon.runs() && now >= self.started + START_AGAIN {
             self.daemon.launch();

@@ -118,7 +118,9 @@ async fn after_a_storm_of_sudden_ends_nothing_is_lost_and_nothing_is_orphaned() 
     let table = table(&storm, &ledger).await;
     reckoning.end(&mut storm, &ledger).await;
     let judged = began.elapsed();
-    eprintln!("{table}raged {raged:.1?}, healed after {healed:.1?}, judged after {judged:.1?}");
+    let podmans = reckoning::podmans_own(&storm.podman, &reckoning);
+    eprintln!("{table}{podmans:>8}  files of podman's own and empty layers, left by its ends");
+    eprintln!("raged {raged:.1?}, healed after {healed:.1?}, judged after {judged:.1?}");
     let problems = &reckoning.problems;
     if !problems.is_empty() {
         // The disk goes; whoever looks for the cause finds it beside the log.
@@ -207,6 +209,10 @@ async fn table(storm: &Storm, ledger: &clients::Ledger) -> String {
             (
                 "clean-ups that had to be repeated".into(),
                 said("cannot clear a session up yet").to_string(),
+            ),
+            (
+                "storage removed that podman had forgotten".into(),
+                said("storage of a sandbox that podman has no record of").to_string(),
             ),
             (
                 "ends that could not be written down at once".into(),

@@ -13,6 +13,7 @@ use http::Method;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -168,6 +169,8 @@ impl Drop for Service {
 pub enum Mood {
     /// Hands them on to this socket.
     Pass(PathBuf),
+    /// Hands them on, but those who want something removed: on them it hangs up.
+    KeepAll(PathBuf),
     /// Hangs up on them.
     Refuse,
     /// Takes them and says nothing.
@@ -271,6 +274,19 @@ async fn serve(socket: PathBuf, mut moods: watch::Receiver<Mood>, settled: watch
                     Mood::Pass(target) => {
                         connections.spawn(async move {
                             if let Ok(mut podman) = UnixStream::connect(target).await {
+                                let _ = tokio::io::copy_bidirectional(&mut io, &mut podman).await;
+                            }
+                        });
+                    }
+                    Mood::KeepAll(target) => {
+                        connections.spawn(async move {
+                            // The first line says what is wanted; each request has a connection of its own.
+                            let mut begin = [0; 6];
+                            if io.read_exact(&mut begin).await.is_ok()
+                                && begin != *b"DELETE"
+                                && let Ok(mut podman) = UnixStream::connect(target).await
+                                && podman.write_all(&begin).await.is_ok()
+                            {
                                 let _ = tokio::io::copy_bidirectional(&mut io, &mut podman).await;
                             }
                         });
