@@ -9,11 +9,15 @@ use tokio::time::Instant;
 
 use super::clients::{Known, Ledger};
 use super::events::Storm;
+use crate::support::Client;
 use crate::support::podman::get_at;
-use crate::support::{Client, wait_for};
 
 /// Longest wait until everything is in order: more than two of the daemon's looks for what nobody owns.
 const PATIENCE: Duration = Duration::from_secs(100);
+
+/// Longest wait until a session is usable or has ended: a guest that does not run any more, and whose link stands, is silent
+/// for a minute and a half before it counts as lost.
+const GUEST_PATIENCE: Duration = Duration::from_secs(240);
 
 /// The same when something is known not to be in order.
 const SHORT: Duration = Duration::from_secs(5);
@@ -216,18 +220,21 @@ impl Reckoning {
         }
         let nothing = Known::default();
         for (id, session) in &all {
-            let ended = if session["ended_at"].is_null() {
+            let found = if session["ended_at"].is_null() {
                 use_it(client, id).await
             } else {
-                Some(session.clone())
+                Found::Ended(session.clone())
             };
-            match ended {
-                Some(session) => {
+            match found {
+                Found::Stuck(how) => {
+                    problems.push(format!("{id} is neither usable nor ended: {how}"));
+                }
+                Found::Ended(session) => {
                     if session["reason"].as_str().is_none_or(str::is_empty) {
                         problems.push(format!("{id} ended and says not why: {session}"));
                     }
                 }
-                None => {
+                Found::Usable => {
                     let known = ledger.sessions.get(id).unwrap_or(&nothing);
                     let path = format!("/v1/sessions/{id}/files?path=kept.txt");
                     let answer = client.get(&path).await;
@@ -282,17 +289,32 @@ impl Reckoning {
     }
 }
 
-/// Uses a session until it can be used; or it has ended, and this is how.
-async fn use_it(client: &Client, id: &str) -> Option<Value> {
-    wait_for(&format!("{id} is usable or ended"), PATIENCE, async || {
-        let answer = client.try_run(id, json!({"argv": ["true"]})).await;
-        if answer.status == 200 {
-            return Some(None);
+/// How a session is found after the storm.
+enum Found {
+    Usable,
+    Ended(Value),
+    /// Neither, for as long as anybody would wait.
+    Stuck(String),
+}
+
+/// Uses a session until it can be used, or has ended.
+async fn use_it(client: &Client, id: &str) -> Found {
+    let deadline = Instant::now() + GUEST_PATIENCE;
+    loop {
+        let run = json!({"argv": ["true"], "timeout_s": 10});
+        let answer = client.try_run(id, run).await;
+        if answer.status == 200 && answer.json()["exit_code"] == 0 {
+            return Found::Usable;
         }
         let session = client.look(id).await;
-        (!session["ended_at"].is_null()).then_some(Some(session))
-    })
-    .await
+        if !session["ended_at"].is_null() {
+            return Found::Ended(session);
+        }
+        if Instant::now() > deadline {
+            return Found::Stuck(format!("{:?} of {session}", answer.body));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Whether the record says how every session that was acknowledged began and ended.
