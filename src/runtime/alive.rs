@@ -36,6 +36,8 @@ pub(super) async fn gone_untold(pid: i64, id: &SandboxId) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     #[test]
@@ -46,11 +48,15 @@ mod tests {
         assert!(!runs(i64::from(i32::MAX), &id), "nobody has that number");
         assert!(runs(0, &id), "podman knows no process");
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read wait", id.as_str()])
+            .args(["-c", "echo here; read wait", id.as_str()])
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
         let pid = i64::from(child.id());
+        // From here on it is itself.
+        let said = child.stdout.as_mut().unwrap();
+        said.read_exact(&mut [0; 5]).unwrap();
         assert!(runs(pid, &id));
         child.kill().unwrap();
         child.wait().unwrap();
