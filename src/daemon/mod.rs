@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::logging::Logging;
 use self::start::{Ground, House, Refusal};
@@ -30,7 +30,6 @@ use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
 use crate::session::manager::{Sessions, Settings};
-use crate::session::reconcile::Reconciled;
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -246,17 +245,10 @@ async fn sweep(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
         match sessions.sweep().await {
-            Ok(Reconciled {
-                orphans_removed: 0,
-                doors_removed: 0,
-                ..
-            }) => {}
-            Ok(done) => warn!(
-                orphans_removed = done.orphans_removed,
-                doors_removed = done.doors_removed,
-                "removed what no session owned"
-            ),
-            Err(error) => warn!(error = %Chain(&error), "cannot look for what no session owns"),
+            Ok(_) => debug!("looked for what no session owns"),
+            Err(error) => {
+                warn!(error = %Chain(&error), "cannot look for or remove all that no session owns");
+            }
         }
     }
 }

@@ -48,6 +48,8 @@ pub enum FakeCall {
     Wait,
     /// [`SandboxRuntime::remove`].
     Remove,
+    /// [`SandboxRuntime::tidy`].
+    Tidy,
     /// [`SandboxRuntime::list`].
     List,
     /// [`SandboxRuntime::exec`].
@@ -448,6 +450,10 @@ impl SandboxRuntime for FakeRuntime {
         drop(removed);
         self.ended.notify_waiters();
         verdict.answer(())
+    }
+
+    async fn tidy(&self) -> Result<(), RuntimeError> {
+        self.enter(FakeCall::Tidy).await?.answer(())
     }
 
     async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError> {

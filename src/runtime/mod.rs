@@ -6,7 +6,9 @@
 //! podman drops unknown fields, ignores `oci_runtime` and only warns of limits it cannot apply, so
 //! nothing is believed because it was asked for.
 
+mod alive;
 pub mod fake;
+mod forgotten;
 pub mod groups;
 pub mod podman;
 pub mod spec;
@@ -128,6 +130,13 @@ pub trait SandboxRuntime: Send + Sync {
     /// [`RuntimeError::Unavailable`], or [`RuntimeError::Failed`] when podman has refused until the
     /// deadline; either way the caller tries again.
     async fn remove(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Has removed what sandboxes left behind that the runtime itself has forgotten: processes, state, control groups.
+    /// What cannot be removed now is found again.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`], [`RuntimeError::Failed`].
+    async fn tidy(&self) -> Result<(), RuntimeError>;
 
     /// Every sandbox with this installation's label, running or not.
     ///

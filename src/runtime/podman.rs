@@ -23,6 +23,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
+use super::forgotten::{Forgotten, Stored};
 use super::groups::{Bounds, Groups, Strain};
 use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, within};
 use super::mux::MuxDecoder;
@@ -30,7 +31,7 @@ use super::spec::{self, CreateRequest, Ground, INSTALLATION_LABEL, SESSION_LABEL
 use super::verify::verify;
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError,
-    RuntimeFacts, SandboxRuntime, probe,
+    RuntimeFacts, SandboxRuntime, alive, probe,
 };
 use crate::base::chain::Chain;
 use crate::base::id::InstallationId;
@@ -51,6 +52,9 @@ const REMOVE_PAUSE_MOST: Duration = Duration::from_millis(500);
 /// spends 0.07 % of a core on each, at a second a fifth of that; who must know sooner has the link.
 const WAIT_INTERVAL: &str = "1s";
 
+/// The exit code of a sandbox that ended without podman being told how.
+const UNTOLD: i32 = -1;
+
 /// What our OCI runtime takes for an order to pause: podman's own pause wants a cgroup for each
 /// sandbox, which gVisor's does not (`packaging/libexec/casemate-runsc`).
 const PAUSE_SIGNAL: u8 = 63;
@@ -64,6 +68,8 @@ pub struct Podman {
     reads: podman_api::Podman,
     /// What the last look at the machine found; `None` before the first.
     groups: Mutex<Option<Groups>>,
+    /// What podman has storage for and no record of.
+    forgotten: Forgotten,
     /// One image at a time: podman names what it loaded by tags, which another load could move.
     loading: tokio::sync::Mutex<()>,
 }
@@ -89,6 +95,9 @@ struct Inspected {
 struct InspectedState {
     status: String,
     exit_code: i32,
+    /// The sandbox's process; 0 when there is none.
+    #[serde(default)]
+    pid: i64,
 }
 
 #[derive(Deserialize)]
@@ -140,6 +149,7 @@ impl Podman {
             reads: podman_api::Podman::unix_versioned(&config.socket, version),
             config,
             groups: Mutex::new(None),
+            forgotten: Forgotten::default(),
             loading: tokio::sync::Mutex::new(()),
         }
     }
@@ -286,6 +296,33 @@ impl Podman {
         verify(&inspect, spec, ground)
     }
 
+    /// podman's record of a sandbox.
+    async fn record(&self, id: &SandboxId) -> Result<Option<Inspected>, CallError> {
+        let value = self.inspect_value(id.as_str()).await?;
+        value.map(decode).transpose()
+    }
+
+    /// Waits until podman says that the sandbox has ended.
+    async fn wait_told(&self, id: &SandboxId) -> Result<Option<i32>, RuntimeError> {
+        let path = format!(
+            "/containers/{id}/wait?condition=exited&condition=removing&interval={WAIT_INTERVAL}"
+        );
+        let call = self
+            .call(Method::POST, path, "wait for a sandbox")
+            .without_deadline();
+        match self.libpod.json::<i32>(call).await {
+            // podman's word for "gone before I could read it".
+            Ok(code) if code < 0 => Ok(None),
+            Ok(code) => Ok(Some(code)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => match self.inspect(id).await {
+                // It was removed while we waited, which podman says in several ways.
+                Ok(None) => Ok(None),
+                _ => Err(e.into()),
+            },
+        }
+    }
+
     /// Asks once that the container be ended and forgotten. Whether it is, is for the caller to see.
     async fn delete(&self, id: &SandboxId) -> Result<(), CallError> {
         let path = format!("/containers/{id}?force=true&timeout=0&v=true");
@@ -423,35 +460,26 @@ impl SandboxRuntime for Podman {
     }
 
     async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError> {
-        let Some(value) = self.inspect_value(id.as_str()).await? else {
+        let Some(Inspected { id, state, config }) = self.record(id).await? else {
             return Ok(None);
         };
-        let Inspected { id, state, config } = decode(value)?;
         Ok(Some(sandbox_state(
             id,
             &state.status,
             Some(state.exit_code),
+            state.pid,
             config.labels.as_ref(),
         )))
     }
 
     async fn wait(&self, id: &SandboxId) -> Result<Option<i32>, RuntimeError> {
-        let path = format!(
-            "/containers/{id}/wait?condition=exited&condition=removing&interval={WAIT_INTERVAL}"
-        );
-        let call = self
-            .call(Method::POST, path, "wait for a sandbox")
-            .without_deadline();
-        match self.libpod.json::<i32>(call).await {
-            // podman's word for "gone before I could read it".
-            Ok(code) if code < 0 => Ok(None),
-            Ok(code) => Ok(Some(code)),
-            Err(e) if e.is_not_found() => Ok(None),
-            Err(e) => match self.inspect(id).await {
-                // It was removed while we waited, which podman says in several ways.
-                Ok(None) => Ok(None),
-                _ => Err(e.into()),
-            },
+        let Some(Inspected { state, .. }) = self.record(id).await? else {
+            return Ok(None);
+        };
+        tokio::select! {
+            biased;
+            told = self.wait_told(id) => told,
+            () = alive::gone_untold(state.pid, id), if state.pid > 0 => Ok(Some(UNTOLD)),
         }
     }
 
@@ -483,6 +511,22 @@ impl SandboxRuntime for Podman {
         }
     }
 
+    /// podman asks our OCI runtime for its version whenever it is asked what it stands on, and that is when the runtime
+    /// looks for what podman has forgotten (`packaging/libexec/casemate-runsc`): nobody else may touch it.
+    async fn tidy(&self) -> Result<(), RuntimeError> {
+        self.info().await?;
+        let path = "/containers/json?all=true&external=true".to_owned();
+        let call = self.call(Method::GET, path, "look for what podman has forgotten");
+        let stored: Option<Vec<Stored>> = self.libpod.json(call).await?;
+        let forgotten = stored.into_iter().flatten().filter(Stored::is_forgotten);
+        let forgotten = forgotten.map(|stored| stored.id).collect();
+        for id in self.forgotten.due(forgotten, self.config.sandbox_deadline) {
+            tracing::warn!(sandbox = %id, "removing storage of a sandbox that podman has no record of");
+            self.remove(&id).await?;
+        }
+        Ok(())
+    }
+
     async fn list(&self, installation: InstallationId) -> Result<Vec<SandboxState>, RuntimeError> {
         let filter =
             ContainerListFilter::LabelKeyVal(INSTALLATION_LABEL.into(), installation.to_string());
@@ -502,6 +546,7 @@ impl SandboxRuntime for Podman {
                     id,
                     &status,
                     container.exit_code,
+                    container.pid.unwrap_or_default(),
                     container.labels.as_ref(),
                 ))
             })
@@ -637,13 +682,15 @@ fn sandbox_state(
     id: SandboxId,
     status: &str,
     exit_code: Option<i32>,
+    pid: i64,
     labels: Option<&HashMap<String, String>>,
 ) -> SandboxState {
     // libpod's names of its states, and those it writes for people.
     let phase = match status {
         "created" | "configured" => SandboxPhase::Created,
-        "running" => SandboxPhase::Running,
-        "exited" | "stopped" => SandboxPhase::Exited,
+        "running" if alive::runs(pid, &id) => SandboxPhase::Running,
+        // Of the first podman was not told that it has ended.
+        "running" | "exited" | "stopped" => SandboxPhase::Exited,
         _ => SandboxPhase::Other,
     };
     SandboxState {
@@ -652,7 +699,7 @@ fn sandbox_state(
             .and_then(|l| l.get(SESSION_LABEL))
             .and_then(|session| session.parse().ok()),
         phase,
-        exit_code: exit_code.filter(|_| phase == SandboxPhase::Exited),
+        exit_code: exit_code.filter(|_| phase == SandboxPhase::Exited && status != "running"),
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::RuntimeError;
 use super::groups::Bounds;
+use crate::base::id::SessionId;
 use crate::model::sandbox::{MAX_OPEN_FILES, SandboxSpec};
 
 /// Where the guest's binary is in every sandbox; it is PID 1.
@@ -141,10 +142,20 @@ struct Rlimit {
     hard: u64,
 }
 
+/// What the names of containers begin with.
+const NAME_PREFIX: &str = "casemate-";
+
 /// The container's name. One session has one sandbox, and no name of a person's is in it.
 #[must_use]
 pub fn container_name(spec: &SandboxSpec) -> String {
-    format!("casemate-{}", spec.session)
+    format!("{NAME_PREFIX}{}", spec.session)
+}
+
+/// Whether a container of that name is a sandbox, of whatever installation.
+#[must_use]
+pub fn is_container_name(name: &str) -> bool {
+    let session = name.strip_prefix(NAME_PREFIX);
+    session.is_some_and(|session| session.parse::<SessionId>().is_ok())
 }
 
 impl CreateRequest {

@@ -28,11 +28,11 @@ pub struct Reconciled {
 
 impl Sessions {
     /// Gives every live session of the store a runner, and removes what none of them owns. Touches
-    /// only sandboxes with this installation's label.
+    /// only sandboxes with this installation's label. What cannot be removed now is the next sweep's: it must not keep the
+    /// sessions from their clients.
     ///
     /// # Errors
-    /// When the store or the runtime cannot be read, or an orphan cannot be removed: then the
-    /// machine is not in a state to start from.
+    /// When the store or the runtime cannot be read: then the machine is not in a state to start from.
     pub async fn reconcile(&self) -> Result<Reconciled, SessionError> {
         let house = &self.house;
         let live = house
@@ -71,29 +71,63 @@ impl Sessions {
             done.taken_up += 1;
         }
         for orphan in orphans {
-            self.remove_orphan(&orphan).await?;
-            done.orphans_removed += 1;
+            match self.remove_orphan(&orphan).await {
+                Ok(()) => done.orphans_removed += 1,
+                Err(error) => {
+                    warn!(sandbox = %orphan, error = %Chain(&error), "cannot remove a sandbox that no session owns yet");
+                }
+            }
         }
         Ok(done)
     }
 
-    /// Removes what no live session owns, as at the start, while sessions come and go. What cannot be removed or recorded
-    /// now is found again.
+    /// Removes what no live session owns, as at the start, while sessions come and go; then what the runtime has forgotten
+    /// itself. Each thing by itself: one that cannot be removed or recorded now keeps none of the others, and is found again.
     ///
     /// # Errors
-    /// When the store, the runtime or the link directory cannot be read, or an orphan cannot be removed or recorded.
+    /// The first of them, after all else is done: when the store, the runtime or the link directory cannot be read, or an
+    /// orphan cannot be removed or recorded.
     pub async fn sweep(&self) -> Result<Reconciled, SessionError> {
-        let house = &self.house;
-        let installation = house.store.installation();
-        let found = house.runtime.list(installation).await;
         let mut done = Reconciled::default();
+        let orphans = self.sweep_sandboxes(&mut done).await;
+        let doors = self.sweep_doors(&mut done).await;
+        let forgotten = self.house.runtime.tidy().await;
+        if done != Reconciled::default() {
+            warn!(
+                orphans_removed = done.orphans_removed,
+                doors_removed = done.doors_removed,
+                "removed what no session owned"
+            );
+        }
+        orphans
+            .and(doors)
+            .and(forgotten.map_err(SessionError::Runtime))
+            .map(|()| done)
+    }
+
+    async fn sweep_sandboxes(&self, done: &mut Reconciled) -> Result<(), SessionError> {
+        let house = &self.house;
+        let found = house.runtime.list(house.store.installation()).await;
+        let mut outcome = Ok(());
         for state in found.map_err(SessionError::Runtime)? {
-            // One that ended meanwhile is gone, and was no orphan.
-            if !self.is_owned(state.session).await? && self.is_there(&state.id).await? {
-                self.remove_orphan(&state.id).await?;
-                done.orphans_removed += 1;
+            match self.sweep_sandbox(&state).await {
+                Ok(removed) => done.orphans_removed += usize::from(removed),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        outcome
+    }
+
+    /// Whether it was an orphan, and is removed. One that ended meanwhile is gone, and was none.
+    async fn sweep_sandbox(&self, state: &SandboxState) -> Result<bool, SessionError> {
+        let is_orphan = !self.is_owned(state.session).await? && self.is_there(&state.id).await?;
+        if is_orphan {
+            self.remove_orphan(&state.id).await?;
+        }
+        Ok(is_orphan)
+    }
+
+    async fn sweep_doors(&self, done: &mut Reconciled) -> Result<(), SessionError> {
         let mut stale = BTreeSet::new();
         for id in self.doors()? {
             if !self.is_owned(Some(id)).await? {
@@ -101,7 +135,7 @@ impl Sessions {
             }
         }
         done.doors_removed = self.remove_doors(stale);
-        Ok(done)
+        Ok(())
     }
 
     /// Whether a session that is live has what was found. Asked after the finding: a session is in the table and in the

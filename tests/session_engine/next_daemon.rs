@@ -212,3 +212,35 @@ async fn what_nobody_owns_is_removed_while_sessions_live_and_what_is_only_left_a
     bench.sessions.sweep().await.unwrap();
     bench.nothing_is_left();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_that_cannot_be_removed_keeps_nothing_else() {
+    let mut bench = Bench::new();
+    let ready = bench.ready().await;
+    bench.leave_strange_things().await;
+    let tidied = bench.runtime.calls(FakeCall::Tidy);
+    bench
+        .runtime
+        .fail(FakeCall::Remove, 1, FakeFailure::Refused);
+    bench.sessions.sweep().await.unwrap_err();
+    assert_eq!((bench.runtime.count(), bench.doors().len()), (2, 1));
+    assert_eq!(bench.runtime.calls(FakeCall::Tidy), tidied + 1);
+    // Nor does it keep the next daemon from its sessions.
+    bench.sessions.leave_all(PATIENCE).await;
+    bench
+        .runtime
+        .fail(FakeCall::Remove, 1, FakeFailure::Refused);
+    bench.next_daemon();
+    let found = bench.sessions.reconcile().await.unwrap();
+    assert_eq!((found.taken_up, found.orphans_removed), (1, 0));
+    // It is found again.
+    let found = bench.sessions.sweep().await.unwrap();
+    assert_eq!((found.orphans_removed, bench.runtime.count()), (1, 1));
+    // What only the runtime can remove is asked for each time, and its failure is told.
+    bench
+        .runtime
+        .fail(FakeCall::Tidy, 1, FakeFailure::Unavailable);
+    bench.sessions.sweep().await.unwrap_err();
+    bench.end(&ready).await;
+    bench.nothing_is_left();
+}

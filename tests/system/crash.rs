@@ -1,9 +1,12 @@
 //! Sudden ends: of the daemon, of a sandbox, and what the next start makes of what they left.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::Method;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -197,6 +200,56 @@ async fn a_sandbox_that_dies_takes_its_session_with_it_at_once() {
     );
     assert!(daemon.containers().await.is_empty());
     assert!(daemon.links().is_empty());
+}
+
+#[tokio::test]
+async fn a_sandbox_whose_conmon_was_killed_can_be_used_its_death_is_noticed_and_nothing_of_it_stays()
+ {
+    let mut daemon = Daemon::up().await;
+    let client = daemon.client.clone();
+    let (ended, paused) = (
+        client.session(json!({})).await,
+        client.session(json!({})).await,
+    );
+    let mut containers = Vec::new();
+    for id in [&ended, &paused] {
+        let container = daemon.container_of(id).await.unwrap().id;
+        let record = podman::get(&format!("/containers/{container}/json")).await;
+        kill9(&record["State"]["ConmonPid"]);
+        assert_eq!(client.out(id, "echo works").await, "works\n");
+        containers.push((container, record["State"]["Pid"].clone()));
+    }
+    client.end(&ended).await;
+    let pause = client
+        .post(&format!("/v1/sessions/{paused}/pause"), json!({}))
+        .await;
+    pause.expect(200);
+    daemon.kill9();
+    kill9(&containers[1].1);
+    // Nobody has told podman, which says that it runs.
+    daemon.start().await;
+    let session = daemon.phase(&paused, "failed").await;
+    assert_eq!(session["reason"], "sandbox_died", "{session}");
+    // podman asks for no end of what conmon did not tell it of; it comes with the next sandbox.
+    client.session(json!({})).await;
+    let run = bench().socket.parent().unwrap().parent().unwrap();
+    let private = run.join("private");
+    let places = std::fs::read_to_string(private.join("casemate.cgroup")).unwrap();
+    let mut places: Vec<&Path> = places.split_whitespace().map(Path::new).collect();
+    let (runsc, notes) = (private.join("runsc"), private.join("casemate.sandboxes"));
+    places.extend([runsc.as_path(), notes.as_path()]);
+    for place in places {
+        for entry in std::fs::read_dir(place).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let is_left = containers.iter().any(|(id, _)| name.contains(id.as_str()));
+            assert!(!is_left, "{name} is left in {}", place.display());
+        }
+    }
+}
+
+fn kill9(pid: &Value) {
+    let pid = pid.as_i64().unwrap().try_into().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test]

@@ -35,4 +35,5 @@ mod root;
 mod sandbox;
 mod secrets;
 mod signals;
+mod storm;
 mod templates;

@@ -124,6 +124,51 @@ async fn a_session_that_is_ended_while_podman_is_away_ends_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn a_clean_up_that_fails_is_seen_is_tried_again_survives_the_daemon_and_ends_well() {
+    let proxy = Proxy::before_podman().await;
+    let mut daemon = Daemon::up_with(&[("podman.socket", json!(proxy.socket))]).await;
+    let client = daemon.client.clone();
+    let id = client.session(json!({})).await;
+    proxy.set(Mood::Missing).await;
+    // Nobody is kept waiting for as long as podman is away.
+    let began = Instant::now();
+    let answer = client.delete(&format!("/v1/sessions/{id}")).await;
+    let session = answer.expect(202);
+    assert!(
+        began.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(session["phase"], "stopping", "{session}");
+    assert_eq!(session["reason"], "client", "{session}");
+    assert_eq!(session["ended_at"], json!(null), "{session}");
+    let tries = |log: String| log.matches("cannot clear a session up yet").count();
+    assert!(tries(daemon.log()) > 2, "{}", daemon.log());
+
+    daemon.kill9();
+    daemon.refuses(69).await;
+    let known = tries(daemon.log());
+    // Podman says what there is, and then cannot remove it.
+    proxy.set(Mood::KeepAll(bench().socket.clone())).await;
+    daemon.start().await;
+    wait_until("the next daemon tries it again and again", async || {
+        tries(daemon.log()) > known + 2
+    })
+    .await;
+    let session = client.look(&id).await;
+    assert_eq!(session["phase"], "stopping", "{session}");
+    assert_eq!(session["reason"], "client", "{session}");
+    assert_eq!(daemon.containers().await.len(), 1);
+    let next = client.session(json!({})).await;
+    assert_eq!(client.out(&next, "echo works").await, "works\n");
+
+    proxy.mend().await;
+    let session = daemon.phase(&id, "stopped").await;
+    assert_eq!(session["reason"], "client", "{session}");
+    assert_eq!(daemon.containers().await.len(), 1);
+}
+
+#[tokio::test]
 async fn podman_that_restarts_does_not_disturb_sessions() {
     let proxy = Proxy::before_podman().await;
     let daemon = Daemon::up_with(&[("podman.socket", json!(proxy.socket))]).await;

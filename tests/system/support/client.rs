@@ -217,8 +217,13 @@ pub struct UnixClient(pub PathBuf);
 
 impl UnixClient {
     pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.try_post(path, body).await.unwrap()
+    }
+
+    /// The same, where no answer is an answer too.
+    pub async fn try_post(&self, path: &str, body: Value) -> Result<Answer, String> {
         let body = body.to_string().into();
-        self.send_body(Method::POST, path, body).await.unwrap()
+        self.send_body(Method::POST, path, body).await
     }
 
     pub async fn send(&self, method: Method, path: &str) -> Result<Answer, String> {

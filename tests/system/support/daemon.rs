@@ -6,7 +6,7 @@ use std::fs::{File, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub struct Daemon {
     pub config: Value,
     /// What it says to whoever has the key of the team `tests`.
     pub client: Client,
+    /// The socket of its podman.
+    podman: PathBuf,
     child: Option<Child>,
     keys: Vec<String>,
     was_killed: bool,
@@ -105,11 +107,21 @@ impl Daemon {
                 address: format!("127.0.0.1:{port}"),
                 key: None,
             },
+            podman: bench().socket.clone(),
             child: None,
             keys: Vec::new(),
             was_killed: false,
         };
         daemon.write_config();
+        daemon
+    }
+
+    /// A daemon that is not started yet, on another podman than the bench's.
+    pub fn on_podman(socket: &Path, runtime: &Path) -> Self {
+        let mut daemon = Self::new();
+        socket.clone_into(&mut daemon.podman);
+        daemon.set("podman.socket", json!(socket));
+        daemon.set("podman.runtime", json!(runtime));
         daemon
     }
 
@@ -257,6 +269,18 @@ impl Daemon {
         self.child.take().unwrap().wait().unwrap();
     }
 
+    /// How it ended, if it runs no more.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.child = None;
+        Some(status)
+    }
+
+    /// Whether it runs, as far as anybody has looked.
+    pub const fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Waits for its end; its exit code.
     pub async fn exit(&mut self) -> i32 {
         let code = exit_of(self.child.as_mut().unwrap()).await;
@@ -321,12 +345,15 @@ impl Daemon {
 
     /// The container of a session.
     pub async fn container_of(&self, session: &str) -> Option<podman::Container> {
-        podman::container_of(&self.installation(), session).await
+        let found = self.containers().await;
+        found
+            .into_iter()
+            .find(|container| container.labels["io.casemate.session"] == session)
     }
 
     /// Containers, by podman.
     pub async fn containers(&self) -> Vec<podman::Container> {
-        podman::containers(&self.installation()).await
+        podman::containers_at(&self.podman, &self.installation()).await
     }
 
     /// Link directories.
@@ -397,7 +424,7 @@ impl Daemon {
             }
             for container in self.containers().await {
                 problems.push(format!("a container is left: {container:?}"));
-                podman::remove(&container.id).await;
+                podman::remove_at(&self.podman, &container.id).await;
             }
             if !self.was_killed {
                 let unfinished = "SELECT kind || ' ' || id FROM audit AS i WHERE stage = 'intent'

@@ -13,6 +13,7 @@ use http::Method;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,13 +29,14 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
 }
 
-fn client() -> UnixClient {
-    UnixClient(bench().socket.clone())
-}
-
 /// Podman's answer to a GET below `/v4.0.0/libpod`.
 pub async fn get(path: &str) -> Value {
-    let answer = client()
+    get_at(&bench().socket, path).await
+}
+
+/// The same of the podman behind this socket.
+pub async fn get_at(socket: &Path, path: &str) -> Value {
+    let answer = UnixClient(socket.to_owned())
         .send(Method::GET, &format!("/v4.0.0/libpod{path}"))
         .await
         .unwrap();
@@ -43,6 +45,11 @@ pub async fn get(path: &str) -> Value {
 
 /// Containers of an installation, running or not.
 pub async fn containers(installation: &str) -> Vec<Container> {
+    containers_at(&bench().socket, installation).await
+}
+
+/// The same at the podman behind this socket.
+pub async fn containers_at(socket: &Path, installation: &str) -> Vec<Container> {
     let filter = format!("{{\"label\":[\"io.casemate.installation={installation}\"]}}");
     let filter = filter
         .replace('{', "%7B")
@@ -50,7 +57,11 @@ pub async fn containers(installation: &str) -> Vec<Container> {
         .replace('"', "%22")
         .replace('[', "%5B")
         .replace(']', "%5D");
-    let found = get(&format!("/containers/json?all=true&filters={filter}")).await;
+    let found = get_at(
+        socket,
+        &format!("/containers/json?all=true&filters={filter}"),
+    )
+    .await;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     found
         .as_array()
@@ -63,18 +74,16 @@ pub async fn containers(installation: &str) -> Vec<Container> {
         .collect()
 }
 
-/// The container of a session.
-pub async fn container_of(installation: &str, session: &str) -> Option<Container> {
-    let found = containers(installation).await;
-    found
-        .into_iter()
-        .find(|container| container.labels["io.casemate.session"] == session)
-}
-
 /// Removes a container as somebody else would: behind the daemon's back.
 pub async fn remove(id: &str) {
+    remove_at(&bench().socket, id).await;
+}
+
+/// The same at the podman behind this socket.
+pub async fn remove_at(socket: &Path, id: &str) {
     let path = format!("/v4.0.0/libpod/containers/{id}?force=true&timeout=0");
-    let answer = client().send(Method::DELETE, &path).await.unwrap();
+    let client = UnixClient(socket.to_owned());
+    let answer = client.send(Method::DELETE, &path).await.unwrap();
     assert!(
         answer.status.is_success() || answer.status == 404,
         "{:?}",
@@ -160,6 +169,8 @@ impl Drop for Service {
 pub enum Mood {
     /// Hands them on to this socket.
     Pass(PathBuf),
+    /// Hands them on, but those who want something removed: on them it hangs up.
+    KeepAll(PathBuf),
     /// Hangs up on them.
     Refuse,
     /// Takes them and says nothing.
@@ -263,6 +274,19 @@ async fn serve(socket: PathBuf, mut moods: watch::Receiver<Mood>, settled: watch
                     Mood::Pass(target) => {
                         connections.spawn(async move {
                             if let Ok(mut podman) = UnixStream::connect(target).await {
+                                let _ = tokio::io::copy_bidirectional(&mut io, &mut podman).await;
+                            }
+                        });
+                    }
+                    Mood::KeepAll(target) => {
+                        connections.spawn(async move {
+                            // The first line says what is wanted; each request has a connection of its own.
+                            let mut begin = [0; 6];
+                            if io.read_exact(&mut begin).await.is_ok()
+                                && begin != *b"DELETE"
+                                && let Ok(mut podman) = UnixStream::connect(target).await
+                                && podman.write_all(&begin).await.is_ok()
+                            {
                                 let _ = tokio::io::copy_bidirectional(&mut io, &mut podman).await;
                             }
                         });
