@@ -214,6 +214,10 @@ impl Reckoning {
                 problems.push(format!("{id} was acknowledged and is not known"));
                 continue;
             };
+            let answer = client.get(&format!("/v1/sessions/{id}")).await;
+            if answer.status != 200 {
+                problems.push(format!("{id} is listed and not known: {:?}", answer.body));
+            }
             if known.deleted.is_some() && session["ended_at"].is_null() {
                 problems.push(format!("{id} was deleted and lives: {session}"));
             }
