@@ -258,6 +258,17 @@ impl FakeRuntime {
         self.state().sandboxes.get(id).is_some_and(|s| s.paused)
     }
 
+    /// Gives it an image as if it had been made before.
+    pub fn put_image(&self, image: Image) {
+        let mut state = self.state();
+        state
+            .images
+            .retain(|known| known.image.digest != image.digest);
+        let mut given = FakeImage::given(image.digest);
+        given.image = image;
+        state.images.push(given);
+    }
+
     fn stand_still(&self, id: &SandboxId, paused: bool) -> Result<(), RuntimeError> {
         let mut state = self.state();
         let sandbox = state.sandboxes.get_mut(id);

@@ -503,3 +503,6 @@ fn at_most(left: u64, length: usize) -> usize {
 fn to_u64(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

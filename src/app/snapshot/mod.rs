@@ -109,6 +109,8 @@ impl SnapshotRefusal {
 pub struct Snapshots {
     sessions: Arc<Mutex<HashSet<SessionId>>>,
     places: Arc<Semaphore>,
+    /// Held by whoever uses the image in which nothing is.
+    empty: tokio::sync::Mutex<()>,
 }
 
 impl Default for Snapshots {
@@ -116,6 +118,7 @@ impl Default for Snapshots {
         Self {
             sessions: Arc::default(),
             places: Arc::new(Semaphore::new(PLACES)),
+            empty: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -333,24 +336,22 @@ impl App {
             layers: Vec::new(),
             architecture: makeup.architecture.clone(),
         };
-        let (_making, empty) = self.load(&nothing, &EMPTY_LAYER).await?;
-        self.0.runtime.names(image, empty).await
+        let _alone = self.0.snapshots.empty.lock().await;
+        let bytes = u64::try_from(EMPTY_LAYER.len()).unwrap_or(u64::MAX);
+        let content = stream::once(async { Ok(Bytes::from_static(&EMPTY_LAYER)) });
+        let digest = archive::digest(&EMPTY_LAYER);
+        let loaded = self.load(&nothing, digest, bytes, content.boxed());
+        let (_making, empty) = loaded.await?;
+        let names = self.0.runtime.names(image, empty).await;
+        // Also after a failure; one that stays is found by the sweep.
+        if let Err(error) = self.0.runtime.remove_image(empty).await {
+            tracing::warn!(error = %Chain(&error), "cannot remove an image that is not needed any more");
+        }
+        names
     }
 
-    /// Loads an image whose last layer is in memory.
+    /// Makes an image of a layer on top of others. It is not swept while the first of the two is held.
     async fn load(
-        &self,
-        below: &Makeup,
-        layer: &'static [u8],
-    ) -> Result<(Making, ImageDigest), RuntimeError> {
-        let length = u64::try_from(layer.len()).unwrap_or(u64::MAX);
-        let content = stream::once(async move { Ok(Bytes::from_static(layer)) });
-        let digest = archive::digest(layer);
-        self.load_layer(below, digest, length, content.boxed())
-            .await
-    }
-
-    async fn load_layer(
         &self,
         below: &Makeup,
         digest: LayerDigest,
@@ -388,7 +389,7 @@ impl App {
             below,
         } = read;
         let content = ReaderStream::with_capacity(file.take(bytes), PIECE_BYTES).boxed();
-        let loaded = self.load_layer(&below, digest, bytes, content).await;
+        let loaded = self.load(&below, digest, bytes, content).await;
         let (_making, image) = loaded.map_err(|error| match error {
             RuntimeError::BadArchive(what) => {
                 tracing::warn!(what, "podman does not take a snapshot");
