@@ -315,6 +315,7 @@ mod tests {
             (
                 "EffectiveCaps",
                 json!([
+                    "CAP_DAC_READ_SEARCH",
                     "CAP_KILL",
                     "CAP_SETGID",
                     "CAP_SETPCAP",
@@ -327,6 +328,7 @@ mod tests {
             (
                 "BoundingCaps",
                 json!([
+                    "CAP_DAC_READ_SEARCH",
                     "CAP_KILL",
                     "CAP_NET_RAW",
                     "CAP_SETGID",

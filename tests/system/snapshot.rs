@@ -360,7 +360,7 @@ async fn a_daemon_that_is_killed_in_the_middle_leaves_nothing() {
     asking.await.unwrap().unwrap_err();
     // As if it had been killed right after podman had taken the image.
     podman::leave_snapshot(&daemon.installation()).await;
-    assert_eq!(images(&daemon).await.len(), 1);
+    assert!(!images(&daemon).await.is_empty());
     daemon.start().await;
     wait_until("what was left goes", async || {
         images(&daemon).await.is_empty()

@@ -78,7 +78,8 @@ pub async fn snapshots(installation: &str) -> Vec<String> {
 pub async fn leave_snapshot(installation: &str) {
     let (archive, _) = archive::on_top(&[], installation);
     let path = "/v4.0.0/libpod/images/load";
-    let answer = client().send_body(Method::POST, path, archive.into());
+    let podman = client();
+    let answer = podman.send_body(Method::POST, path, archive.into());
     answer.await.unwrap().expect(200);
 }
 
