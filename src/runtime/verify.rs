@@ -302,6 +302,7 @@ mod tests {
 
     /// Each field that matters, altered alone.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "its cases are its lines")]
     fn each_difference_is_found_and_named() {
         let bind = json!({"Type": "bind", "Source": "/etc", "Destination": "/host", "Options": [], "RW": false, "Propagation": "rprivate"});
         let alterations: Vec<(&str, Value)> = vec![
