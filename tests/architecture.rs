@@ -59,7 +59,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("serde_yaml", &["config/"]),
     ("signal_hook", &["host/signals.rs"]),
     ("subtle", &["base/secret.rs", "identity/"]),
-    ("tar", &["bin/"]),
+    ("tar", &["app/snapshot/", "bin/"]),
     ("thiserror", &[""]),
     ("tokio", &[""]),
     (

@@ -8,6 +8,9 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
+#[path = "runtime/archive.rs"]
+#[expect(dead_code, reason = "the other runtime's tests use all of it")]
+mod archive;
 #[path = "runtime/contract.rs"]
 mod contract;
 

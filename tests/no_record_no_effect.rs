@@ -89,6 +89,7 @@ impl Bench {
             clock,
             reload,
             calls: TaskTracker::new(),
+            snapshots: casemate::app::Snapshots::default(),
             readiness: Mutex::new(None),
         });
         Self {

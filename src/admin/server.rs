@@ -406,6 +406,7 @@ fn told(error: &AppError) -> Answer {
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),
+        AppError::Snapshot(refusal) => refusal.code(),
         AppError::Reload(_) => "not_reloaded",
         AppError::Internal(_) => "internal",
     };

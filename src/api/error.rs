@@ -8,7 +8,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::route::Reply;
-use crate::app::{AppError, TemplateRefusal};
+use crate::app::snapshot::BadLayer;
+use crate::app::{AppError, SnapshotRefusal, TemplateRefusal};
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
 use crate::session::SessionError;
@@ -162,6 +163,7 @@ impl From<AppError> for Problem {
             ),
             AppError::Runtime(error) => runtime_unavailable(error),
             AppError::Template(refusal) => refusal.into(),
+            AppError::Snapshot(refusal) => refusal.into(),
             AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
             AppError::Internal(what) => Self::internal(what),
         }
@@ -180,6 +182,27 @@ impl From<TemplateRefusal> for Problem {
             TemplateRefusal::Conflict(_) => StatusCode::PRECONDITION_FAILED,
         };
         Self::new(status, refusal.code(), refusal.to_string())
+    }
+}
+
+impl From<SnapshotRefusal> for Problem {
+    fn from(refusal: SnapshotRefusal) -> Self {
+        let status = match &refusal {
+            SnapshotRefusal::UnderWay => StatusCode::CONFLICT,
+            SnapshotRefusal::Crowded => StatusCode::SERVICE_UNAVAILABLE,
+            SnapshotRefusal::Layer(BadLayer::TooLarge(_) | BadLayer::TooMany) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            SnapshotRefusal::Layer(BadLayer::Unfit(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+            SnapshotRefusal::Late
+            | SnapshotRefusal::Layer(BadLayer::Damaged(_))
+            | SnapshotRefusal::NotTaken => StatusCode::BAD_GATEWAY,
+        };
+        let problem = Self::new(status, refusal.code(), refusal.to_string());
+        match refusal {
+            SnapshotRefusal::Crowded => problem.again_later(),
+            _ => problem,
+        }
     }
 }
 

@@ -363,7 +363,11 @@ impl App {
     }
 
     /// The guest of a session that the principal may use.
-    async fn guest(&self, principal: &Principal, id: SessionId) -> Result<Guest, AppError> {
+    pub(super) async fn guest(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Guest, AppError> {
         self.session(principal, id).await?;
         match self.0.sessions.handle(id) {
             Some(handle) => handle.guest().await.map_err(AppError::Session),

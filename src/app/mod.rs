@@ -5,9 +5,11 @@
 
 mod guest;
 pub mod lease;
+pub mod snapshot;
 mod templates;
 mod transfer;
 
+pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 
@@ -75,6 +77,8 @@ pub struct Parts {
     pub reload: mpsc::Sender<oneshot::Sender<Result<(), String>>>,
     /// The runs in flight, waited for when the daemon stops.
     pub calls: TaskTracker,
+    /// The snapshots that are being made.
+    pub snapshots: Snapshots,
     /// The last readiness.
     pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
 }
@@ -121,12 +125,34 @@ pub enum AppError {
     /// The template cannot be had, kept or removed.
     #[error(transparent)]
     Template(TemplateRefusal),
+    /// There is no snapshot.
+    #[error(transparent)]
+    Snapshot(SnapshotRefusal),
     /// The settings were not taken.
     #[error("{0}")]
     Reload(String),
     /// A defect, or a machine without randomness.
     #[error("{0}")]
     Internal(String),
+}
+
+impl AppError {
+    /// A stable word for the record.
+    const fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "unauthenticated",
+            Self::Denied(_) => "denied",
+            Self::Session(error) => error.code(),
+            Self::Store(_) => "store",
+            Self::Audit(_) => "audit",
+            Self::BadArchive(_) => "bad_archive",
+            Self::Runtime(_) => "runtime",
+            Self::Template(refusal) => refusal.code(),
+            Self::Snapshot(refusal) => refusal.code(),
+            Self::Reload(_) => "reload",
+            Self::Internal(_) => "internal",
+        }
+    }
 }
 
 impl App {

@@ -219,7 +219,7 @@ impl App {
             .await
     }
 
-    fn not_from_file(&self, team: &Name, name: &Name) -> Result<(), AppError> {
+    pub(super) fn not_from_file(&self, team: &Name, name: &Name) -> Result<(), AppError> {
         match self.0.sessions.file_template(team, name) {
             Some(_) => Err(no(TemplateRefusal::FromFile(name.clone()))),
             None => Ok(()),
@@ -272,7 +272,7 @@ const fn no(refusal: TemplateRefusal) -> AppError {
 }
 
 /// The team for which a principal asks. Operators change files.
-fn own_team(principal: &Principal) -> Result<&Name, AppError> {
+pub(super) fn own_team(principal: &Principal) -> Result<&Name, AppError> {
     match principal {
         Principal::Key { team, .. } => Ok(team),
         Principal::Operator { .. } | Principal::Daemon => {

@@ -49,7 +49,7 @@ impl Ongoing {
     }
 
     /// Writes down how it ended, once.
-    async fn settle(&mut self, told: Result<Option<String>, &'static str>) {
+    pub(super) async fn settle(&mut self, told: Result<Option<String>, &'static str>) {
         if let Some(intent) = self.intent.take() {
             finish(intent, told).await;
         }

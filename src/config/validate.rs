@@ -184,6 +184,11 @@ fn team_templates(keys: &Section<'_>) -> TeamTemplates {
         max_timeout_s: keys.integer("max_timeout_s", default.max_timeout_s, 1..=MAX_TIMEOUT_S),
         max_pool: keys.integer("max_pool", default.max_pool, 0..=MAX_POOL),
         max_limits,
+        max_snapshot_bytes: keys.integer(
+            "max_snapshot_bytes",
+            default.max_snapshot_bytes,
+            1 << 20..=1 << 40,
+        ),
     }
 }
 

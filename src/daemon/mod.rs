@@ -239,6 +239,7 @@ async fn keep_warm(sessions: Sessions, stop: CancellationToken) -> anyhow::Resul
 /// Removes every half minute what no session owns. What fails now is tried again, and told where it is told of everything.
 async fn sweep(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
     loop {
+        sessions.sweep_images().await;
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),

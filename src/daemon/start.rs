@@ -160,6 +160,7 @@ impl Ground {
             clock,
             reload,
             calls: calls.clone(),
+            snapshots: crate::app::Snapshots::default(),
             readiness: Mutex::new(None),
         });
         let house = House {

@@ -12,6 +12,7 @@ pub mod lock;
 pub mod memory;
 pub mod notify;
 pub mod peer;
+pub mod scratch;
 pub mod signals;
 pub mod users;
 

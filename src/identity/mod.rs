@@ -145,6 +145,32 @@ pub fn digest(bytes: &[u8]) -> [u8; 32] {
     digest
 }
 
+/// SHA-256 of what comes in pieces: names the content of an image.
+pub struct ContentHash(ring::digest::Context);
+
+impl Default for ContentHash {
+    fn default() -> Self {
+        Self(ring::digest::Context::new(&ring::digest::SHA256))
+    }
+}
+
+impl ContentHash {
+    /// Adds what comes next.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all that was added.
+    #[must_use]
+    pub fn finish(self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        for (to, from) in digest.iter_mut().zip(self.0.finish().as_ref()) {
+            *to = *from;
+        }
+        digest
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
     bytes

@@ -190,6 +190,20 @@ pub enum AuditEvent {
         /// The image that it shall have.
         image: ImageDigest,
     },
+    /// What a session changed was to become a version of a template.
+    #[serde(rename = "session.snapshot")]
+    SessionSnapshot {
+        /// The template's name.
+        template: Name,
+        /// Whose it is.
+        team: Name,
+    },
+    /// An image that was made of a session was removed: no template means it any more.
+    #[serde(rename = "image.remove")]
+    ImageRemove {
+        /// The image.
+        image: ImageDigest,
+    },
     /// A template was to be removed through the API.
     #[serde(rename = "template.remove")]
     TemplateRemove {
@@ -260,7 +274,9 @@ impl AuditEvent {
             Self::KeyCreate { .. } => "key.create",
             Self::TemplatePut { .. } => "template.put",
             Self::TemplateRemove { .. } => "template.remove",
+            Self::SessionSnapshot { .. } => "session.snapshot",
             Self::ImageImport {} => "image.import",
+            Self::ImageRemove { .. } => "image.remove",
             Self::AdminCommand { .. } => "admin.command",
             Self::AdminRefused { .. } => "admin.refused",
             Self::SandboxOrphan { .. } => "sandbox.orphan",

@@ -104,6 +104,13 @@ impl JsonSchema for ImageDigest {
     }
 }
 
+/// The digest of what is in a layer of an image, uncompressed; written like an image's.
+pub type LayerDigest = ImageDigest;
+
+/// The label of an image that was made of a session, with the id of the installation that made it. An image's labels come to
+/// its containers too, so it is none of those by which sandboxes are known.
+pub const SNAPSHOT_LABEL: &str = "io.casemate.snapshot-of";
+
 /// An image in podman's store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
@@ -113,6 +120,9 @@ pub struct Image {
     pub names: Vec<String>,
     /// Size of its layers on disk.
     pub size_bytes: u64,
+    /// The installation that made it of a session; absent for one that was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_of: Option<String>,
 }
 
 #[cfg(test)]

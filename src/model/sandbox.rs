@@ -158,6 +158,19 @@ impl Limits {
             .collect()
     }
 
+    /// Each limit, or the most that there may be where that is less.
+    #[must_use]
+    pub fn within(&self, most: &Self) -> Self {
+        Self {
+            memory_bytes: self.memory_bytes.min(most.memory_bytes),
+            cpus: self.cpus.min(most.cpus),
+            pids: self.pids.min(most.pids),
+            disk_bytes: self.disk_bytes.min(most.disk_bytes),
+            open_files: self.open_files.min(most.open_files),
+            processes_started: self.processes_started.min(most.processes_started),
+        }
+    }
+
     /// Each limit beside the most that there may be: its field, whether it is over, what it is, and the most.
     #[must_use]
     pub fn over(&self, most: &Self) -> [(&'static str, bool, String, String); 6] {

@@ -138,6 +138,8 @@ pub struct TeamTemplates {
     pub max_pool: u32,
     /// The most of their `max_limits`.
     pub max_limits: Limits,
+    /// The most that a session may have changed for a snapshot of it, in bytes.
+    pub max_snapshot_bytes: u64,
 }
 
 impl Default for TeamTemplates {
@@ -155,6 +157,7 @@ impl Default for TeamTemplates {
                 open_files: 32_768,
                 processes_started: 4_000_000,
             },
+            max_snapshot_bytes: 4 * GIB,
         }
     }
 }

@@ -13,11 +13,12 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
+use super::fake_image::FakeImage;
 use super::groups::Strain;
 use super::spec::{GUEST_PATH, capabilities, guest_arguments};
 use super::{
-    ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeError, RuntimeFacts,
-    SandboxRuntime,
+    ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, Makeup, RuntimeError, RuntimeFacts,
+    SandboxRuntime, fake_image,
 };
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest};
@@ -58,6 +59,12 @@ pub enum FakeCall {
     Images,
     /// [`SandboxRuntime::load_image`].
     LoadImage,
+    /// [`SandboxRuntime::makeup`].
+    Makeup,
+    /// [`SandboxRuntime::names`].
+    Names,
+    /// [`SandboxRuntime::remove_image`].
+    RemoveImage,
 }
 
 /// How a call fails.
@@ -82,6 +89,9 @@ pub enum FakeFailure {
 /// The deadline of a call that hangs: long for a test, short for a person.
 pub const SILENCE: Duration = Duration::from_millis(400);
 
+/// Most that is looked at of an archive.
+const KEPT_OF_ARCHIVE: usize = 1 << 20;
+
 /// A sandbox runtime in memory.
 pub struct FakeRuntime {
     state: Arc<Mutex<State>>,
@@ -93,7 +103,7 @@ pub struct FakeRuntime {
 #[derive(Default)]
 struct State {
     sandboxes: BTreeMap<SandboxId, Sandbox>,
-    images: Vec<Image>,
+    images: Vec<FakeImage>,
     /// Calls made so far, by kind.
     calls: HashMap<FakeCall, u64>,
     /// Failures to come: the call's kind and number.
@@ -131,7 +141,11 @@ impl Sandbox {
 impl State {
     /// Makes a sandbox. One session has one; a leftover goes.
     fn make(&mut self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError> {
-        if !self.images.iter().any(|image| image.digest == spec.image) {
+        if !self
+            .images
+            .iter()
+            .any(|known| known.image.digest == spec.image)
+        {
             return Err(RuntimeError::ImageMissing(spec.image));
         }
         self.sandboxes
@@ -169,14 +183,7 @@ impl FakeRuntime {
     /// A runtime that has these images.
     #[must_use]
     pub fn new(images: impl IntoIterator<Item = ImageDigest>) -> Self {
-        let images = images
-            .into_iter()
-            .map(|digest| Image {
-                digest,
-                names: Vec::new(),
-                size_bytes: 0,
-            })
-            .collect();
+        let images = images.into_iter().map(FakeImage::given).collect();
         Self {
             state: Arc::new(Mutex::new(State {
                 images,
@@ -251,6 +258,17 @@ impl FakeRuntime {
     #[must_use]
     pub fn is_paused(&self, id: &SandboxId) -> bool {
         self.state().sandboxes.get(id).is_some_and(|s| s.paused)
+    }
+
+    /// Gives it an image as if it had been made before.
+    pub fn put_image(&self, image: Image) {
+        let mut state = self.state();
+        state
+            .images
+            .retain(|known| known.image.digest != image.digest);
+        let mut given = FakeImage::given(image.digest);
+        given.image = image;
+        state.images.push(given);
     }
 
     fn stand_still(&self, id: &SandboxId, paused: bool) -> Result<(), RuntimeError> {
@@ -334,6 +352,7 @@ fn capability_bits(spec: &SandboxSpec) -> u64 {
         .map(|name| match *name {
             "CAP_CHOWN" => 1,
             "CAP_DAC_OVERRIDE" => 1 << 1,
+            "CAP_DAC_READ_SEARCH" => 1 << 2,
             "CAP_FOWNER" => 1 << 3,
             "CAP_FSETID" => 1 << 4,
             "CAP_KILL" => 1 << 5,
@@ -522,35 +541,102 @@ impl SandboxRuntime for FakeRuntime {
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
         let verdict = self.enter(FakeCall::Images).await?;
-        let images = self.state().images.clone();
+        let images = self
+            .state()
+            .images
+            .iter()
+            .map(|known| known.image.clone())
+            .collect();
         verdict.answer(images)
     }
 
-    /// Takes an archive that holds nothing but the text of a digest for an image.
+    /// Takes an archive that holds nothing but the text of a digest for an image, and OCI archives whose documents come first.
     async fn load_image(&self, mut archive: ArchiveStream) -> Result<ImageDigest, RuntimeError> {
         let verdict = self.enter(FakeCall::LoadImage).await?;
-        let mut text = String::new();
+        let mut kept = Vec::new();
         while let Some(part) = archive.next().await {
             let part = part.map_err(|e| RuntimeError::BadArchive(e.to_string()))?;
-            // A digest is short; what is longer is garbage and not kept.
-            if text.len() + part.len() <= 128 {
-                text.push_str(&String::from_utf8_lossy(&part));
-            }
+            let room = KEPT_OF_ARCHIVE.saturating_sub(kept.len());
+            kept.extend_from_slice(part.get(..room.min(part.len())).unwrap_or_default());
         }
-        let digest: ImageDigest = text.parse().map_err(|_| {
+        let image = fake_image::read(&kept).ok_or_else(|| {
             RuntimeError::BadArchive(
                 "payload does not match any of the supported image formats".into(),
             )
         })?;
         let mut state = self.state();
-        if !state.images.iter().any(|image| image.digest == digest) {
-            state.images.push(Image {
-                digest,
-                names: Vec::new(),
-                size_bytes: 0,
-            });
+        let is_there = |layer: &_| {
+            state
+                .images
+                .iter()
+                .any(|one| one.makeup.layers.contains(layer))
+        };
+        if let Some(missing) = image
+            .makeup
+            .layers
+            .iter()
+            .find(|layer| !image.brought.contains(layer) && !is_there(layer))
+        {
+            let what = format!("the layer {missing} is not in it");
+            return Err(RuntimeError::BadArchive(what));
+        }
+        let digest = image.image.digest;
+        if !state
+            .images
+            .iter()
+            .any(|known| known.image.digest == digest)
+        {
+            state.images.push(image);
         }
         drop(state);
         verdict.answer(digest)
+    }
+
+    async fn makeup(&self, image: ImageDigest) -> Result<Makeup, RuntimeError> {
+        let verdict = self.enter(FakeCall::Makeup).await?;
+        let state = self.state();
+        let found = state
+            .images
+            .iter()
+            .find(|known| known.image.digest == image);
+        let makeup = found.map(|known| known.makeup.clone());
+        verdict.answer(makeup.ok_or(RuntimeError::ImageMissing(image))?)
+    }
+
+    /// Every image that was not loaded has `/etc/motd` and what is above it; nothing is known of any other.
+    async fn names(
+        &self,
+        image: ImageDigest,
+        beyond: ImageDigest,
+    ) -> Result<Vec<String>, RuntimeError> {
+        let verdict = self.enter(FakeCall::Names).await?;
+        let names = {
+            let state = self.state();
+            let find = |digest| {
+                state
+                    .images
+                    .iter()
+                    .find(|known| known.image.digest == digest)
+            };
+            let (Some(image), Some(_)) = (find(image), find(beyond)) else {
+                return Err(refused("there is no such image"));
+            };
+            image.names.clone()
+        };
+        verdict.answer(names)
+    }
+
+    async fn remove_image(&self, image: ImageDigest) -> Result<bool, RuntimeError> {
+        let verdict = self.enter(FakeCall::RemoveImage).await?;
+        let mut state = self.state();
+        let is_used = state
+            .sandboxes
+            .values()
+            .any(|sandbox| sandbox.spec.image == image);
+        if !is_used {
+            state.images.retain(|known| known.image.digest != image);
+        }
+        drop(state);
+        verdict.answer(!is_used)
     }
 }

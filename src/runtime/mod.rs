@@ -8,11 +8,13 @@
 
 mod alive;
 pub mod fake;
+mod fake_image;
 mod forgotten;
 pub mod groups;
 pub mod podman;
 pub mod spec;
 
+mod images;
 mod libpod;
 mod mux;
 mod probe;
@@ -26,7 +28,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::base::id::InstallationId;
-use crate::model::image::{Image, ImageDigest};
+use crate::model::image::{Image, ImageDigest, LayerDigest};
 use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, SandboxState};
 use groups::Strain;
 
@@ -66,6 +68,18 @@ pub struct Dialler {
 
 /// Most output kept of one [`SandboxRuntime::exec`].
 pub const EXEC_OUTPUT_BYTES: usize = 256 * 1024;
+
+/// Most bytes of the list of an image's names, as podman writes it: a million of them.
+pub const MAX_NAMES_BYTES: usize = 128 << 20;
+
+/// What an image is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Makeup {
+    /// Its layers from the lowest, by the digests of what is in them.
+    pub layers: Vec<LayerDigest>,
+    /// The processor that it is for, as OCI names it.
+    pub architecture: String,
+}
 
 /// Bytes of an image archive, as they arrive.
 pub type ArchiveStream = BoxStream<'static, std::io::Result<Bytes>>;
@@ -179,11 +193,36 @@ pub trait SandboxRuntime: Send + Sync {
 
     /// Loads an OCI or docker archive; streams, never holds it in memory.
     ///
-    /// One image only; a second load waits for the first.
+    /// One image only; a second load waits for the first. Of an OCI archive, layers that the store has already may be absent.
     ///
     /// # Errors
     /// [`RuntimeError::BadArchive`], [`RuntimeError::Unavailable`].
     async fn load_image(&self, archive: ArchiveStream) -> Result<ImageDigest, RuntimeError>;
+
+    /// What an image is made of.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageMissing`]; as [`SandboxRuntime::inspect`].
+    async fn makeup(&self, image: ImageDigest) -> Result<Makeup, RuntimeError>;
+
+    /// The absolute paths of all that is in an image and not in another. Names that are no UTF-8 come with replacement
+    /// characters.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Failed`] when there is no such image; [`RuntimeError::Unavailable`], also when there are more names than
+    /// [`MAX_NAMES_BYTES`].
+    async fn names(
+        &self,
+        image: ImageDigest,
+        beyond: ImageDigest,
+    ) -> Result<Vec<String>, RuntimeError>;
+
+    /// Removes an image, and those of its layers that no other image has. False when a sandbox is made of it. Gone already is
+    /// success.
+    ///
+    /// # Errors
+    /// As [`SandboxRuntime::inspect`].
+    async fn remove_image(&self, image: ImageDigest) -> Result<bool, RuntimeError>;
 }
 
 /// What went wrong, split by what the caller does next.

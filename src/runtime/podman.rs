@@ -30,12 +30,12 @@ use super::mux::MuxDecoder;
 use super::spec::{self, CreateRequest, Ground, INSTALLATION_LABEL, SESSION_LABEL};
 use super::verify::verify;
 use super::{
-    ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, RuntimeConfig, RuntimeError,
-    RuntimeFacts, SandboxRuntime, alive, probe,
+    ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, Makeup, RuntimeConfig, RuntimeError,
+    RuntimeFacts, SandboxRuntime, alive, images, probe,
 };
 use crate::base::chain::Chain;
 use crate::base::id::InstallationId;
-use crate::model::image::{Image, ImageDigest};
+use crate::model::image::{Image, ImageDigest, SNAPSHOT_LABEL};
 use crate::model::sandbox::{Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState};
 
 /// Most that is kept of what a sandbox's first process said.
@@ -614,6 +614,9 @@ impl SandboxRuntime for Podman {
                         .size
                         .and_then(|size| size.try_into().ok())
                         .unwrap_or(0),
+                    snapshot_of: image
+                        .labels
+                        .and_then(|mut labels| labels.remove(SNAPSHOT_LABEL)),
                 })
             })
             .collect())
@@ -650,6 +653,22 @@ impl SandboxRuntime for Podman {
             }
         }
         digest.ok_or_else(|| RuntimeError::BadArchive("it holds no image".into()))
+    }
+
+    async fn makeup(&self, image: ImageDigest) -> Result<Makeup, RuntimeError> {
+        images::makeup(&self.libpod, image, self.config.call_deadline).await
+    }
+
+    async fn names(
+        &self,
+        image: ImageDigest,
+        beyond: ImageDigest,
+    ) -> Result<Vec<String>, RuntimeError> {
+        images::names(&self.libpod, image, beyond, self.config.sandbox_deadline).await
+    }
+
+    async fn remove_image(&self, image: ImageDigest) -> Result<bool, RuntimeError> {
+        images::remove(&self.libpod, image, self.config.sandbox_deadline).await
     }
 }
 

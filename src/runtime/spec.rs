@@ -29,9 +29,15 @@ const MEMORY_ANNOTATION: &str = "io.casemate.memory-max-bytes";
 const CPU_ANNOTATION: &str = "io.casemate.cpu-quota-us";
 const PIDS_ANNOTATION: &str = "io.casemate.pids-max";
 
-/// All that the guest holds: it starts programs as other users and ends them
+/// All that the guest holds: it starts programs as other users and ends them, and reads every file for a snapshot
 /// (`docs/decisions/0002-capabilities.md`).
-const CAPABILITIES: [&str; 4] = ["CAP_KILL", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID"];
+const CAPABILITIES: [&str; 5] = [
+    "CAP_DAC_READ_SEARCH",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+];
 /// What the guest holds where programs may be root, and such programs with it: to install packages, to
 /// give files away, to become another user. Nothing by which a program could trace the guest, mount
 /// over it or open raw sockets (`docs/decisions/0013-root-inside.md`).

@@ -14,6 +14,7 @@ use tracing::error;
 use super::SessionError;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
+use super::images::Images;
 use super::launch::End;
 use super::pool::{Claim, Pool};
 use super::runner::{Runner, Start};
@@ -128,6 +129,7 @@ pub struct Sessions {
     reserve_bytes: Arc<AtomicU64>,
     room: Arc<dyn Fn() -> bool + Send + Sync>,
     pub(super) pool: Arc<Pool>,
+    pub(super) images: Arc<Images>,
     runners: TaskTracker,
     closed: CancellationToken,
 }
@@ -161,6 +163,7 @@ impl Sessions {
             reserve_bytes,
             room,
             pool: Arc::default(),
+            images: Arc::default(),
             settings: sender,
             runners: TaskTracker::new(),
             closed: CancellationToken::new(),

@@ -27,6 +27,7 @@ pub mod activity;
 pub mod gate;
 pub mod guest;
 pub mod handle;
+pub mod images;
 pub mod launch;
 pub mod lease;
 pub mod manager;

@@ -8,6 +8,7 @@
 //! Casemate is refused, never touched.
 
 mod audit;
+mod images;
 mod keys;
 mod migrate;
 mod sessions;
@@ -15,6 +16,7 @@ mod templates;
 mod threads;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
@@ -49,6 +51,7 @@ pub struct Store {
     writer: Writer,
     readers: Readers,
     installation: InstallationId,
+    directory: Arc<Path>,
 }
 
 /// What went wrong, split by what the caller does next.
@@ -151,7 +154,14 @@ impl Store {
             writer: Writer::start(connection)?,
             readers: Readers::start(readers)?,
             installation,
+            directory: path.parent().unwrap_or(Path::new("/")).into(),
         })
+    }
+
+    /// The directory of the state, which is nobody else's.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     /// The name of this installation, chosen when the database was made.

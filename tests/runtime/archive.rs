@@ -1,7 +1,7 @@
 //! Image archives made here, to be as odd as a test wants: OCI image layout in a tar
 //! (OCI image specification, "Image Layout Specification").
 
-use casemate::model::image::ImageDigest;
+use casemate::model::image::{ImageDigest, SNAPSHOT_LABEL};
 use serde_json::{Value, json};
 
 /// An image of one empty layer. `config` is what its maker says of how to run it, `annotations` what
@@ -36,6 +36,47 @@ pub fn image(config: &Value, annotations: &Value, name: Option<&str>) -> (Vec<u8
     file(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
     file(&mut tar, "index.json", index.as_bytes());
     for blob in [&layer, &document, &manifest] {
+        file(&mut tar, &format!("blobs/sha256/{}", hex(blob)), blob);
+    }
+    tar.extend([0; 1024]);
+    let id = format!("sha256:{}", hex(&document)).parse().unwrap();
+    (tar, id)
+}
+
+/// An image of these layers, which are not in it, and one empty one, with the label of snapshots. Returns the archive and the
+/// image's id.
+pub fn on_top(below: &[ImageDigest], label: &str) -> (Vec<u8>, ImageDigest) {
+    let layer = vec![0; 1024];
+    let mut digests: Vec<String> = below.iter().map(ToString::to_string).collect();
+    digests.push(format!("sha256:{}", hex(&layer)));
+    let document = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Labels": {SNAPSHOT_LABEL: label}},
+        "rootfs": {"type": "layers", "diff_ids": digests},
+    })
+    .to_string()
+    .into_bytes();
+    let kind = "application/vnd.oci.image.layer.v1.tar";
+    let mut layers: Vec<Value> = below
+        .iter()
+        .map(|digest| json!({"mediaType": kind, "size": 0, "digest": digest}))
+        .collect();
+    layers.push(descriptor(kind, &layer));
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &document),
+        "layers": layers,
+    })
+    .to_string()
+    .into_bytes();
+    let entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
+    let mut tar = Vec::new();
+    file(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
+    file(&mut tar, "index.json", index.as_bytes());
+    for blob in [&document, &manifest, &layer] {
         file(&mut tar, &format!("blobs/sha256/{}", hex(blob)), blob);
     }
     tar.extend([0; 1024]);

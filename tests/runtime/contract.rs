@@ -13,6 +13,8 @@ use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec
 use casemate::runtime::{RuntimeError, SandboxRuntime};
 use futures_util::{FutureExt, StreamExt, stream};
 
+use crate::archive;
+
 /// A runtime under test, and what it can be asked for.
 pub struct Bench<'a> {
     pub runtime: &'a dyn SandboxRuntime,
@@ -122,6 +124,7 @@ pub async fn contract(bench: &Bench<'_>) {
         a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench).await;
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
+        an_image_on_top_of_another_is_loaded_listed_and_removed(bench).await;
     };
     let checks = tokio::time::timeout(DEADLINE, checks);
     // Whatever happens, nothing is left for the next run.
@@ -290,12 +293,13 @@ async fn exec_tells_exit_code_and_output(bench: &Bench<'_>) {
     runtime.remove(&id).await.unwrap();
 }
 
-// CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_SETPCAP are bits 5 to 8 (capabilities(7)); with root also CAP_CHOWN,
+// CAP_DAC_READ_SEARCH is bit 2, CAP_KILL, CAP_SETGID, CAP_SETUID and CAP_SETPCAP are bits 5 to 8 (capabilities(7)); with
+// root instead of the first CAP_CHOWN,
 // CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID (0, 1, 3, 4), CAP_NET_BIND_SERVICE (10) and CAP_SYS_CHROOT (18).
 async fn a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench: &Bench<'_>) {
     let runtime = bench.runtime;
     for (spec, held, is_told) in [
-        (bench.spec(), "00000000000001e0", false),
+        (bench.spec(), "00000000000001e4", false),
         (bench.root_spec(), "00000000000405fb", true),
     ] {
         let id = runtime.create(&spec).await.unwrap();
@@ -335,4 +339,55 @@ async fn garbage_is_a_bad_archive(bench: &Bench<'_>) {
 async fn the_image_is_listed(bench: &Bench<'_>) {
     let images = bench.runtime.images().await.unwrap();
     assert!(images.iter().any(|image| image.digest == bench.image));
+}
+
+/// An image is made on top of another, without the layers that the runtime has, and goes again.
+async fn an_image_on_top_of_another_is_loaded_listed_and_removed(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let below = runtime.makeup(bench.image).await.unwrap();
+    assert!(!below.layers.is_empty());
+    let (nothing, empty) = archive::on_top(&[], "installation");
+    let loaded = runtime.load_image(whole(nothing)).await.unwrap();
+    assert_eq!(loaded, empty);
+    let names = runtime.names(bench.image, empty).await.unwrap();
+    assert!(names.iter().any(|name| name == "/etc/motd"), "{names:?}");
+
+    let (archive, digest) = archive::on_top(&below.layers, "installation");
+    let loaded = runtime.load_image(whole(archive)).await.unwrap();
+    assert_eq!(loaded, digest);
+    let made = runtime.makeup(digest).await.unwrap();
+    assert_eq!(made.layers[..below.layers.len()], below.layers);
+    assert_eq!(made.layers.len(), below.layers.len() + 1);
+    let images = runtime.images().await.unwrap();
+    let found = images.iter().find(|image| image.digest == digest).unwrap();
+    assert_eq!(found.snapshot_of.as_deref(), Some("installation"));
+
+    // Not while a sandbox is made of it.
+    let spec = SandboxSpec {
+        image: digest,
+        ..bench.spec()
+    };
+    let sandbox = runtime.create(&spec).await.unwrap();
+    assert!(!runtime.remove_image(digest).await.unwrap());
+    runtime.remove(&sandbox).await.unwrap();
+    for image in [digest, empty] {
+        assert!(runtime.remove_image(image).await.unwrap());
+        assert!(runtime.remove_image(image).await.unwrap());
+        let missing = runtime.makeup(image).await;
+        assert!(
+            matches!(missing, Err(RuntimeError::ImageMissing(_))),
+            "{missing:?}"
+        );
+    }
+    // A layer that nobody has.
+    let (archive, _) = archive::on_top(&[digest], "installation");
+    let refused = runtime.load_image(whole(archive)).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::BadArchive(_))),
+        "{refused:?}"
+    );
+}
+
+fn whole(archive: Vec<u8>) -> casemate::runtime::ArchiveStream {
+    stream::iter([Ok(bytes::Bytes::from(archive))]).boxed()
 }

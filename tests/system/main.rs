@@ -14,6 +14,9 @@
     reason = "a panic is how a test fails, in its helpers too; its cases are its lines"
 )]
 
+#[path = "../runtime/archive.rs"]
+#[expect(dead_code, reason = "the runtime's tests use all of it")]
+mod archive;
 mod support;
 
 mod admin;
@@ -35,5 +38,6 @@ mod root;
 mod sandbox;
 mod secrets;
 mod signals;
+mod snapshot;
 mod storm;
 mod templates;

@@ -3,7 +3,7 @@
 use http::Method;
 
 use crate::api::route::{Answer, Request, Route, parameter, schema_of};
-use crate::api::v1::{lease, run, sessions};
+use crate::api::v1::{lease, run, sessions, snapshot};
 
 pub(super) const ROUTES: &[Route] = &[
     Route::new(
@@ -86,6 +86,25 @@ pub(super) const ROUTES: &[Route] = &[
     .request(Request::Json(schema_of::<lease::ResumeSession>))
     .answer(200, Answer::Json(schema_of::<sessions::SessionView>))
     .failures(&[404, 409, 502]),
+    Route::new(
+        Method::POST,
+        "/v1/sessions/{id}/snapshot",
+        "snapshot_session",
+        "Make a version of a template of the team from what the session changed in its files; the session goes on.",
+        |call| Box::pin(snapshot::make(call)),
+    )
+    .request(Request::Json(schema_of::<snapshot::SnapshotSession>))
+    .headers(&[
+        parameter("If-Match", "Only if the template is of this version, or with * if there is one."),
+        parameter("If-None-Match", "With *: only if there is none."),
+    ])
+    .answer(200, Answer::Json(schema_of::<snapshot::SnapshotView>))
+    .others(&[(
+        201,
+        "There was no template of this name.",
+        Answer::Json(schema_of::<snapshot::SnapshotView>),
+    )])
+    .failures(&[403, 404, 409, 412, 413, 422, 502]),
     Route::new(
         Method::GET,
         "/v1/sessions/{id}/events",

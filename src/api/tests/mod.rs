@@ -85,6 +85,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         clock,
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),
+        snapshots: crate::app::Snapshots::default(),
         readiness: tokio::sync::Mutex::new(None),
     })
 }

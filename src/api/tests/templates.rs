@@ -109,6 +109,7 @@ impl House {
             clock,
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
+            snapshots: crate::app::Snapshots::default(),
             readiness: tokio::sync::Mutex::new(None),
         });
         let operator = Principal::Operator { uid: 0 };

@@ -9,6 +9,7 @@ pub(super) mod processes;
 mod program;
 pub(super) mod run;
 pub(super) mod sessions;
+pub(super) mod snapshot;
 pub(super) mod templates;
 pub(super) mod terminal;
 mod text;

@@ -227,12 +227,12 @@ fn name(call: &Call) -> Result<Name, Problem> {
         .map_err(|error| Problem::bad_request(format!("name: {error}")))
 }
 
-fn tag_of(template: &Template) -> Result<ETag, Problem> {
+pub(super) fn tag_of(template: &Template) -> Result<ETag, Problem> {
     ETag::strong(template.version.to_string().as_str())
         .map_err(|error| Problem::internal(error.to_string()))
 }
 
-fn precondition(call: &Call) -> Result<Precondition, Problem> {
+pub(super) fn precondition(call: &Call) -> Result<Precondition, Problem> {
     Ok(match condition(&call.headers)? {
         None => Precondition::None,
         Some(WriteCondition::Absent) => Precondition::Absent,

@@ -116,6 +116,7 @@ async fn answer(
         (&Method::POST, route::FILE_WATCH) => transfer_of(processes, body, files::watch),
         (&Method::POST, route::ARCHIVE_READ) => transfer_of(processes, body, files::pack),
         (&Method::POST, route::ARCHIVE_WRITE) => transfer_of(processes, body, files::unpack),
+        (&Method::POST, route::SNAPSHOT_READ) => transfer_of(processes, body, files::layer),
         _ => refused(
             StatusCode::NOT_FOUND,
             &refusal(code::UNSUPPORTED, "this guest does not know that request"),

@@ -21,7 +21,9 @@ const MAGIC: [u8; 4] = *b"CMLK";
 pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
 
 /// What a guest of this build can do: a word for each family of requests, which a later one may add to.
-pub const CAPABILITIES: [&str; 6] = ["process", "attach", "file", "archive", "port", "usage"];
+pub const CAPABILITIES: [&str; 7] = [
+    "process", "attach", "file", "archive", "port", "usage", "snapshot",
+];
 
 /// Longest list of capabilities that is looked at, and longest word in it.
 const MAX_CAPABILITIES: (usize, usize) = (64, 64);

@@ -17,6 +17,7 @@ pub mod port;
 pub mod process;
 pub mod refusal;
 pub mod route;
+pub mod snapshot;
 pub mod token;
 pub mod usage;
 pub mod wire;

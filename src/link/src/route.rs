@@ -68,6 +68,9 @@ pub const ARCHIVE_READ: &str = "/v1/archive/read";
 /// `POST`, transfer frames both ways: a [`crate::file::UnpackRequest`].
 pub const ARCHIVE_WRITE: &str = "/v1/archive/write";
 
+/// `POST`, transfer frames both ways: a [`crate::snapshot::SnapshotRequest`].
+pub const SNAPSHOT_READ: &str = "/v1/snapshot/read";
+
 /// `POST`, transfer frames both ways: a [`crate::port::ConnectRequest`].
 pub const PORT_CONNECT: &str = "/v1/port/connect";
 

@@ -230,7 +230,12 @@ impl UnixClient {
         self.send_body(method, path, Bytes::new()).await
     }
 
-    async fn send_body(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, String> {
+    pub async fn send_body(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Answer, String> {
         let request = Request::builder()
             .method(method)
             .uri(path)

@@ -426,6 +426,10 @@ impl Daemon {
                 problems.push(format!("a container is left: {container:?}"));
                 podman::remove_at(&self.podman, &container.id).await;
             }
+            // Those of templates that a test kept are its own.
+            for image in podman::snapshots(&self.installation()).await {
+                podman::remove_image(&image).await;
+            }
             if !self.was_killed {
                 let unfinished = "SELECT kind || ' ' || id FROM audit AS i WHERE stage = 'intent'
                     AND NOT EXISTS (SELECT 1 FROM audit AS o WHERE o.intent = i.id)";

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use super::bench::bench;
 use super::client::UnixClient;
 use super::wait::wait_until;
+use crate::archive;
 
 /// A container, as podman lists it.
 #[derive(Clone, Debug)]
@@ -72,6 +73,40 @@ pub async fn containers_at(socket: &Path, installation: &str) -> Vec<Container> 
             labels: serde_json::from_value(container["Labels"].clone()).unwrap_or_default(),
         })
         .collect()
+}
+
+/// The images that an installation made of sessions.
+pub async fn snapshots(installation: &str) -> Vec<String> {
+    let found = get("/images/json?all=true").await;
+    let ours = |image: &&Value| image["Labels"]["io.casemate.snapshot-of"] == installation;
+    let images = found.as_array().into_iter().flatten().filter(ours);
+    images
+        .map(|image| format!("sha256:{}", image["Id"].as_str().unwrap()))
+        .collect()
+}
+
+/// Makes an image as an installation does of a session, which no template names.
+pub async fn leave_snapshot(installation: &str) {
+    let (archive, _) = archive::on_top(&[], installation);
+    let path = "/v4.0.0/libpod/images/load";
+    let podman = client();
+    let answer = podman.send_body(Method::POST, path, archive.into());
+    answer.await.unwrap().expect(200);
+}
+
+/// Removes an image, whoever uses it.
+pub async fn remove_image(image: &str) {
+    let hex = image.trim_start_matches("sha256:");
+    let path = format!("/v4.0.0/libpod/images/{hex}?force=true");
+    let _ = client().send(Method::DELETE, &path).await;
+}
+
+/// The container of a session.
+pub async fn container_of(installation: &str, session: &str) -> Option<Container> {
+    let found = containers(installation).await;
+    found
+        .into_iter()
+        .find(|container| container.labels["io.casemate.session"] == session)
 }
 
 /// Removes a container as somebody else would: behind the daemon's back.

@@ -1,17 +1,14 @@
 //! A tree as a tar stream, made in parts: one is on its way while a thread makes the next.
 //!
 //! Memory does not depend on the tree's size nor on its files'. A file that changes its size meanwhile is cut, or filled up
-//! with zeros, to what its header said; one that is gone when its turn comes is passed over.
+//! with zeros, to what its header said ([`flow`]); one that is gone when its turn comes is passed over.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
 use casemate_link::file::{ArchiveRequest, FileEntry, FileKind};
 use casemate_link::refusal::{Refusal, code};
 use nix::errno::Errno;
@@ -22,8 +19,9 @@ use tar::EntryType;
 use super::actor::{Actor, finished};
 use super::entry;
 use super::error::{Doing, explain, wrong_kind};
+use super::flow::{self, Flow, Source};
 use super::place::{READ_FILE, Spot, look};
-use super::read::{Buffers, PART_BYTES, Part, buffer, send};
+use super::read::{Buffers, send};
 use super::tape::{self, Entry};
 use super::tree::{Names, descend};
 use crate::child::refusal;
@@ -32,7 +30,7 @@ use crate::transfer::Transfer;
 use crate::users;
 
 /// Directories that are open at once.
-const MAX_LEVELS: usize = 128;
+pub(crate) const MAX_LEVELS: usize = 128;
 
 /// Answers an [`ArchiveRequest`].
 pub(crate) async fn pack(
@@ -51,7 +49,7 @@ pub(crate) async fn pack(
     let mut buffers = Buffers::default();
     let make = |mut packing: Packing, spare| {
         actor.begin(move || {
-            let part = packing.next(spare)?;
+            let part = flow::next(&mut packing, spare)?;
             Ok((packing, part))
         })
     };
@@ -75,10 +73,7 @@ struct Packing {
     levels: Vec<Level>,
     /// A root that is no directory, until it is packed.
     only: Option<Spot>,
-    /// Headers that are to be sent, and how much of them was.
-    head: Vec<u8>,
-    head_sent: usize,
-    content: Option<Content>,
+    flow: Flow,
     ended: bool,
 }
 
@@ -89,22 +84,13 @@ struct Level {
     path: Vec<u8>,
 }
 
-/// A file's bytes that are to come, and what fills up its last block.
-struct Content {
-    file: File,
-    left: u64,
-    padding: u64,
-}
-
 impl Packing {
     fn open(path: &Path, names: &users::Names) -> Result<(FileEntry, Self), Refusal> {
         let entry = entry::at(path, true, names)?;
         let mut packing = Self {
             levels: Vec::new(),
             only: None,
-            head: Vec::new(),
-            head_sent: 0,
-            content: None,
+            flow: Flow::default(),
             ended: false,
         };
         match entry.kind {
@@ -136,62 +122,6 @@ impl Packing {
         Ok(())
     }
 
-    /// The next bytes of the archive; none when it is whole.
-    fn next(&mut self, spare: Option<BytesMut>) -> Result<Part, Refusal> {
-        let mut buffer = buffer(spare, PART_BYTES);
-        let mut length = 0;
-        while let Some(room) = buffer.get_mut(length..).filter(|room| !room.is_empty()) {
-            if let Some(head) = self
-                .head
-                .get(self.head_sent..)
-                .filter(|head| !head.is_empty())
-            {
-                let count = head.len().min(room.len());
-                for (to, from) in room.iter_mut().zip(head) {
-                    *to = *from;
-                }
-                self.head_sent += count;
-                length += count;
-            } else if let Some(content) = &mut self.content {
-                match content.read(room)? {
-                    0 => self.content = None,
-                    count => length += count,
-                }
-            } else if self.ended {
-                break;
-            } else {
-                self.head.clear();
-                self.head_sent = 0;
-                self.step()?;
-            }
-        }
-        let buffer: Bytes = buffer.freeze();
-        Ok(Part { buffer, length })
-    }
-
-    /// Goes on to the next name.
-    fn step(&mut self) -> Result<(), Refusal> {
-        if let Some(spot) = self.only.take() {
-            let name = spot.name.as_bytes().to_owned();
-            return self.add(&spot.dir, &spot.name, name).map(drop);
-        }
-        let Some(mut level) = self.levels.pop() else {
-            self.ended = true;
-            tape::end(&mut self.head);
-            return Ok(());
-        };
-        let Some((name, _)) = level.names.next()? else {
-            return Ok(());
-        };
-        let path = [level.path.as_slice(), name.as_bytes()].concat();
-        let inner = self.add(&level.dir, &name, path);
-        self.levels.push(level);
-        match inner? {
-            Some((dir, path)) => self.enter(dir, path),
-            None => Ok(()),
-        }
-    }
-
     /// Writes the header of what has a name, and opens a file's content, or returns a directory with its path.
     fn add(
         &mut self,
@@ -217,11 +147,7 @@ impl Packing {
                 }
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 self.write(EntryType::Regular, &path, b"", size, &stat);
-                self.content = Some(Content {
-                    file: file.into(),
-                    left: size,
-                    padding: tape::padding_of(size),
-                });
+                self.flow.send(file.into(), size);
             }
             FileKind::Directory => {
                 let inner = match descend(dir, name) {
@@ -255,40 +181,43 @@ impl Packing {
             gid: stat.st_gid,
             mtime: u64::try_from(stat.st_mtime).unwrap_or(0),
         };
-        entry.write(&mut self.head);
+        entry.write(&mut self.flow.head);
+    }
+}
+
+impl Source for Packing {
+    fn flow(&mut self) -> &mut Flow {
+        &mut self.flow
+    }
+
+    fn step(&mut self) -> Result<bool, Refusal> {
+        if let Some(spot) = self.only.take() {
+            let name = spot.name.as_bytes().to_owned();
+            return self.add(&spot.dir, &spot.name, name).map(|_| true);
+        }
+        let Some(mut level) = self.levels.pop() else {
+            if !std::mem::replace(&mut self.ended, true) {
+                tape::end(&mut self.flow.head);
+                return Ok(true);
+            }
+            return Ok(false);
+        };
+        let Some((name, _)) = level.names.next()? else {
+            return Ok(true);
+        };
+        let path = [level.path.as_slice(), name.as_bytes()].concat();
+        let inner = self.add(&level.dir, &name, path);
+        self.levels.push(level);
+        if let Some((dir, path)) = inner? {
+            self.enter(dir, path)?;
+        }
+        Ok(true)
     }
 }
 
 /// An archive without a file that is there would be wrong without saying so.
-fn denied(path: &[u8], errno: Errno) -> Refusal {
+pub(crate) fn denied(path: &[u8], errno: Errno) -> Refusal {
     let path = OsStr::from_bytes(path).to_string_lossy();
     let shown: String = path.chars().take(200).collect();
     explain(&format!("reading {shown}"), errno)
-}
-
-impl Content {
-    /// The next bytes; none when all that the header promised is there.
-    fn read(&mut self, room: &mut [u8]) -> Result<usize, Refusal> {
-        let limit = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
-        let (wanted, zeros) = (limit(self.left), limit(self.padding));
-        if wanted > 0 {
-            let room = room.get_mut(..wanted).unwrap_or_default();
-            let count = loop {
-                match self.file.read(room) {
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    read => break read.doing("reading a file")?,
-                }
-            };
-            if count == 0 {
-                // It became shorter.
-                room.fill(0);
-            }
-            let count = if count == 0 { wanted } else { count };
-            self.left -= u64::try_from(count).unwrap_or(u64::MAX).min(self.left);
-            return Ok(count);
-        }
-        room.get_mut(..zeros).unwrap_or_default().fill(0);
-        self.padding -= u64::try_from(zeros).unwrap_or(0);
-        Ok(zeros)
-    }
 }

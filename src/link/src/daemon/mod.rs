@@ -12,6 +12,7 @@ mod link;
 mod listener;
 mod port;
 mod process;
+mod snapshot;
 mod transfer;
 
 pub use channel::Channels;
@@ -20,6 +21,7 @@ pub use link::Link;
 pub use listener::{LinkListener, PeerCred, SOCKET_NAME};
 pub use port::PortStream;
 pub use process::{InputClosed, InputStream, Process, ProcessEvent, ProcessInput};
+pub use snapshot::SnapshotReader;
 
 use std::io;
 

@@ -1,5 +1,6 @@
 //! `casemate session …`: the team's sessions over the HTTP API.
 
+mod snapshot;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ pub enum Command {
     },
     /// Give a session other deadlines or labels
     Set(Set),
+    /// Make what a session changed in its files a version of a template; the session goes on
+    Snapshot(snapshot::Snapshot),
     /// End sessions; one that has ended already is no failure
     Stop {
         /// Which
@@ -230,6 +233,7 @@ impl Command {
                 put(context, Method::POST, id, "/resume", &body).await
             }
             Self::Set(set) => set.execute(context).await,
+            Self::Snapshot(snapshot) => snapshot.execute(context).await,
             Self::Stop { ids } => stop(context, ids).await,
         }
     }
