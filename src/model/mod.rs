@@ -14,3 +14,4 @@ pub mod session;
 pub mod settings;
 pub mod signal;
 pub mod template;
+pub mod volume;

@@ -164,14 +164,23 @@ fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
             .collect();
         let as_asked = mount.get("Type") == Some(&json!("bind"))
             && mount.get("Source") == Some(&json!(bind.source))
-            && mount.get("RW") == Some(&json!(false))
-            && mount.get("Propagation") == Some(&json!("rprivate"))
+            && mount.get("RW") == Some(&json!(bind.is_open))
+            && mount.get("Propagation") == Some(&json!(bind.propagation()))
             && options == bind.options.iter().copied().collect();
         if !as_asked {
             return Err(differs(
                 field,
                 mount,
-                &format!("{} at {}, read-only", bind.source, bind.destination),
+                &format!(
+                    "{} at {}, {}",
+                    bind.source,
+                    bind.destination,
+                    if bind.is_open {
+                        "open to later mounts"
+                    } else {
+                        "read-only"
+                    }
+                ),
             ));
         }
     }
@@ -179,7 +188,7 @@ fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
         return Err(differs(
             field,
             found,
-            "the guest and the link and nothing else of the host's",
+            "the guest, the link, the room for volumes and nothing else of the host's",
         ));
     }
     Ok(())

@@ -56,6 +56,7 @@ impl Sessions {
                 None => orphans.push(state.id),
             }
         }
+        self.sweep_volumes(true).await?;
         let mut stale = self.doors()?;
         stale.retain(|id| !owned.contains_key(id));
         let mut done = Reconciled {
@@ -101,6 +102,7 @@ impl Sessions {
             }
         }
         done.doors_removed = self.remove_doors(stale);
+        self.sweep_volumes(false).await?;
         Ok(done)
     }
 

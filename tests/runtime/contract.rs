@@ -60,6 +60,8 @@ impl<'a> Bench<'a> {
         let session = session();
         let link_dir = self.link_root.join(session.to_string());
         std::fs::create_dir_all(&link_dir).unwrap();
+        let volumes_dir = link_dir.with_added_extension("volumes");
+        std::fs::create_dir_all(volumes_dir.join("mounts")).unwrap();
         SandboxSpec {
             installation: self.installation,
             session,
@@ -71,6 +73,7 @@ impl<'a> Bench<'a> {
             allow_root: false,
             hostname: "box".into(),
             link_dir,
+            volumes_dir,
         }
     }
 

@@ -25,11 +25,13 @@ use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
 use casemate::model::session::{Phase, Reason, Session};
 use casemate::model::settings::SessionsConfig;
+use casemate::model::settings::VolumesConfig;
 use casemate::model::template::{Origin, Template, TemplateSpec};
 use casemate::runtime::SandboxRuntime;
 use casemate::runtime::fake::{FakeCall, FakeRuntime, Running};
 use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts, Sessions, Settings, is_settled};
+use casemate::session::volumes::Volumes;
 use casemate::store::Store;
 use casemate_link::guest::{Dialer, Introduction};
 use casemate_link::handshake::KernelReport;
@@ -215,6 +217,13 @@ fn sessions(
         audit: AuditLog::new(store.clone(), clock.clone()),
         clock,
         link_root: directory.path().join("link"),
+        volumes: Volumes::new(
+            VolumesConfig {
+                dir: directory.path().join("volumes"),
+                ..VolumesConfig::default()
+            },
+            store.installation(),
+        ),
         settings: Settings {
             sessions: config.clone(),
             templates: BTreeMap::from([("base".parse().unwrap(), template())]),

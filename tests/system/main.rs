@@ -36,3 +36,4 @@ mod sandbox;
 mod secrets;
 mod signals;
 mod templates;
+mod volumes;
