@@ -428,6 +428,27 @@ mod tests {
                 "/Mounts/1/Options",
                 json!(["nosuid", "nodev", "noexec", "rbind", "exec"]),
             ),
+            ("Mounts", "/Mounts/2/Type", json!("volume")),
+            (
+                "Mounts",
+                "/Mounts/2/Source",
+                json!("/run/casemate/link/ses_1.volumes/mounts"),
+            ),
+            (
+                "Mounts",
+                "/Mounts/2/Source",
+                json!("/run/casemate/link/ses_0.volumes"),
+            ),
+            ("Mounts", "/Mounts/2/Destination", json!("/volume")),
+            ("Mounts", "/Mounts/2/RW", json!(false)),
+            ("Mounts", "/Mounts/2/Propagation", json!("rshared")),
+            ("Mounts", "/Mounts/2/Propagation", json!("rprivate")),
+            ("Mounts", "/Mounts/2/Options", json!(["nosuid", "rbind"])),
+            (
+                "Mounts",
+                "/Mounts/2/Options",
+                json!(["nosuid", "nodev", "suid", "rbind"]),
+            ),
             ("HostConfig.Ulimits", "/HostConfig/Ulimits/0/Hard", json!(1)),
             (
                 "HostConfig.Ulimits",
@@ -466,6 +487,14 @@ mod tests {
             &one_more("/HostConfig/Ulimits", ulimit),
             "HostConfig.Ulimits",
         );
+    }
+
+    #[test]
+    fn a_room_for_volumes_that_is_another_s_is_found() {
+        let mut altered = inspect();
+        altered["Config"]["Annotations"] =
+            annotated("io.casemate.volumes", "/run/casemate/link/ses_1.volumes");
+        assert_differs(&altered, "Config.Annotations");
     }
 
     #[test]

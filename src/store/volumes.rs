@@ -321,3 +321,105 @@ fn bad_row(doing: &'static str, what: &str) -> StoreError {
         what: what.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        (directory, store)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn volume(number: u8, team: &str, of: &str) -> Volume {
+        Volume {
+            id: VolumeId::from_bytes([number; 16]),
+            team: name(team),
+            name: name(of),
+            size_bytes: 32 * MIB,
+            created_by: "key_x".into(),
+            created_at: Timestamp::from_millis(7),
+            state: VolumeState::Making,
+        }
+    }
+
+    const MUCH: VolumeBudget = VolumeBudget {
+        volumes: 10,
+        bytes: 1 << 40,
+    };
+
+    #[tokio::test]
+    async fn a_volume_can_be_had_when_it_is_ready_and_reads_back_as_it_was_written() {
+        let (_directory, store) = store();
+        let wanted = volume(1, "red", "a");
+        let admitted = store.admit_volume(wanted.clone(), MUCH).await.unwrap();
+        assert_eq!(admitted, VolumeAdmission::Admitted);
+        assert_eq!(store.volume(name("red"), name("a")).await.unwrap(), None);
+        assert_eq!(store.volumes(name("red")).await.unwrap(), []);
+        assert!(store.volume_is_ready(wanted.id).await.unwrap());
+        let ready = Volume {
+            state: VolumeState::Ready,
+            ..wanted.clone()
+        };
+        let found = store.volume(name("red"), name("a")).await.unwrap();
+        assert_eq!(found, Some((ready, Vec::new())));
+        assert_eq!(store.volume(name("blue"), name("a")).await.unwrap(), None);
+        // A ready one is never forgotten by mistake.
+        store.forget_volume(wanted.id).await.unwrap();
+        assert_eq!(store.all_volumes().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_the_team_s_own_and_is_given_back_when_its_volume_goes() {
+        let (_directory, store) = store();
+        let first = volume(1, "red", "a");
+        store.admit_volume(first.clone(), MUCH).await.unwrap();
+        let again = store.admit_volume(volume(2, "red", "a"), MUCH).await;
+        assert_eq!(again.unwrap(), VolumeAdmission::NameTaken);
+        let theirs = store.admit_volume(volume(3, "blue", "a"), MUCH).await;
+        assert_eq!(theirs.unwrap(), VolumeAdmission::Admitted);
+        let missing = store.begin_volume_removal(name("red"), name("b")).await;
+        assert_eq!(missing.unwrap(), VolumeRemoval::Missing);
+        let begun = store.begin_volume_removal(name("red"), name("a")).await;
+        assert_eq!(begun.unwrap(), VolumeRemoval::Begun(first.id));
+        let again = store.begin_volume_removal(name("red"), name("a")).await;
+        assert_eq!(again.unwrap(), VolumeRemoval::Missing);
+        let next = store.admit_volume(volume(4, "red", "a"), MUCH).await;
+        assert_eq!(next.unwrap(), VolumeAdmission::Admitted);
+        // What became of the first while it was made changes nothing any more.
+        assert!(!store.volume_is_ready(first.id).await.unwrap());
+        store.forget_volume(first.id).await.unwrap();
+        assert_eq!(store.all_volumes().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn past_its_budget_a_team_gets_no_volume_and_another_does() {
+        let (_directory, store) = store();
+        let budget = VolumeBudget {
+            volumes: 2,
+            bytes: 80 * MIB,
+        };
+        for number in 1..=2 {
+            let made = volume(number, "red", &format!("v{number}"));
+            let admitted = store.admit_volume(made, budget).await.unwrap();
+            assert_eq!(admitted, VolumeAdmission::Admitted);
+        }
+        let third = store.admit_volume(volume(3, "red", "v3"), budget).await;
+        assert_eq!(third.unwrap(), VolumeAdmission::Full);
+        let more = VolumeBudget {
+            volumes: 3,
+            ..budget
+        };
+        let third = store.admit_volume(volume(3, "red", "v3"), more).await;
+        assert_eq!(third.unwrap(), VolumeAdmission::TooLarge(16 * MIB));
+        let other = store.admit_volume(volume(4, "blue", "v"), budget).await;
+        assert_eq!(other.unwrap(), VolumeAdmission::Admitted);
+    }
+}

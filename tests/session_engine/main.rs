@@ -9,6 +9,7 @@ mod life;
 mod next_daemon;
 mod pool;
 mod ready;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -169,7 +170,7 @@ impl Bench {
 
     fn doors(&self) -> Vec<PathBuf> {
         let mut doors = self.link_entries();
-        doors.retain(|path| path.is_dir());
+        doors.retain(|path| path.is_dir() && path.extension().is_none());
         doors
     }
 
@@ -211,19 +212,20 @@ fn sessions(
 ) -> Sessions {
     let clock = Arc::new(SystemClock);
     let runtime: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(runtime);
+    let config_of_volumes = VolumesConfig {
+        dir: directory.path().join("volumes"),
+        ..VolumesConfig::default()
+    };
+    let files = config_of_volumes.dir.join(store.installation().to_string());
+    std::fs::create_dir_all(files).unwrap();
+    let volumes = Volumes::new(config_of_volumes, store.installation());
     Sessions::new(Parts {
         runtime,
         store: store.clone(),
         audit: AuditLog::new(store.clone(), clock.clone()),
         clock,
         link_root: directory.path().join("link"),
-        volumes: Volumes::new(
-            VolumesConfig {
-                dir: directory.path().join("volumes"),
-                ..VolumesConfig::default()
-            },
-            store.installation(),
-        ),
+        volumes,
         settings: Settings {
             sessions: config.clone(),
             templates: BTreeMap::from([("base".parse().unwrap(), template())]),
