@@ -53,7 +53,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
             "must not lie in state_dir, nor the other way round: one is emptied, the other kept",
         );
     }
-    let volumes = volumes(&root.section("volumes"), &state_dir);
+    let beside = state_dir.clone();
     let (runtime, sandbox_group) = podman(&root.section("podman"), mode);
     Config {
         mode,
@@ -64,9 +64,9 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         runtime,
         sandbox_group,
         sessions: sessions(&root.section("sessions")),
+        volumes: volumes(&root.section("volumes"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
-        volumes,
         log: log(&root.section("log")),
         values: BTreeMap::new(),
     }

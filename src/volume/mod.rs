@@ -50,12 +50,16 @@ const MKFS: [&str; 15] = [
     "-i",
     "8192",
     "-O",
-    "^has_journal",
+    "^has_journal,^orphan_file",
     "-E",
 ];
 const MKFS_EXTENDED: &str = "lazy_itable_init=1,nodiscard,root_owner=0:0";
-/// Programs of every user of a sandbox may make files at the top: whose they are is the team's own affair.
-const OPEN_TOP: &str = "set_inode_field <2> mode 040777";
+/// Programs of every user of a sandbox may make files at the top: whose they are is the team's own affair. And `lost+found`, which
+/// e2fsck makes again where there is none, is in nobody's way who walks a volume.
+const OPENINGS: [&str; 2] = [
+    "set_inode_field <2> mode 040777",
+    "set_inode_field lost+found mode 040755",
+];
 
 /// Why a volume's file cannot be made or removed. Report.
 #[derive(Debug, thiserror::Error)]
@@ -154,9 +158,11 @@ impl VolumeFiles {
         let mut mkfs = Command::new(program("mkfs.ext4")?);
         mkfs.args(MKFS).arg(MKFS_EXTENDED).arg(&path);
         run("mkfs.ext4", mkfs).await?;
-        let mut debugfs = Command::new(program("debugfs")?);
-        debugfs.args(["-w", "-R", OPEN_TOP]).arg(&path);
-        run("debugfs", debugfs).await?;
+        for opening in OPENINGS {
+            let mut debugfs = Command::new(program("debugfs")?);
+            debugfs.args(["-w", "-R", opening]).arg(&path);
+            run("debugfs", debugfs).await?;
+        }
         file.set_permissions(Permissions::from_mode(FILE_MODE))
             .map_err(|error| failed("open to podman's user", error))?;
         file.sync_all()

@@ -84,6 +84,8 @@ struct Bench {
     store: Store,
     sessions: Sessions,
     config: SessionsConfig,
+    /// Why the machine cannot have volumes.
+    volumes_problem: Option<String>,
 }
 
 impl Bench {
@@ -101,19 +103,26 @@ impl Bench {
         };
         std::fs::create_dir(directory.path().join("link")).unwrap();
         let runtime = Arc::new(runtime);
-        let sessions = sessions(&directory, &runtime, &store, &config);
+        let sessions = sessions(&directory, &runtime, &store, &config, None);
         Self {
             directory,
             runtime,
             store,
             sessions,
             config,
+            volumes_problem: None,
         }
     }
 
     /// Another daemon on the same state and machine.
     fn next_daemon(&mut self) {
-        self.sessions = sessions(&self.directory, &self.runtime, &self.store, &self.config);
+        self.sessions = sessions(
+            &self.directory,
+            &self.runtime,
+            &self.store,
+            &self.config,
+            self.volumes_problem.clone(),
+        );
     }
 
     async fn try_create(&self, new: NewSession) -> Result<Arc<Session>, SessionError> {
@@ -209,6 +218,7 @@ fn sessions(
     runtime: &Arc<FakeRuntime>,
     store: &Store,
     config: &SessionsConfig,
+    volumes_problem: Option<String>,
 ) -> Sessions {
     let clock = Arc::new(SystemClock);
     let runtime: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(runtime);
@@ -218,7 +228,8 @@ fn sessions(
     };
     let files = config_of_volumes.dir.join(store.installation().to_string());
     std::fs::create_dir_all(files).unwrap();
-    let volumes = Volumes::new(config_of_volumes, store.installation());
+    let mut volumes = Volumes::new(config_of_volumes, store.installation());
+    volumes.problem = volumes_problem;
     Sessions::new(Parts {
         runtime,
         store: store.clone(),

@@ -218,9 +218,13 @@ async fn a_session_with_volumes_claims_a_sandbox_that_stands_ready() {
     );
     let keeper = bench.keeper();
     bench.stand_ready(1).await;
-    keeper.0.cancel();
     let session = bench.up_with(&[("data", VolumeMode::Rw)]).await;
-    assert_eq!(bench.runtime.made(), 1, "a sandbox was made for it");
+    // Sandboxes are numbered.
+    let sandbox = session.sandbox.as_ref().unwrap().as_str();
+    assert!(
+        sandbox.ends_with("001"),
+        "a sandbox was made for it: {sandbox}"
+    );
     assert_eq!(bench.runtime.calls(FakeCall::Attach), 1);
     bench.end(&session).await;
     keeper.stop().await;
@@ -325,5 +329,30 @@ async fn the_next_daemon_finds_volumes_attached_and_finishes_what_was_begun() {
     let refusal = refused(bench.try_create(wants(&[("data", VolumeMode::Rw)])).await);
     assert!(matches!(refusal, VolumeRefusal::Held(..)));
     bench.end(&session).await;
+    bench.nothing_is_left();
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_have_volumes_says_what_to_do_and_has_sessions_all_the_same() {
+    let mut bench = Bench::new();
+    bench.volume("data").await;
+    bench.volumes_problem = Some("install fuse2fs".to_owned());
+    bench.next_daemon();
+    let refusal = refused(bench.try_create(wants(&[("data", VolumeMode::Rw)])).await);
+    assert!(
+        refusal.to_string().ends_with("install fuse2fs"),
+        "{refusal}"
+    );
+    let made = bench.make(team(), "more", 32 * MIB).await.unwrap_err();
+    assert!(made.to_string().ends_with("install fuse2fs"), "{made}");
+    // What there is can still be seen and removed.
+    assert_eq!(bench.holders("data").await, 0);
+    bench
+        .sessions
+        .remove_volume(team(), name("data"))
+        .await
+        .unwrap();
+    let plain = bench.ready().await;
+    bench.end(&plain).await;
     bench.nothing_is_left();
 }
