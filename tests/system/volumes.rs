@@ -125,6 +125,15 @@ fn processes(words: [&str; 2]) -> Vec<i32> {
     found
 }
 
+/// The file of a volume.
+fn image_of(daemon: &Daemon, volume: &Value) -> PathBuf {
+    let id = volume["id"].as_str().unwrap();
+    let directory = daemon.home.join("state-volumes");
+    directory
+        .join(daemon.installation())
+        .join(format!("{id}.img"))
+}
+
 fn kill9(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
@@ -162,15 +171,18 @@ async fn one_session_writes_or_many_read_and_another_team_knows_nothing_of_it() 
     client.out(&writer, "echo kept >/volumes/data/a").await;
     end(client, &writer).await;
 
+    let image = image_of(&daemon, &client.get("/v1/volumes/data").await.expect(200));
+    let before = std::fs::read(&image).unwrap();
     let (one, two) = (
         with(client, "data", "ro").await,
         with(client, "data", "ro").await,
     );
     for reader in [&one, &two] {
         assert_eq!(client.out(reader, "cat /volumes/data/a").await, "kept\n");
-        let tries = "cd /volumes/data; { echo x >b || mkdir c || rm -f a || chmod 600 a || ln -s a d; } 2>&1 \
-            | grep -c 'Read-only file system'; cat a; cd /volumes; touch x 2>/dev/null || echo no";
-        assert_eq!(client.out(reader, tries).await, "5\nkept\nno\n");
+        let tries = "cd /volumes/data; { echo x >b; mkdir c; rm -f a; ln -s a d; mv a e; } 2>&1 \
+            | grep -c 'Read-only file system'; chmod 600 a; ls; stat -c %a a; cd /volumes; touch x 2>/dev/null || echo no";
+        let out = client.out(reader, tries).await;
+        assert_eq!(out, "5\na\nlost+found\n644\nno\n");
     }
     refused(client, "data", "rw")
         .await
@@ -178,6 +190,10 @@ async fn one_session_writes_or_many_read_and_another_team_knows_nothing_of_it() 
     end(client, &one).await;
     assert_eq!(client.out(&two, "cat /volumes/data/a").await, "kept\n");
     end(client, &two).await;
+    assert!(
+        std::fs::read(&image).unwrap() == before,
+        "readers changed it"
+    );
     client.delete("/v1/volumes/data").await.expect(204);
     client
         .get("/v1/volumes/data")
@@ -505,11 +521,8 @@ async fn a_removed_volume_takes_nothing_from_the_disk() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
     let made = volume(client, "data", 32 * MIB).await;
-    let directory = daemon
-        .home
-        .join("state-volumes")
-        .join(daemon.installation());
-    let file = directory.join(format!("{}.img", made["id"].as_str().unwrap()));
+    let file = image_of(&daemon, &made);
+    let directory = file.parent().unwrap();
     assert!(file.exists());
     client.delete("/v1/volumes/data").await.expect(204);
     assert!(!file.exists());
