@@ -41,6 +41,8 @@ mod processes;
 mod shell;
 #[path = "cli/templates.rs"]
 mod templates;
+#[path = "cli/volumes.rs"]
+mod volumes;
 
 const ID: &str = "ses_00000000000000000000000001";
 

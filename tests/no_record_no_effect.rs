@@ -18,11 +18,13 @@ use casemate::model::name::Name;
 use casemate::model::principal::Principal;
 use casemate::model::process::RunSpec;
 use casemate::model::settings::SessionsConfig;
+use casemate::model::settings::VolumesConfig;
 use casemate::model::template::{Origin, Precondition, Template, TemplateSpec};
 use casemate::runtime::fake::{FakeCall, FakeRuntime};
 use casemate::runtime::{RuntimeFacts, SandboxRuntime};
 use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts as SessionParts, Sessions, Settings};
+use casemate::session::volumes::Volumes;
 use casemate::store::Store;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, mpsc};
@@ -65,6 +67,13 @@ impl Bench {
             audit: audit.clone(),
             clock: clock.clone(),
             link_root,
+            volumes: Volumes::new(
+                VolumesConfig {
+                    dir: directory.path().join("volumes"),
+                    ..VolumesConfig::default()
+                },
+                store.installation(),
+            ),
             settings: Settings {
                 sessions: SessionsConfig {
                     link_timeout: Duration::from_millis(100),
@@ -84,6 +93,7 @@ impl Bench {
                 runtime_path: String::new(),
                 runtime_version: String::new(),
                 unenforced_limits: Vec::new(),
+                volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             clock,

@@ -160,6 +160,7 @@ fn spec() -> SandboxSpec {
         hostname: "box".into(),
         allow_root: false,
         link_dir: "/nowhere".into(),
+        volumes_dir: "/nowhere.volumes".into(),
     }
 }
 

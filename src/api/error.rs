@@ -12,8 +12,8 @@ use crate::app::snapshot::BadLayer;
 use crate::app::{AppError, SnapshotRefusal, TemplateRefusal};
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
-use crate::session::SessionError;
 use crate::session::gate::Refused;
+use crate::session::{SessionError, VolumeRefusal};
 
 /// Seconds that a client should wait before it tries again when the daemon is merely busy.
 const RETRY_AFTER_S: &str = "2";
@@ -217,6 +217,18 @@ impl From<SessionError> for Problem {
             }
             SessionError::NameTaken(_) | SessionError::NotReady { .. } => {
                 plain(StatusCode::CONFLICT)
+            }
+            SessionError::Volume(refusal) => plain(match refusal {
+                VolumeRefusal::Unknown(_) => StatusCode::BAD_REQUEST,
+                VolumeRefusal::NotFound(_) => StatusCode::NOT_FOUND,
+                VolumeRefusal::Held(..)
+                | VolumeRefusal::NameTaken(_)
+                | VolumeRefusal::Full(_)
+                | VolumeRefusal::TooLarge(_) => StatusCode::CONFLICT,
+                VolumeRefusal::Unavailable(_) => StatusCode::NOT_IMPLEMENTED,
+            }),
+            SessionError::VolumeFile(error) => {
+                unavailable(code, "the volume's file cannot be made").because(error)
             }
             SessionError::KeyReused => plain(StatusCode::CONFLICT),
             SessionError::Full(Refused::Full | Refused::TeamFull | Refused::Queue) => {

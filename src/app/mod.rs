@@ -8,10 +8,12 @@ pub mod lease;
 pub mod snapshot;
 mod templates;
 mod transfer;
+mod volumes;
 
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
+pub use self::volumes::VolumeSeen;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -471,6 +473,12 @@ impl App {
     #[must_use]
     pub fn facts(&self) -> &RuntimeFacts {
         &self.0.facts
+    }
+
+    /// Why this machine cannot have volumes, if it cannot.
+    #[must_use]
+    pub fn volumes_problem(&self) -> Option<&str> {
+        self.0.sessions.volumes().problem.as_deref()
     }
 
     /// The sessions, for figures.

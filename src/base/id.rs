@@ -38,6 +38,10 @@ pub enum Request {}
 #[derive(Debug)]
 pub enum Installation {}
 
+/// Marks the identifiers of volumes.
+#[derive(Debug)]
+pub enum Volume {}
+
 impl Kind for Session {
     const PREFIX: &'static str = "ses";
 }
@@ -53,9 +57,14 @@ impl Kind for Request {
 impl Kind for Installation {
     const PREFIX: &'static str = "ins";
 }
+impl Kind for Volume {
+    const PREFIX: &'static str = "vol";
+}
 
 /// Names a session.
 pub type SessionId = Id<Session>;
+/// Names a volume.
+pub type VolumeId = Id<Volume>;
 /// Names an API key.
 pub type KeyId = Id<Key>;
 /// Names an audit event.

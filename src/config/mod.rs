@@ -28,7 +28,9 @@ use document::{MAX_FILE_BYTES, Node, Value};
 use section::{Found, Located, Walk};
 
 use crate::model::name::Name;
-use crate::model::settings::{AdminConfig, HttpConfig, LogConfig, Mode, SessionsConfig};
+use crate::model::settings::{
+    AdminConfig, HttpConfig, LogConfig, Mode, SessionsConfig, VolumesConfig,
+};
 use crate::model::template::TemplateSpec;
 use crate::runtime::RuntimeConfig;
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub sessions: SessionsConfig,
     /// What sessions are made of, by name, as their files say.
     pub templates: BTreeMap<Name, TemplateSpec>,
+    /// Volumes.
+    pub volumes: VolumesConfig,
     /// The log.
     pub log: LogConfig,
     /// Every key of the main file with the value that holds, as text.

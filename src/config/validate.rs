@@ -3,6 +3,7 @@
 //! A new key is a line here and its entry in `config/casemate.yaml`, which a test compares.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use super::section::Section;
@@ -11,8 +12,10 @@ use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
     AdminConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig, TeamTemplates,
+    VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
+use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
 use crate::runtime::RuntimeConfig;
 
 /// The version of the configuration's shape that this program reads.
@@ -50,6 +53,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
             "must not lie in state_dir, nor the other way round: one is emptied, the other kept",
         );
     }
+    let beside = state_dir.clone();
     let (runtime, sandbox_group) = podman(&root.section("podman"), mode);
     Config {
         mode,
@@ -60,6 +64,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         runtime,
         sandbox_group,
         sessions: sessions(&root.section("sessions")),
+        volumes: volumes(&root.section("volumes"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
         log: log(&root.section("log")),
@@ -172,6 +177,38 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
     let timeouts = (sessions.run_timeout_s, sessions.max_run_timeout_s);
     at_most(keys, "run_timeout_s", "max_run_timeout_s", timeouts);
     sessions
+}
+
+/// Their files are beside the state by default, never in it: podman's user passes through their directory, and nobody but we
+/// through that of the state.
+fn volumes(keys: &Section<'_>, state_dir: &Path) -> VolumesConfig {
+    let default = VolumesConfig::default();
+    let mut beside = state_dir.as_os_str().to_owned();
+    beside.push("-volumes");
+    let volumes = VolumesConfig {
+        dir: keys.path("dir", &beside.to_string_lossy(), MAX_PATH_BYTES),
+        max_per_team: keys.integer("max_per_team", default.max_per_team, 0..=100_000),
+        max_size_bytes: keys.integer(
+            "max_size_bytes",
+            default.max_size_bytes,
+            MIN_VOLUME_BYTES..=MAX_VOLUME_BYTES,
+        ),
+        max_bytes_per_team: keys.integer(
+            "max_bytes_per_team",
+            default.max_bytes_per_team,
+            0..=1 << 50,
+        ),
+    };
+    let dir = volumes.dir.to_string_lossy();
+    if keys.is_complete()
+        && (volumes.dir.starts_with(state_dir) || dir.contains(char::is_whitespace))
+    {
+        keys.problem(
+            "dir",
+            "must not lie in state_dir, which is closed to podman's user, and have no blanks",
+        );
+    }
+    volumes
 }
 
 fn team_templates(keys: &Section<'_>) -> TeamTemplates {

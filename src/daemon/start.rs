@@ -33,6 +33,7 @@ use crate::model::template::{Template, TemplateSpec};
 use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
+use crate::session::volumes::Volumes;
 use crate::store::{Store, StoreError};
 
 /// Mode of the directory of links: the sandbox group passes through, and what is made in it belongs
@@ -86,6 +87,7 @@ impl From<RuntimeError> for Refusal {
 pub(super) struct Ground {
     lock: lock::StateLock,
     link_root: PathBuf,
+    sandbox_group: u32,
     hasher: KeyHasher,
 }
 
@@ -121,6 +123,7 @@ impl Ground {
         Ok(Self {
             lock,
             link_root,
+            sandbox_group: group,
             hasher,
         })
     }
@@ -135,6 +138,15 @@ impl Ground {
         let store = Store::open(&config.state_dir.join("state.db"))?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
+        let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
+        let prepared = volumes.files.prepare(self.sandbox_group);
+        volumes.problem = prepared.err().or_else(|| facts.volumes_problem.clone());
+        if let Some(problem) = &volumes.problem {
+            warn!(
+                problem,
+                "this machine cannot have volumes; sessions that want none are none the worse"
+            );
+        }
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(memory::available_bytes),
             runtime: Arc::clone(&runtime),
@@ -142,6 +154,7 @@ impl Ground {
             audit: audit.clone(),
             clock: Arc::clone(&clock),
             link_root: self.link_root,
+            volumes,
             settings: Settings {
                 sessions: config.sessions.clone(),
                 // They are numbered when the daemon serves: whoever only checks leaves no trace.

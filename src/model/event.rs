@@ -11,6 +11,7 @@ use super::lease::OnTimeout;
 use super::limit::Limit;
 use super::name::Name;
 use super::session::{Phase, Reason};
+use super::volume::VolumeMode;
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, KeyId, SessionId};
 
@@ -212,6 +213,32 @@ pub enum AuditEvent {
         /// Whose it is.
         team: Name,
     },
+    /// A volume was asked for.
+    #[serde(rename = "volume.create")]
+    VolumeCreate {
+        /// Its name.
+        volume: Name,
+        /// Whose it is.
+        team: Name,
+        /// How large it shall be.
+        size_bytes: u64,
+    },
+    /// A volume was to be removed, with all that is in it.
+    #[serde(rename = "volume.delete")]
+    VolumeDelete {
+        /// Its name.
+        volume: Name,
+        /// Whose it is.
+        team: Name,
+    },
+    /// A session was given a volume.
+    #[serde(rename = "volume.attach")]
+    VolumeAttach {
+        /// Its name.
+        volume: Name,
+        /// How.
+        mode: VolumeMode,
+    },
     /// An image was loaded into the store.
     #[serde(rename = "image.import")]
     ImageImport {},
@@ -275,6 +302,9 @@ impl AuditEvent {
             Self::TemplatePut { .. } => "template.put",
             Self::TemplateRemove { .. } => "template.remove",
             Self::SessionSnapshot { .. } => "session.snapshot",
+            Self::VolumeCreate { .. } => "volume.create",
+            Self::VolumeDelete { .. } => "volume.delete",
+            Self::VolumeAttach { .. } => "volume.attach",
             Self::ImageImport {} => "image.import",
             Self::ImageRemove { .. } => "image.remove",
             Self::AdminCommand { .. } => "admin.command",

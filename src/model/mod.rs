@@ -15,3 +15,4 @@ pub mod settings;
 pub mod setup;
 pub mod signal;
 pub mod template;
+pub mod volume;

@@ -237,6 +237,9 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// The directory on the host that holds the link socket; mounted read-only.
     pub link_dir: PathBuf,
+    /// The directory on the host in which the session's volumes are mounted when it has any; what is in its `mounts` is seen
+    /// inside at `/volumes`.
+    pub volumes_dir: PathBuf,
 }
 
 /// Names a container: 64 hexadecimal digits.

@@ -10,6 +10,7 @@ use super::lease::Lease;
 use super::name::Name;
 use super::sandbox::{Limits, SandboxId};
 use super::setup::Setup;
+use super::volume::SessionVolume;
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 
@@ -104,13 +105,15 @@ pub enum Reason {
     SandboxMissing,
     /// The sandbox runs, but its guest did not come back in time.
     GuestLost,
+    /// What served one of its volumes has ended.
+    VolumeLost,
     /// A defect in Casemate.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
@@ -122,6 +125,7 @@ impl Reason {
         Self::LimitMemory,
         Self::SandboxMissing,
         Self::GuestLost,
+        Self::VolumeLost,
         Self::Internal,
     ];
 
@@ -137,6 +141,7 @@ impl Reason {
             | Self::LimitMemory
             | Self::SandboxMissing
             | Self::GuestLost
+            | Self::VolumeLost
             | Self::Internal => false,
         }
     }
@@ -156,6 +161,7 @@ impl Reason {
             Self::LimitMemory => "limit_memory",
             Self::SandboxMissing => "sandbox_missing",
             Self::GuestLost => "guest_lost",
+            Self::VolumeLost => "volume_lost",
             Self::Internal => "internal",
         }
     }
@@ -209,6 +215,8 @@ pub struct SessionSpec {
     pub timeout_s: u64,
     /// What the template said of programs when the session was admitted.
     pub setup: Setup,
+    /// What it finds below `/volumes`.
+    pub volumes: Vec<SessionVolume>,
 }
 
 /// A session as the store keeps it.

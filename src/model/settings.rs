@@ -3,6 +3,7 @@
 //! `config/` reads, checks and bounds them; the parts take them as they are.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::sandbox::{GIB, Limits};
@@ -181,6 +182,30 @@ impl Default for SessionsConfig {
             max_run_timeout_s: 3600,
             on_shutdown: OnShutdown::Keep,
             team_templates: TeamTemplates::default(),
+        }
+    }
+}
+
+/// Volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumesConfig {
+    /// The directory of their files; podman's user passes through it.
+    pub dir: PathBuf,
+    /// Most volumes of one team.
+    pub max_per_team: u32,
+    /// Largest volume, in bytes.
+    pub max_size_bytes: u64,
+    /// Most that one team's volumes may be together, in bytes.
+    pub max_bytes_per_team: u64,
+}
+
+impl Default for VolumesConfig {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/casemate-volumes".into(),
+            max_per_team: 64,
+            max_size_bytes: 64 * GIB,
+            max_bytes_per_team: 256 * GIB,
         }
     }
 }

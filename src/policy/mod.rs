@@ -28,6 +28,8 @@ pub enum Action {
         /// Whether it is for no other team.
         is_kept_in_team: bool,
     },
+    /// See, make or remove a volume of the principal's own team.
+    UseVolumes,
     /// Read the whole audit log.
     ReadAudit,
     /// Anything at the admin socket.
@@ -67,9 +69,10 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
     match (principal, action) {
         (Principal::Operator { .. }, _) => allow("operators-administer"),
         (Principal::Daemon, _) => allow("casemate-keeps-house"),
-        (Principal::Key { .. }, Action::CreateSession | Action::ListSessions) => {
-            allow("members-use-their-team")
-        }
+        (
+            Principal::Key { .. },
+            Action::CreateSession | Action::ListSessions | Action::UseVolumes,
+        ) => allow("members-use-their-team"),
         (Principal::Key { team: own, .. }, Action::UseSession { team }) if own == team => {
             allow("members-use-their-team")
         }

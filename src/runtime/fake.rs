@@ -6,6 +6,8 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +45,8 @@ pub enum FakeCall {
     Pause,
     /// [`SandboxRuntime::resume`].
     Resume,
+    /// [`SandboxRuntime::attach`].
+    Attach,
     /// [`SandboxRuntime::inspect`].
     Inspect,
     /// [`SandboxRuntime::wait`].
@@ -119,6 +123,8 @@ struct Sandbox {
     words: String,
     strain: Strain,
     running: Option<Running>,
+    /// Locks of what would serve its volumes.
+    served: Vec<File>,
 }
 
 impl Sandbox {
@@ -126,6 +132,7 @@ impl Sandbox {
         self.phase = SandboxPhase::Exited;
         self.exit_code = Some(exit_code);
         self.running = None;
+        self.served.clear();
     }
 
     fn state(&self, id: &SandboxId) -> SandboxState {
@@ -161,6 +168,7 @@ impl State {
             words: String::new(),
             strain: Strain::default(),
             running: None,
+            served: Vec::new(),
         };
         self.sandboxes.insert(id.clone(), sandbox);
         Ok(id)
@@ -233,6 +241,13 @@ impl FakeRuntime {
     pub fn strain_of(&self, id: &SandboxId, strain: Strain) {
         if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
             sandbox.strain = strain;
+        }
+    }
+
+    /// Ends what serves a sandbox's volumes.
+    pub fn lose_volumes(&self, id: &SandboxId) {
+        if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+            sandbox.served.clear();
         }
     }
 
@@ -323,6 +338,27 @@ impl Verdict {
     }
 }
 
+/// The locks of what `wanted` says, in a room. What is locked already stays.
+fn serve(room: &Path) -> std::io::Result<Vec<File>> {
+    let mut served = Vec::new();
+    for line in std::fs::read_to_string(room.join("wanted"))?.lines() {
+        let mut words = line.split(' ');
+        let (mode, name, file) = (words.next(), words.next(), words.next());
+        let lock = File::open(room.join(format!("{}.lock", name.unwrap_or_default())))?;
+        if lock.try_lock().is_err() {
+            continue;
+        }
+        let file = File::open(file.unwrap_or_default())?;
+        if mode == Some("rw") {
+            file.try_lock()?;
+        } else {
+            file.try_lock_shared()?;
+        }
+        served.extend([lock, file]);
+    }
+    Ok(served)
+}
+
 fn unavailable() -> RuntimeError {
     RuntimeError::Unavailable {
         doing: "a test",
@@ -375,6 +411,7 @@ impl SandboxRuntime for FakeRuntime {
             runtime_path: "/usr/libexec/casemate/casemate-runsc".into(),
             runtime_version: "runsc version 0.0~20240729.0".into(),
             unenforced_limits: Vec::new(),
+            volumes_problem: None,
         })
     }
 
@@ -435,6 +472,23 @@ impl SandboxRuntime for FakeRuntime {
     async fn resume(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         let verdict = self.enter(FakeCall::Resume).await?;
         self.stand_still(id, false)?;
+        verdict.answer(())
+    }
+
+    /// Locks what what serves the volumes would lock, until the sandbox is no more.
+    async fn attach(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Attach).await?;
+        let place = {
+            let state = self.state();
+            let sandbox = state.sandboxes.get(id);
+            let sandbox = sandbox.filter(|sandbox| sandbox.phase == SandboxPhase::Running);
+            let sandbox = sandbox.ok_or_else(|| refused("it does not run"))?;
+            sandbox.spec.volumes_dir.clone()
+        };
+        let served = serve(&place).map_err(|error| refused(&error.to_string()))?;
+        if let Some(sandbox) = self.state().sandboxes.get_mut(id) {
+            sandbox.served.extend(served);
+        }
         verdict.answer(())
     }
 

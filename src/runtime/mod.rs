@@ -19,6 +19,7 @@ mod libpod;
 mod mux;
 mod probe;
 mod verify;
+mod volumes;
 mod vouch;
 
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct RuntimeFacts {
     /// groups): `memory`, `cpu`, `pids`. What is not among them was tried, and is looked at again in
     /// each sandbox.
     pub unenforced_limits: Vec<&'static str>,
+    /// Why volumes cannot be mounted here, and what to do about it.
+    pub volumes_problem: Option<String>,
 }
 
 /// A program run in a sandbox around the guest, and what came of it.
@@ -123,6 +126,13 @@ pub trait SandboxRuntime: Send + Sync {
     /// # Errors
     /// As [`SandboxRuntime::pause`].
     async fn resume(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Mounts in a running sandbox what the file `wanted` in its `volumes_dir` says, line by line: mode, name and file of a
+    /// volume. What is mounted already stays. It may be asked again after a failure.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Failed`] with what is in the way; [`RuntimeError::Unavailable`].
+    async fn attach(&self, id: &SandboxId) -> Result<(), RuntimeError>;
 
     /// The sandbox now; `None` when there is none.
     ///

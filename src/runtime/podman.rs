@@ -29,6 +29,7 @@ use super::libpod::{Call, CallError, Libpod, Payload, bounded, unreachable, with
 use super::mux::MuxDecoder;
 use super::spec::{self, CreateRequest, Ground, INSTALLATION_LABEL, SESSION_LABEL};
 use super::verify::verify;
+use super::volumes::{self, ATTACH_SIGNAL};
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, Makeup, RuntimeConfig, RuntimeError,
     RuntimeFacts, SandboxRuntime, alive, images, probe,
@@ -457,6 +458,12 @@ impl SandboxRuntime for Podman {
 
     async fn resume(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         self.signal(id, RESUME_SIGNAL, "resume a sandbox").await
+    }
+
+    async fn attach(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let path = format!("/containers/{id}/kill?signal={ATTACH_SIGNAL}");
+        let call = self.slow_call(Method::POST, path, "attach volumes");
+        self.libpod.send(call).await.map_err(volumes::explain)
     }
 
     async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError> {

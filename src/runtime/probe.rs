@@ -7,6 +7,7 @@ use std::path::Path;
 use podman_api::models::{IdMap, Info};
 
 use super::groups::Groups;
+use super::volumes;
 use super::{RuntimeConfig, RuntimeError, RuntimeFacts};
 
 /// The oldest runsc that runs ordinary images, by its date: 20221219 breaks `ls` and `stat`.
@@ -108,6 +109,11 @@ pub(super) fn judge(info: &Info, config: &RuntimeConfig) -> Result<RuntimeFacts,
         runtime_path: path.to_owned(),
         runtime_version: version.to_owned(),
         unenforced_limits,
+        volumes_problem: volumes::problem(
+            runtime
+                .and_then(|r| r.version.as_deref())
+                .unwrap_or_default(),
+        ),
     })
 }
 

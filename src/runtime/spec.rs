@@ -24,6 +24,10 @@ pub const INSTALLATION_LABEL: &str = "io.casemate.installation";
 pub const SESSION_LABEL: &str = "io.casemate.session";
 /// The annotation from which the runtime's wrapper takes the cap on each of gVisor's host files.
 pub const FILE_LIMIT_ANNOTATION: &str = "io.casemate.file-limit-bytes";
+/// The annotation from which it takes where the sandbox's volumes are mounted.
+const VOLUMES_ANNOTATION: &str = "io.casemate.volumes";
+/// Where volumes are in every sandbox.
+pub const VOLUMES_PATH: &str = "/volumes";
 /// The annotations from which it takes what it bounds a sandbox's control groups by.
 const MEMORY_ANNOTATION: &str = "io.casemate.memory-max-bytes";
 const CPU_ANNOTATION: &str = "io.casemate.cpu-quota-us";
@@ -176,13 +180,9 @@ impl CreateRequest {
             .into_iter()
             .map(|bind| Mount {
                 kind: "bind",
+                options: bind.words().map(ToString::to_string).collect(),
                 source: bind.source,
                 destination: bind.destination,
-                options: ["ro", "rprivate"]
-                    .iter()
-                    .chain(bind.options)
-                    .map(ToString::to_string)
-                    .collect(),
             })
             .collect();
         mounts.extend(tmpfs(spec).map(|(destination, options)| Mount {
@@ -263,15 +263,35 @@ pub(super) fn guest_arguments(spec: &SandboxSpec) -> Vec<String> {
     words
 }
 
-/// Something of the host's that is visible inside, always read-only.
+/// Something of the host's that is visible inside.
 pub(super) struct Bind {
     pub(super) source: String,
     pub(super) destination: &'static str,
     pub(super) options: &'static [&'static str],
+    /// Whether what is mounted below it later is seen inside. gVisor lets nothing be written below a mount that it was told
+    /// is read-only, so this one is not; that nothing but volumes can be written in it is the wrapper's work, and its owner's:
+    /// nobody in podman's user namespace may write there.
+    pub(super) is_open: bool,
+}
+
+impl Bind {
+    /// How it is mounted; the rest is for every bind mount alike.
+    pub(super) const fn propagation(&self) -> &'static str {
+        if self.is_open { "rslave" } else { "rprivate" }
+    }
+
+    fn words(&self) -> impl Iterator<Item = &'static str> {
+        let first: &[_] = if self.is_open {
+            &["rw", "rbind", "rslave"]
+        } else {
+            &["ro", "rprivate"]
+        };
+        first.iter().chain(self.options).copied()
+    }
 }
 
 /// All that a sandbox sees of the host.
-pub(super) fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 2], RuntimeError> {
+pub(super) fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 3], RuntimeError> {
     let text = |path: &Path| {
         path.to_str()
             .map(str::to_owned)
@@ -285,11 +305,19 @@ pub(super) fn binds(spec: &SandboxSpec, ground: &Ground<'_>) -> Result<[Bind; 2]
             source: text(ground.guest)?,
             destination: GUEST_PATH,
             options: &["nosuid", "nodev"],
+            is_open: false,
         },
         Bind {
             source: text(&spec.link_dir)?,
             destination: LINK_PATH,
             options: &["nosuid", "nodev", "noexec"],
+            is_open: false,
+        },
+        Bind {
+            source: text(&spec.volumes_dir.join("mounts"))?,
+            destination: VOLUMES_PATH,
+            options: &["nosuid", "nodev"],
+            is_open: true,
         },
     ])
 }
@@ -317,7 +345,7 @@ pub(super) fn labels(spec: &SandboxSpec) -> [(&'static str, String); 2] {
 
 /// What the runtime's wrapper is told: not by podman's own resource limits, which it would bring to groups of its own that
 /// runsc cannot use, and where there are none it only warns.
-pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 4] {
+pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 5] {
     let bounds = Bounds::of(&spec.limits);
     [
         (
@@ -327,6 +355,7 @@ pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 4] {
         (MEMORY_ANNOTATION, bounds.memory_bytes.to_string()),
         (CPU_ANNOTATION, bounds.cpu_quota_us.to_string()),
         (PIDS_ANNOTATION, bounds.pids.to_string()),
+        (VOLUMES_ANNOTATION, spec.volumes_dir.display().to_string()),
     ]
 }
 
@@ -373,6 +402,7 @@ pub(super) mod tests {
             allow_root: false,
             hostname: "box".into(),
             link_dir: "/run/casemate/link/ses_0".into(),
+            volumes_dir: "/run/casemate/link/ses_0.volumes".into(),
         }
     }
 

@@ -164,14 +164,23 @@ fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
             .collect();
         let as_asked = mount.get("Type") == Some(&json!("bind"))
             && mount.get("Source") == Some(&json!(bind.source))
-            && mount.get("RW") == Some(&json!(false))
-            && mount.get("Propagation") == Some(&json!("rprivate"))
+            && mount.get("RW") == Some(&json!(bind.is_open))
+            && mount.get("Propagation") == Some(&json!(bind.propagation()))
             && options == bind.options.iter().copied().collect();
         if !as_asked {
             return Err(differs(
                 field,
                 mount,
-                &format!("{} at {}, read-only", bind.source, bind.destination),
+                &format!(
+                    "{} at {}, {}",
+                    bind.source,
+                    bind.destination,
+                    if bind.is_open {
+                        "open to later mounts"
+                    } else {
+                        "read-only"
+                    }
+                ),
             ));
         }
     }
@@ -179,7 +188,7 @@ fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
         return Err(differs(
             field,
             found,
-            "the guest and the link and nothing else of the host's",
+            "the guest, the link, the room for volumes and nothing else of the host's",
         ));
     }
     Ok(())
@@ -422,6 +431,27 @@ mod tests {
                 "/Mounts/1/Options",
                 json!(["nosuid", "nodev", "noexec", "rbind", "exec"]),
             ),
+            ("Mounts", "/Mounts/2/Type", json!("volume")),
+            (
+                "Mounts",
+                "/Mounts/2/Source",
+                json!("/run/casemate/link/ses_1.volumes/mounts"),
+            ),
+            (
+                "Mounts",
+                "/Mounts/2/Source",
+                json!("/run/casemate/link/ses_0.volumes"),
+            ),
+            ("Mounts", "/Mounts/2/Destination", json!("/volume")),
+            ("Mounts", "/Mounts/2/RW", json!(false)),
+            ("Mounts", "/Mounts/2/Propagation", json!("rshared")),
+            ("Mounts", "/Mounts/2/Propagation", json!("rprivate")),
+            ("Mounts", "/Mounts/2/Options", json!(["nosuid", "rbind"])),
+            (
+                "Mounts",
+                "/Mounts/2/Options",
+                json!(["nosuid", "nodev", "suid", "rbind"]),
+            ),
             ("HostConfig.Ulimits", "/HostConfig/Ulimits/0/Hard", json!(1)),
             (
                 "HostConfig.Ulimits",
@@ -460,6 +490,14 @@ mod tests {
             &one_more("/HostConfig/Ulimits", ulimit),
             "HostConfig.Ulimits",
         );
+    }
+
+    #[test]
+    fn a_room_for_volumes_that_is_another_s_is_found() {
+        let mut altered = inspect();
+        altered["Config"]["Annotations"] =
+            annotated("io.casemate.volumes", "/run/casemate/link/ses_1.volumes");
+        assert_differs(&altered, "Config.Annotations");
     }
 
     #[test]

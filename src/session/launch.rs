@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::manager::House;
+use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
@@ -130,6 +131,11 @@ impl Remains {
         }
         self.sandbox = Traces::None;
         if self.door {
+            let left = volumes::let_go(&house.link_root, id).await;
+            left.map_err(|source| RuntimeError::Unavailable {
+                doing: "let the volumes go",
+                source: source.into(),
+            })?;
             Door::remove(&house.link_root, id).map_err(|source| RuntimeError::Unavailable {
                 doing: "remove the link directory",
                 source: source.into(),
@@ -163,6 +169,7 @@ impl Door {
         let directory = root.join(id.to_string());
         let token = new_token()?;
         write_token(&token_path(root, id), &token)?;
+        volumes::build(root, id)?;
         DirBuilder::new().mode(0o700).create(&directory)?;
         // The process's umask keeps the group out of new files; here it is let in on purpose.
         write_token(&directory.join("token"), &token)?
@@ -194,13 +201,16 @@ impl Door {
 
     /// Removes the directory of a session and the token beside it; none is success.
     pub(super) fn remove(root: &Path, id: SessionId) -> io::Result<()> {
+        volumes::remove(root, id)?;
         gone(std::fs::remove_dir_all(root.join(id.to_string())))?;
         gone(std::fs::remove_file(token_path(root, id)))
     }
 
     /// Which session's door something in the link root is of.
     pub(super) fn owner_of(name: &str) -> Option<SessionId> {
-        name.strip_suffix(TOKEN_SUFFIX).unwrap_or(name).parse().ok()
+        let mut ends = [TOKEN_SUFFIX, volumes::ROOM_SUFFIX].into_iter();
+        let id = ends.find_map(|end| name.strip_suffix(end));
+        id.unwrap_or(name).parse().ok()
     }
 
     /// Waits until the sandbox's own guest has dialled, or the sandbox is dead, or time is over.
@@ -293,6 +303,7 @@ pub(super) fn spec(house: &House, session: &Session, link_dir: PathBuf) -> Sandb
         allow_root: session.spec.allow_root,
         hostname: hostname(session.id, session.spec.name.as_ref()),
         link_dir,
+        volumes_dir: volumes::room(&house.link_root, session.id),
     }
 }
 
@@ -424,7 +435,7 @@ fn write_token(path: &Path, token: &LinkToken) -> io::Result<std::fs::File> {
 }
 
 /// What is gone already has been removed.
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+pub(super) fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -12,12 +12,14 @@ use tokio_util::task::TaskTracker;
 use tracing::error;
 
 use super::SessionError;
+use super::VolumeRefusal;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::images::Images;
 use super::launch::End;
 use super::pool::{Claim, Pool};
 use super::runner::{Runner, Start};
+use super::volumes::Volumes;
 use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
@@ -32,6 +34,7 @@ use crate::model::session::{
 };
 use crate::model::settings::SessionsConfig;
 use crate::model::template::Template;
+use crate::model::volume::VolumeMode;
 use crate::runtime::SandboxRuntime;
 use crate::store::{Admission, Idempotency, Store, StoreError};
 
@@ -45,6 +48,7 @@ pub(super) struct House {
     pub(super) audit: AuditLog,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) link_root: PathBuf,
+    pub(super) volumes: Volumes,
     /// Launches at one time.
     pub(super) launches: Gate,
     /// Cancelled when runners shall leave their sandboxes running and end.
@@ -79,6 +83,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The directory of link directories: ours, of the sandbox group, set-group-id.
     pub link_root: PathBuf,
+    /// What volumes stand on.
+    pub volumes: Volumes,
     /// Bounds, defaults and recipes.
     pub settings: Settings,
     /// How many bytes of memory the machine has left.
@@ -116,6 +122,8 @@ pub struct NewSession {
     pub idle_timeout_s: Option<u64>,
     /// What happens when its time is over, or it was idle for too long.
     pub on_timeout: OnTimeout,
+    /// What it finds below `/volumes`, and how.
+    pub volumes: Vec<(Name, VolumeMode)>,
 }
 
 /// Every session of this installation.
@@ -154,6 +162,7 @@ impl Sessions {
                 audit: parts.audit,
                 clock: parts.clock,
                 link_root: parts.link_root,
+                volumes: parts.volumes,
                 launches,
                 leave: CancellationToken::new(),
                 settings: receiver,
@@ -209,7 +218,11 @@ impl Sessions {
         let template = template.map_err(SessionError::Store)?;
         let template = template.ok_or(SessionError::UnknownTemplate(wanted))?;
         let (idle_timeout_s, on_timeout) = (new.idle_timeout_s, new.on_timeout);
-        let spec = admit(&template, principal, team, new)?;
+        let volumes = self.wanted_volumes(team, &new.volumes).await?;
+        let spec = SessionSpec {
+            volumes,
+            ..admit(&template, principal, team, new)?
+        };
         let max_timeout_s = template.spec.max_timeout_s;
         let patience = settings.sessions.queue_timeout;
         let (place, refused) = match self.places.enter(team, patience).await {
@@ -284,12 +297,7 @@ impl Sessions {
                     .map_or(Arc::new(*first), |handle| handle.snapshot());
                 Ok((now, true))
             }
-            Ok(Ok(Admission::KeyReused)) => Err(SessionError::KeyReused),
-            Ok(Ok(Admission::NameTaken)) => match session.spec.name {
-                Some(name) => Err(SessionError::NameTaken(name)),
-                None => Err(SessionError::NotFound),
-            },
-            Ok(Ok(Admission::Full)) => Err(SessionError::Full(refused.unwrap_or(Refused::Full))),
+            Ok(Ok(admission)) => Err(refusal(admission, session.spec.name.clone(), refused)),
             Ok(Err(error)) => Err(SessionError::Store(error)),
             Err(error) => Err(SessionError::System {
                 doing: "admit the session",
@@ -506,6 +514,22 @@ impl Sessions {
     }
 }
 
+/// Why the store did not admit a session.
+fn refusal(admission: Admission, name: Option<Name>, refused: Option<Refused>) -> SessionError {
+    match (admission, name) {
+        (Admission::KeyReused, _) => SessionError::KeyReused,
+        (Admission::NameTaken, Some(name)) => SessionError::NameTaken(name),
+        (Admission::NoVolume(name), _) => SessionError::Volume(VolumeRefusal::Unknown(name)),
+        (Admission::VolumeHeld(name, holder), _) => {
+            SessionError::Volume(VolumeRefusal::Held(name, holder))
+        }
+        (Admission::Full, _) => SessionError::Full(refused.unwrap_or(Refused::Full)),
+        (Admission::NameTaken | Admission::Admitted | Admission::Repeated(_), _) => {
+            SessionError::NotFound
+        }
+    }
+}
+
 fn session_budget(sessions: &SessionsConfig) -> Budget {
     Budget {
         places: sessions.max,
@@ -597,6 +621,8 @@ fn admit(
         allow_root: recipe.allow_root,
         timeout_s,
         setup: recipe.setup.clone(),
+        // Looked up by who has the store.
+        volumes: Vec::new(),
     };
     // The start command's environment comes over the session's.
     if let Some(Err(error)) = ready::start_process(&spec).map(|start| start.validate()) {

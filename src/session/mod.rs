@@ -40,6 +40,7 @@ pub mod runner;
 pub mod state;
 pub mod templates;
 pub mod usage;
+pub mod volumes;
 pub mod wish;
 
 use self::gate::Refused;
@@ -47,8 +48,10 @@ use crate::audit::AuditError;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::session::{Phase, Reason};
+use crate::model::volume::{Holder, VolumeMode};
 use crate::runtime::RuntimeError;
 use crate::store::StoreError;
+use crate::volume::VolumeError;
 
 /// Why a session cannot do what was asked, split by what the caller does next.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +73,12 @@ pub enum SessionError {
     /// A live session of the team has the name. Tell the caller.
     #[error("another live session has the name {0}")]
     NameTaken(Name),
+    /// A volume cannot be had, made or removed. Tell the caller.
+    #[error(transparent)]
+    Volume(VolumeRefusal),
+    /// A volume's file cannot be made.
+    #[error("make the volume's file")]
+    VolumeFile(#[source] VolumeError),
     /// Another request came under the same idempotency key. Tell the caller.
     #[error("another request was made with this Idempotency-Key")]
     KeyReused,
@@ -132,6 +141,57 @@ pub enum SessionError {
     },
 }
 
+/// Why a volume cannot be had, made or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeRefusal {
+    /// The team has none of this name, and it is not what was asked about: a session wants it.
+    #[error("the team has no volume {0}; make it first, or take it out of volumes")]
+    Unknown(Name),
+    /// The team has none of this name.
+    #[error("there is no volume {0}")]
+    NotFound(Name),
+    /// A session that lives has it.
+    #[error("the volume {0} is attached {how} to the session {session}: end that first{mend}", how = .1.mode.as_str(), session = .1.session, mend = instead(.1.mode))]
+    Held(Name, Holder),
+    /// Another volume of the team has the name.
+    #[error("the team has a volume {0} already")]
+    NameTaken(Name),
+    /// The team has as many as it may.
+    #[error("the team has {0} volumes already, which is the most; remove one first")]
+    Full(u32),
+    /// They would be larger together than they may be.
+    #[error(
+        "the team's volumes may be {0} bytes larger together, and no more; take a smaller size, or remove one first"
+    )]
+    TooLarge(u64),
+    /// This machine cannot have volumes.
+    #[error("this machine cannot have volumes: {0}")]
+    Unavailable(String),
+}
+
+const fn instead(mode: VolumeMode) -> &'static str {
+    match mode {
+        VolumeMode::Rw => "",
+        VolumeMode::Ro => ", or ask for ro",
+    }
+}
+
+impl VolumeRefusal {
+    /// A stable word for programs and for the record.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "unknown_volume",
+            Self::NotFound(_) => "volume_not_found",
+            Self::Held(..) => "volume_in_use",
+            Self::NameTaken(_) => "name_taken",
+            Self::Full(_) => "too_many_volumes",
+            Self::TooLarge(_) => "volumes_too_large",
+            Self::Unavailable(_) => "volumes_unavailable",
+        }
+    }
+}
+
 const fn full(refused: Refused) -> &'static str {
     match refused {
         Refused::Full => "as many sessions are live as this machine may have",
@@ -150,6 +210,8 @@ impl SessionError {
             Self::UnknownTemplate(_) => "unknown_template",
             Self::Invalid { .. } => "invalid_request",
             Self::NameTaken(_) => "name_taken",
+            Self::Volume(refusal) => refusal.code(),
+            Self::VolumeFile(_) => "volume_failed",
             Self::KeyReused => "idempotency_key_reused",
             Self::Full(Refused::Machine) => "machine_full",
             Self::Full(_) => "too_many_sessions",

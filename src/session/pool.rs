@@ -25,6 +25,7 @@ use tracing::{info, warn};
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::{House, Sessions};
 use super::ready;
+use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
@@ -384,6 +385,7 @@ impl Sessions {
             allow_root: template.allow_root,
             hostname: launch::hostname(id, None),
             link_dir: door.directory.clone(),
+            volumes_dir: volumes::room(&house.link_root, id),
         };
         let sandbox = launch::create(house, spec, &mut remains.sandbox).await?;
         let link = launch::start(house, &sandbox, &mut door).await?;

@@ -56,6 +56,7 @@ impl Sessions {
                 None => orphans.push(state.id),
             }
         }
+        self.sweep_volumes(true).await?;
         let mut stale = self.doors()?;
         stale.retain(|id| !owned.contains_key(id));
         let mut done = Reconciled {
@@ -91,6 +92,7 @@ impl Sessions {
         let mut done = Reconciled::default();
         let orphans = self.sweep_sandboxes(&mut done).await;
         let doors = self.sweep_doors(&mut done).await;
+        let volumes = self.sweep_volumes(false).await;
         let forgotten = self.house.runtime.tidy().await;
         if done != Reconciled::default() {
             warn!(
@@ -101,6 +103,7 @@ impl Sessions {
         }
         orphans
             .and(doors)
+            .and(volumes.map(drop))
             .and(forgotten.map_err(SessionError::Runtime))
             .map(|()| done)
     }

@@ -23,6 +23,7 @@ use super::reached::Reached;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
 use super::usage::{Looks, look};
+use super::volumes;
 use super::wish::Wish;
 use crate::audit;
 use crate::base::chain::Chain;
@@ -250,6 +251,7 @@ impl Life {
                 biased;
                 () = over(house, lease.ends_at) => Turn::Over(Reason::Deadline),
                 () = link.closed() => Turn::Gone,
+                end = volumes::lost(house, &self.session) => return Err(end),
                 () = look(&link, &self.looks, seen) => Turn::Gone,
                 again = door.guest_again(&self.house, &sandbox) => Turn::Again(again),
                 Some(wish) = self.wishes.recv() => Turn::Asked(wish),
@@ -381,7 +383,7 @@ impl Life {
             ..
         } = warm;
         self.session.sandbox = Some(sandbox.clone());
-        if self.session.spec.setup.is_empty() {
+        if self.session.spec.setup.is_empty() && self.session.spec.volumes.is_empty() {
             self.session.ready_at = Some(self.house.clock.now());
             self.change(Event::Claimed).await?;
         } else {
@@ -465,6 +467,7 @@ impl Life {
         sandbox: &SandboxId,
         mut link: Link,
     ) -> Result<Link, End> {
+        volumes::attach(&self.house, &self.session, sandbox).await?;
         let spec = self.session.spec.clone();
         let opening = Opening::begin(self.session.id, &spec);
         loop {

@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_templates.sql"),
     include_str!("migrations/0003_leases.sql"),
     include_str!("migrations/0004_limits.sql"),
+    include_str!("migrations/0005_volumes.sql"),
 ];
 
 /// Applies what is missing; refuses a stranger's or a newer database before touching it.

@@ -14,6 +14,7 @@ mod migrate;
 mod sessions;
 mod templates;
 mod threads;
+mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
 use self::threads::{Readers, Writer};
+pub use self::volumes::{VolumeAdmission, VolumeBudget, VolumeRemoval};
 use crate::base::id::InstallationId;
 
 /// How long a caller waits for its turn and its commit. Far above any healthy commit; a disk that

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::{Durability, Store, StoreError, audit};
+use super::{Durability, Store, StoreError, audit, volumes};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::event::AuditRecord;
@@ -11,6 +11,7 @@ use crate::model::name::Name;
 use crate::model::query::SessionFilter;
 use crate::model::sandbox::{Limits, SandboxId};
 use crate::model::session::{Phase, Reason, Session, SessionSpec, Status};
+use crate::model::volume::Holder;
 
 /// A client's promise that a repeated request is the same request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +37,16 @@ pub enum Admission {
     NameTaken,
     /// So many sessions are live already.
     Full,
+    /// The team has no volume of this name.
+    NoVolume(Name),
+    /// A session that lives has the volume of this name, and one of the two wants to write.
+    VolumeHeld(Name, Holder),
 }
 
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
     created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, \
-    template_version, setup, open_files, processes_started";
+    template_version, setup, open_files, processes_started, volumes";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -237,6 +242,9 @@ fn admit(
             return Ok(Admission::NameTaken);
         }
     }
+    if let Some(refusal) = volumes::refusal(db, session)? {
+        return Ok(refusal);
+    }
     audit::insert(db, announcement)?;
     insert(db, session)?;
     if let Some(repeat) = idempotency {
@@ -259,7 +267,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -296,6 +304,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             serde_json::json!(spec.setup).to_string(),
             spec.limits.open_files,
             spec.limits.processes_started,
+            serde_json::json!(spec.volumes).to_string(),
         ])
     })
     .map(drop)
@@ -370,6 +379,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
             allow_root: field(row, "allow_root")?,
             timeout_s: field(row, "timeout_s")?,
             setup: json(row, "setup")?,
+            volumes: json(row, "volumes")?,
         },
         status: Status {
             phase: Phase::parse(&field::<String>(row, "phase")?).ok_or("phase")?,
@@ -428,6 +438,7 @@ mod tests {
                     ports: vec![8000],
                     ..Setup::default()
                 },
+                volumes: Vec::new(),
             },
             status: Status {
                 phase: Phase::Pending,

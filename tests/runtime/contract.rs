@@ -62,6 +62,8 @@ impl<'a> Bench<'a> {
         let session = session();
         let link_dir = self.link_root.join(session.to_string());
         std::fs::create_dir_all(&link_dir).unwrap();
+        let volumes_dir = link_dir.with_added_extension("volumes");
+        std::fs::create_dir_all(volumes_dir.join("mounts")).unwrap();
         SandboxSpec {
             installation: self.installation,
             session,
@@ -73,6 +75,7 @@ impl<'a> Bench<'a> {
             allow_root: false,
             hostname: "box".into(),
             link_dir,
+            volumes_dir,
         }
     }
 
@@ -121,6 +124,7 @@ pub async fn contract(bench: &Bench<'_>) {
         a_session_has_one_sandbox(bench).await;
         exec_tells_exit_code_and_output(bench).await;
         what_stands_still_goes_on_and_can_be_removed(bench).await;
+        what_cannot_be_attached_is_refused_and_may_be_asked_again(bench).await;
         a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench).await;
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
@@ -135,6 +139,35 @@ pub async fn contract(bench: &Bench<'_>) {
         Ok(result) => result.expect("the contract suite hangs"),
     }
     assert_eq!(left, 0, "a check left sandboxes behind");
+}
+
+async fn what_cannot_be_attached_is_refused_and_may_be_asked_again(bench: &Bench<'_>) {
+    let spec = bench.spec();
+    let id = bench.runtime.create(&spec).await.unwrap();
+    let wanted = spec.volumes_dir.join("wanted");
+    std::fs::write(&wanted, "").unwrap();
+    // Not before it runs.
+    let early = bench.runtime.attach(&id).await;
+    assert!(
+        matches!(early, Err(RuntimeError::Failed { .. })),
+        "{early:?}"
+    );
+    bench.runtime.start(&id).await.unwrap();
+    bench.runtime.attach(&id).await.unwrap();
+    std::fs::create_dir(spec.volumes_dir.join("mounts/data")).unwrap();
+    std::fs::write(spec.volumes_dir.join("data.lock"), "").unwrap();
+    let missing = spec.volumes_dir.join("nothing.img");
+    std::fs::write(&wanted, format!("rw data {}\n", missing.display())).unwrap();
+    let refused = bench.runtime.attach(&id).await;
+    assert!(
+        matches!(refused, Err(RuntimeError::Failed { .. })),
+        "{refused:?}"
+    );
+    std::fs::write(&wanted, "").unwrap();
+    bench.runtime.attach(&id).await.unwrap();
+    bench.runtime.remove(&id).await.unwrap();
+    let gone = bench.runtime.attach(&id).await;
+    assert!(matches!(gone, Err(RuntimeError::Failed { .. })), "{gone:?}");
 }
 
 async fn a_life_from_create_to_gone(bench: &Bench<'_>) {

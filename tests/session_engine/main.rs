@@ -10,6 +10,7 @@ mod life;
 mod next_daemon;
 mod pool;
 mod ready;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -26,11 +27,13 @@ use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
 use casemate::model::session::{Phase, Reason, Session};
 use casemate::model::settings::SessionsConfig;
+use casemate::model::settings::VolumesConfig;
 use casemate::model::template::{Origin, Template, TemplateSpec};
 use casemate::runtime::SandboxRuntime;
 use casemate::runtime::fake::{FakeCall, FakeRuntime, Running};
 use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts, Sessions, Settings, is_settled};
+use casemate::session::volumes::Volumes;
 use casemate::store::Store;
 use casemate_link::guest::{Dialer, Introduction};
 use casemate_link::handshake::KernelReport;
@@ -82,6 +85,8 @@ struct Bench {
     store: Store,
     sessions: Sessions,
     config: SessionsConfig,
+    /// Why the machine cannot have volumes.
+    volumes_problem: Option<String>,
 }
 
 impl Bench {
@@ -100,19 +105,26 @@ impl Bench {
         };
         std::fs::create_dir(directory.path().join("link")).unwrap();
         let runtime = Arc::new(runtime);
-        let sessions = sessions(&directory, &runtime, &store, &config);
+        let sessions = sessions(&directory, &runtime, &store, &config, None);
         Self {
             directory,
             runtime,
             store,
             sessions,
             config,
+            volumes_problem: None,
         }
     }
 
     /// Another daemon on the same state and machine.
     fn next_daemon(&mut self) {
-        self.sessions = sessions(&self.directory, &self.runtime, &self.store, &self.config);
+        self.sessions = sessions(
+            &self.directory,
+            &self.runtime,
+            &self.store,
+            &self.config,
+            self.volumes_problem.clone(),
+        );
     }
 
     async fn try_create(&self, new: NewSession) -> Result<Arc<Session>, SessionError> {
@@ -174,7 +186,7 @@ impl Bench {
 
     fn doors(&self) -> Vec<PathBuf> {
         let mut doors = self.link_entries();
-        doors.retain(|path| path.is_dir());
+        doors.retain(|path| path.is_dir() && path.extension().is_none());
         doors
     }
 
@@ -213,15 +225,25 @@ fn sessions(
     runtime: &Arc<FakeRuntime>,
     store: &Store,
     config: &SessionsConfig,
+    volumes_problem: Option<String>,
 ) -> Sessions {
     let clock = Arc::new(SystemClock);
     let runtime: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(runtime);
+    let config_of_volumes = VolumesConfig {
+        dir: directory.path().join("volumes"),
+        ..VolumesConfig::default()
+    };
+    let files = config_of_volumes.dir.join(store.installation().to_string());
+    std::fs::create_dir_all(files).unwrap();
+    let mut volumes = Volumes::new(config_of_volumes, store.installation());
+    volumes.problem = volumes_problem;
     Sessions::new(Parts {
         runtime,
         store: store.clone(),
         audit: AuditLog::new(store.clone(), clock.clone()),
         clock,
         link_root: directory.path().join("link"),
+        volumes,
         settings: Settings {
             sessions: config.clone(),
             templates: BTreeMap::from([("base".parse().unwrap(), template())]),

@@ -27,6 +27,7 @@ impl Bench {
                 .path()
                 .join("link")
                 .join(stranger.to_string()),
+            volumes_dir: "/nowhere".into(),
         };
         std::fs::create_dir(&orphan.link_dir).unwrap();
         std::fs::write(orphan.link_dir.with_added_extension("token"), "stale").unwrap();
@@ -172,6 +173,7 @@ async fn another_installation_s_sandbox_is_not_touched() {
         allow_root: false,
         hostname: "theirs".into(),
         link_dir: bench.directory.path().to_owned(),
+        volumes_dir: "/nowhere".into(),
     };
     bench.runtime.create(&theirs).await.unwrap();
     let found = bench.sessions.reconcile().await.unwrap();

@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{Bench, of, team, template};
 
 /// The task that fills the shelves, until it is told to stop.
-struct Keeper(CancellationToken, tokio::task::JoinHandle<()>);
+pub struct Keeper(pub CancellationToken, tokio::task::JoinHandle<()>);
 
 impl Keeper {
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.0.cancel();
         self.1.await.unwrap();
     }
@@ -28,7 +28,7 @@ impl Keeper {
 
 impl Bench {
     /// Sandboxes of the template stand ready from now on.
-    fn pooled(&self, version: u32, spec: TemplateSpec) {
+    pub fn pooled(&self, version: u32, spec: TemplateSpec) {
         let mut template = of(spec);
         template.version = version;
         self.sessions.reload(Settings {
@@ -37,13 +37,13 @@ impl Bench {
         });
     }
 
-    fn keeper(&self) -> Keeper {
+    pub fn keeper(&self) -> Keeper {
         let stop = CancellationToken::new();
         let keeping = self.sessions.clone().keep_warm(stop.clone());
         Keeper(stop, tokio::spawn(keeping))
     }
 
-    async fn stand_ready(&self, count: usize) {
+    pub async fn stand_ready(&self, count: usize) {
         let standing = async {
             while self.sessions.warm() != count {
                 tokio::task::yield_now().await;

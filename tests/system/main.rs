@@ -41,3 +41,4 @@ mod signals;
 mod snapshot;
 mod storm;
 mod templates;
+mod volumes;

@@ -5,6 +5,7 @@ mod files;
 mod processes;
 mod sessions;
 mod templates;
+mod volumes;
 
 use std::sync::LazyLock;
 
@@ -17,6 +18,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         processes::ROUTES,
         files::ROUTES,
         templates::ROUTES,
+        volumes::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

@@ -19,7 +19,7 @@ pub(super) const ROUTES: &[Route] = &[
         "The same key and body within 24 h give the same session; another body is refused.",
     )])
     .answer(201, Answer::Json(schema_of::<sessions::SessionView>))
-    .failures(&[409, 429, 502]),
+    .failures(&[409, 429, 501, 502]),
     Route::new(
         Method::GET,
         "/v1/sessions",

@@ -39,9 +39,11 @@ use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::SessionsConfig;
+use crate::model::settings::VolumesConfig;
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
+use crate::session::volumes::Volumes;
 use crate::store::Store;
 
 /// Nothing here takes longer, unless something hangs.
@@ -65,6 +67,13 @@ fn app(directory: &tempfile::TempDir) -> App {
         audit: audit.clone(),
         clock: clock.clone(),
         link_root: directory.path().to_owned(),
+        volumes: Volumes::new(
+            VolumesConfig {
+                dir: directory.path().join("volumes"),
+                ..VolumesConfig::default()
+            },
+            store.installation(),
+        ),
         settings: Settings {
             sessions: SessionsConfig::default(),
             templates: BTreeMap::new(),
@@ -80,6 +89,7 @@ fn app(directory: &tempfile::TempDir) -> App {
             runtime_path: String::new(),
             runtime_version: String::new(),
             unenforced_limits: Vec::new(),
+            volumes_problem: None,
         },
         hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
         clock,

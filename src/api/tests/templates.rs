@@ -25,11 +25,13 @@ use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
+use crate::model::settings::VolumesConfig;
 use crate::model::settings::{SessionsConfig, TeamTemplates};
 use crate::model::template::{Origin, Template, TemplateSpec};
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
+use crate::session::volumes::Volumes;
 use crate::store::Store;
 
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
@@ -86,6 +88,13 @@ impl House {
             audit: audit.clone(),
             clock: clock.clone(),
             link_root: directory.path().to_owned(),
+            volumes: Volumes::new(
+                VolumesConfig {
+                    dir: directory.path().join("volumes"),
+                    ..VolumesConfig::default()
+                },
+                store.installation(),
+            ),
             settings: Settings {
                 sessions: SessionsConfig {
                     team_templates: bounds,
@@ -104,6 +113,7 @@ impl House {
                 runtime_path: String::new(),
                 runtime_version: String::new(),
                 unenforced_limits: Vec::new(),
+                volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             clock,

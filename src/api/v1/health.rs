@@ -24,6 +24,8 @@ pub(crate) struct ReadyView {
     /// Limits of sandboxes that this machine does not enforce from outside: `memory`, `cpu`, `pids`. None in production mode,
     /// which is not ready without them.
     unenforced_limits: Vec<&'static str>,
+    /// Whether sessions can have volumes here. Why not is in the log, and told to whoever asks for one.
+    volumes: bool,
 }
 
 /// One thing that the daemon stands on.
@@ -59,6 +61,7 @@ pub(crate) async fn ready(call: &Call) -> Result<Reply, Problem> {
         ready,
         checks,
         unenforced_limits: call.app.facts().unenforced_limits.clone(),
+        volumes: call.app.volumes_problem().is_none(),
     };
     let reply = Reply::json(status, &view);
     Ok(if ready {

@@ -14,6 +14,7 @@ pub(super) mod templates;
 pub(super) mod terminal;
 mod text;
 pub(super) mod usage;
+pub(super) mod volumes;
 
 use http::StatusCode;
 

@@ -6,6 +6,7 @@ use http::{HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::volumes::SessionVolumeView;
 use super::{PAGE, cursor, page_limit};
 use crate::api::body;
 use crate::api::error::Problem;
@@ -51,6 +52,9 @@ pub(crate) struct CreateSession {
     /// What it may use; the template's where absent.
     #[serde(default)]
     limits: WantedLimits,
+    /// What it finds below `/volumes`: at most 8.
+    #[serde(default)]
+    volumes: Vec<SessionVolumeView>,
     /// Whether to answer only when the session is ready.
     #[serde(default = "yes")]
     wait: bool,
@@ -81,6 +85,8 @@ pub(crate) struct SessionView {
     timeout_s: u64,
     /// On which ports its services listen, as the template declares.
     ports: Vec<u16>,
+    /// What it finds below `/volumes`.
+    volumes: Vec<SessionVolumeView>,
     idle_timeout_s: Option<u64>,
     on_timeout: OnTimeout,
     created_at: Timestamp,
@@ -108,6 +114,7 @@ impl From<&Session> for SessionView {
             limits: session.spec.limits,
             timeout_s: session.spec.timeout_s,
             ports: session.spec.setup.ports.clone(),
+            volumes: session.spec.volumes.iter().map(Into::into).collect(),
             idle_timeout_s: session.lease.idle_timeout_s,
             on_timeout: session.lease.on_timeout,
             created_at: session.created_at,
@@ -148,6 +155,7 @@ pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
         idle_timeout_s: wanted.idle_timeout_s,
         on_timeout: wanted.on_timeout,
         limits: wanted.limits,
+        volumes: wanted.volumes.into_iter().map(Into::into).collect(),
     };
     let created = call
         .app

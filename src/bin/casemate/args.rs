@@ -11,13 +11,13 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, cp, run, session, template};
+use crate::commands::{admin, audit, cp, run, session, template, volume};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Sessions (over the HTTP API, with a key)",
-        &["run", "session", "template", "audit"],
+        &["run", "session", "template", "volume", "audit"],
     ),
     (
         "In a session (likewise)",
@@ -114,6 +114,9 @@ pub enum Command {
     /// Show and make what sessions are made of
     #[command(subcommand)]
     Template(template::Command),
+    /// Keep files beyond sessions
+    #[command(subcommand)]
+    Volume(volume::Command),
     /// Read what was recorded of a session
     #[command(subcommand)]
     Audit(audit::Command),

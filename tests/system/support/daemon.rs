@@ -359,11 +359,11 @@ impl Daemon {
     /// Link directories.
     pub fn links(&self) -> Vec<String> {
         let mut links = self.link_entries();
-        links.retain(|name| !name.ends_with(".token"));
+        links.retain(|name| !name.ends_with(".token") && !name.ends_with(".volumes"));
         links
     }
 
-    /// Link directories, and the tokens beside them.
+    /// Link directories, and the tokens and rooms for volumes beside them.
     pub fn link_entries(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.run.join("link")) else {
             return Vec::new();

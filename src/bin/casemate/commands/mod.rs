@@ -13,6 +13,7 @@ pub mod run;
 pub mod session;
 pub mod stop;
 pub mod template;
+pub mod volume;
 mod which;
 
 use std::path::PathBuf;
@@ -74,6 +75,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
         Command::Template(command) => command.execute(&context).await?,
+        Command::Volume(command) => return command.execute(&context).await,
         Command::Audit(command) => command.execute(&context).await?,
         Command::Admin(command) => return command.execute(&context).await,
         Command::Completions { shell } => about::completions(shell)?,

@@ -61,7 +61,7 @@ pub struct Run {
     #[command(flatten)]
     wanted: Wanted,
     /// Run in this session instead of a new one, and leave it running
-    #[arg(long, value_name = "ID", conflicts_with_all = ["template", "name", "labels", "keep"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["template", "name", "labels", "volumes", "keep"])]
     session: Option<SessionId>,
     /// Do not end the new session afterwards
     #[arg(long)]

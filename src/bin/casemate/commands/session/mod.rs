@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use casemate::base::id::SessionId;
 use casemate::model::name::Name;
 use casemate::model::session::Phase;
+use casemate::model::volume::VolumeMode;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use self::wire::{Limits, NewSession, Page, SessionView};
+use self::wire::{Limits, NewSession, Page, SessionView, VolumeOfSession};
 use super::Context;
 use super::pair::{Variable, environment, own, pair, variable};
 use crate::failure::Failure;
@@ -93,6 +94,23 @@ pub struct Wanted {
     /// For people and filters; may be repeated
     #[arg(long = "label", value_name = "k=v", value_parser = pair)]
     labels: Vec<(String, String)>,
+    /// Mount a volume of the team at /volumes/NAME, to be written by this session alone, or with :ro
+    /// to be read; may be repeated
+    #[arg(long = "volume", value_name = "NAME[:ro]", value_parser = volume)]
+    volumes: Vec<VolumeOfSession>,
+}
+
+/// Reads `NAME`, `NAME:rw` or `NAME:ro`.
+fn volume(text: &str) -> Result<VolumeOfSession, String> {
+    let (name, mode) = match text.split_once(':') {
+        Some((name, mode)) => {
+            let mode = VolumeMode::parse(mode);
+            (name, mode.ok_or("write it as NAME, NAME:rw or NAME:ro")?)
+        }
+        None => (text, VolumeMode::Rw),
+    };
+    let name = name.parse().map_err(|error| format!("{error}"))?;
+    Ok(VolumeOfSession { name, mode })
 }
 
 /// Options of `casemate session create`.
@@ -205,6 +223,7 @@ impl From<Wanted> for NewSession {
             template: wanted.template,
             name: wanted.name,
             labels: wanted.labels.into_iter().collect(),
+            volumes: wanted.volumes,
             ..Self::default()
         }
     }
@@ -355,6 +374,10 @@ fn details(session: SessionView) -> Vec<(&'static str, String)> {
     let labels: Vec<_> = labels
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
+    let volumes = session.volumes.iter();
+    let volumes: Vec<_> = volumes
+        .map(|volume| format!("{}:{}", volume.name, volume.mode.as_str()))
+        .collect();
     let limits = session.limits;
     vec![
         ("id", session.id.to_string()),
@@ -372,6 +395,10 @@ fn details(session: SessionView) -> Vec<(&'static str, String)> {
         (
             "labels",
             or_absent((!labels.is_empty()).then(|| labels.join(" "))),
+        ),
+        (
+            "volumes",
+            or_absent((!volumes.is_empty()).then(|| volumes.join(" "))),
         ),
         ("memory", or_absent(limits.memory_bytes.map(size))),
         ("cpus", or_absent(limits.cpus)),

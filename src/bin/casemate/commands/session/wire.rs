@@ -11,6 +11,7 @@ use casemate::base::exit::Exit;
 use casemate::base::id::SessionId;
 use casemate::model::name::Name;
 use casemate::model::session::Phase;
+use casemate::model::volume::VolumeMode;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -46,8 +47,17 @@ pub struct NewSession {
     pub on_timeout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeOfSession>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait: Option<bool>,
+}
+
+/// A volume that a session wants, or has.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct VolumeOfSession {
+    pub name: Name,
+    pub mode: VolumeMode,
 }
 
 /// What a sandbox may use.
@@ -87,6 +97,8 @@ pub struct SessionView {
     pub image: String,
     pub labels: BTreeMap<String, String>,
     pub limits: Limits,
+    #[serde(default)]
+    pub volumes: Vec<VolumeOfSession>,
     pub created_at: String,
     pub ready_at: Option<String>,
     pub ends_at: String,
