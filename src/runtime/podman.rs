@@ -480,13 +480,19 @@ impl SandboxRuntime for Podman {
     }
 
     async fn wait(&self, id: &SandboxId) -> Result<Option<i32>, RuntimeError> {
-        let Some(Inspected { state, .. }) = self.record(id).await? else {
-            return Ok(None);
+        let gone = async {
+            match self.record(id).await {
+                Ok(Some(Inspected { state, .. })) if state.pid > 0 => {
+                    alive::gone_untold(state.pid, id).await;
+                }
+                // Then only podman can tell.
+                _ => std::future::pending().await,
+            }
         };
         tokio::select! {
             biased;
             told = self.wait_told(id) => told,
-            () = alive::gone_untold(state.pid, id), if state.pid > 0 => Ok(Some(UNTOLD)),
+            () = gone => Ok(Some(UNTOLD)),
         }
     }
 
