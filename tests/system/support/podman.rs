@@ -101,14 +101,6 @@ pub async fn remove_image(image: &str) {
     let _ = client().send(Method::DELETE, &path).await;
 }
 
-/// The container of a session.
-pub async fn container_of(installation: &str, session: &str) -> Option<Container> {
-    let found = containers(installation).await;
-    found
-        .into_iter()
-        .find(|container| container.labels["io.casemate.session"] == session)
-}
-
 /// Removes a container as somebody else would: behind the daemon's back.
 pub async fn remove(id: &str) {
     remove_at(&bench().socket, id).await;
