@@ -217,8 +217,12 @@ async fn a_sandbox_is_gvisor_and_has_no_network_and_nothing_of_the_hosts() {
         ("/run/.containerenv", false),
         ("/run/casemate/guest", true),
         ("/run/casemate/link", true),
+        // Read-only on the host's side, since volumes come below it.
+        ("/volumes", false),
     ];
     assert_eq!(from_host, wanted.into());
+    let (code, _) = sh(&podman, &id, "touch /volumes/x || mkdir /volumes/y").await;
+    assert_ne!(code, 0);
 
     let (_, name) = sh(&podman, &id, "hostname; cat /etc/hostname").await;
     assert_eq!(name.trim_end(), "box\nbox");

@@ -89,7 +89,7 @@ pub async fn snapshots(installation: &str) -> Vec<String> {
 pub async fn leave_snapshot(installation: &str) {
     let (archive, _) = archive::on_top(&[], installation);
     let path = "/v4.0.0/libpod/images/load";
-    let podman = client();
+    let podman = UnixClient(bench().socket.clone());
     let answer = podman.send_body(Method::POST, path, archive.into());
     answer.await.unwrap().expect(200);
 }
@@ -98,7 +98,8 @@ pub async fn leave_snapshot(installation: &str) {
 pub async fn remove_image(image: &str) {
     let hex = image.trim_start_matches("sha256:");
     let path = format!("/v4.0.0/libpod/images/{hex}?force=true");
-    let _ = client().send(Method::DELETE, &path).await;
+    let podman = UnixClient(bench().socket.clone());
+    let _ = podman.send(Method::DELETE, &path).await;
 }
 
 /// Removes a container as somebody else would: behind the daemon's back.
