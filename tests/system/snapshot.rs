@@ -1,9 +1,11 @@
 //! Snapshots, on podman and gVisor: what a session changed comes back as it was, and what nobody means any more goes.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::client::Answer;
-use crate::support::{Client, Daemon, podman, wait_until};
+use crate::support::{Client, Daemon, podman, wait_for, wait_until};
 
 /// A daemon with the template `base`, and `rooted` in which programs may be root, also in templates of teams.
 async fn daemon() -> Daemon {
@@ -189,7 +191,12 @@ async fn a_snapshot_gives_back_exactly_what_the_session_had() {
     .await;
     client.end(&restored).await;
     client.end(&again).await;
-    wait_until("the images go", async || images(&daemon).await.is_empty()).await;
+    // At the second look after that; there are two in a minute.
+    let looks = Duration::from_secs(120);
+    wait_for("the images go", looks, async || {
+        images(&daemon).await.is_empty().then_some(())
+    })
+    .await;
     client.end(&id).await;
 }
 

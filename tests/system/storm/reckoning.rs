@@ -126,7 +126,9 @@ impl Reckoning {
             problems.push(format!("{} warm and orphaned: {warm:?}", warm.len()));
         }
         let mut doors: BTreeSet<String> = owners.clone();
-        doors.extend(owners.iter().map(|owner| format!("{owner}.token")));
+        for end in [".token", ".volumes"] {
+            doors.extend(owners.iter().map(|owner| format!("{owner}{end}")));
+        }
         let found: BTreeSet<String> = storm.daemon.link_entries().into_iter().collect();
         for name in found.symmetric_difference(&doors) {
             problems.push(format!("of a link is left or gone: {name}"));
@@ -165,9 +167,11 @@ impl Reckoning {
         for mount in podman.mounts() {
             let is_known = self.mounts.contains(&mount)
                 || mount == podman.storage.join("overlay").to_str().unwrap()
-                || containers
-                    .values()
-                    .any(|container| container.merged == mount);
+                || containers.values().any(|container| {
+                    // Its root, and the directory that its volumes come to.
+                    let room = format!("{}.volumes", container.session);
+                    container.merged == mount || mount.contains(&room)
+                });
             if !is_known && !is_owned(&mount) {
                 problems.push(format!("a mount is left: {mount}"));
             }
