@@ -35,10 +35,11 @@ const STATE: [&str; 5] = [
 ];
 
 /// What podman and gVisor make when they first need it.
-const KEPT: [&str; 4] = [
+const KEPT: [&str; 5] = [
     "/overlay/volatile-true",
     "/private/runsc",
     "/private/casemate.sandboxes",
+    "/private/casemate.volumes",
     "/overlay-containers/containers.json",
 ];
 
