@@ -172,7 +172,7 @@ impl Default for SessionsConfig {
             queue_timeout: Duration::from_secs(10),
             reserve_bytes: 512 << 20,
             concurrent_launches: 4,
-            pool_starts_per_s: 4,
+            pool_starts_per_s: 8,
             link_timeout: Duration::from_secs(30),
             reattach_timeout: Duration::from_secs(20),
             max_paused: Duration::from_secs(7 * 24 * 3600),

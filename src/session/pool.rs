@@ -36,6 +36,9 @@ use crate::store::StoreError;
 /// What a sandbox runs once on its shelf, and how long that may take.
 const REHEARSAL: (&str, Duration) = ("true", Duration::from_secs(5));
 
+/// How long whoever took a sandbox has the machine to itself: its first command takes about as long.
+const COURTESY: Duration = Duration::from_millis(20);
+
 /// How often the shelves are looked at when nobody took anything: templates change, guests go away.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -245,14 +248,14 @@ impl Sessions {
 
     /// Keeps the shelves filled until `stop`; then there is nothing on them.
     pub async fn keep_warm(self, stop: CancellationToken) {
-        let mut checked = Instant::now();
+        let (mut checked, mut started) = (Instant::now(), None);
         loop {
             let filling = async {
                 if checked.elapsed() >= CHECK {
                     self.check().await;
                     checked = Instant::now();
                 }
-                self.fill(&stop).await
+                self.fill(&mut started, &stop).await
             };
             // Told to stop it comes to an end by itself, and clears up what it was making.
             let pause = if filling.await { LOOK } else { RETRY };
@@ -278,9 +281,9 @@ impl Sessions {
         futures_util::future::join_all(checks).await;
     }
 
-    /// Makes what is missing, one after the other and not too fast: what takes from a shelf has something to do at once, and
-    /// goes first. False when something could not be made.
-    async fn fill(&self, stop: &CancellationToken) -> bool {
+    /// Makes what is missing, one after the other and not too fast, since the last start; false when something could not be
+    /// made.
+    async fn fill(&self, started: &mut Option<Instant>, stop: &CancellationToken) -> bool {
         loop {
             let wanted = match self.wanted().await {
                 Ok(wanted) => wanted,
@@ -297,10 +300,13 @@ impl Sessions {
                 return true;
             }
             let pace = Duration::from_secs(1) / self.settings().sessions.pool_starts_per_s.max(1);
+            let after = started.map_or(Duration::ZERO, |last| {
+                (last + pace).saturating_duration_since(Instant::now())
+            });
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return true,
-                () = tokio::time::sleep(pace) => {}
+                () = tokio::time::sleep(after.max(COURTESY)) => {}
             }
             // Sessions go first.
             let is_free = self.has_room() && self.load().1 == 0;
@@ -310,6 +316,7 @@ impl Sessions {
             let Some((_, spec)) = wanted.get(&edition) else {
                 return true;
             };
+            *started = Some(Instant::now());
             match self.make(spec, stop).await {
                 Ok(warm) => {
                     if let Some(warm) = self.pool.put(edition, warm) {
