@@ -7,10 +7,13 @@ use std::io::Read;
 
 use bytes::{Bytes, BytesMut};
 use casemate_link::refusal::Refusal;
+use tokio::task::JoinHandle;
 
+use super::actor::finished;
 use super::error::Doing;
-use super::read::{PART_BYTES, Part, buffer};
+use super::read::{Buffers, PART_BYTES, Part, buffer, send};
 use super::tape;
+use crate::transfer::Output;
 
 /// What is to go out next.
 #[derive(Default)]
@@ -30,8 +33,11 @@ pub(crate) trait Source {
     fn step(&mut self) -> Result<bool, Refusal>;
 }
 
+/// Makes the next part of an archive, on a thread of its own.
+pub(crate) type Step<S> = Box<dyn FnOnce() -> Result<(S, Part), Refusal> + Send>;
+
 /// The next bytes of an archive; none when it is whole.
-pub(crate) fn next(source: &mut impl Source, spare: Option<BytesMut>) -> Result<Part, Refusal> {
+fn next(source: &mut impl Source, spare: Option<BytesMut>) -> Result<Part, Refusal> {
     let mut buffer = buffer(spare, PART_BYTES);
     let mut length = 0;
     while let Some(room) = buffer.get_mut(length..).filter(|room| !room.is_empty()) {
@@ -43,6 +49,34 @@ pub(crate) fn next(source: &mut impl Source, spare: Option<BytesMut>) -> Result<
     }
     let buffer: Bytes = buffer.freeze();
     Ok(Part { buffer, length })
+}
+
+/// Sends an archive to its end: one part is on its way while a thread, which `begin` starts, makes the next. A receiver that
+/// goes away ends it without an error.
+pub(crate) async fn pour<S: Source + Send + 'static>(
+    source: S,
+    output: &Output,
+    begin: impl Fn(Step<S>) -> JoinHandle<Result<(S, Part), Refusal>>,
+) -> Result<(), Refusal> {
+    let make = |mut source: S, spare: Option<BytesMut>| {
+        begin(Box::new(move || {
+            let part = next(&mut source, spare)?;
+            Ok((source, part))
+        }))
+    };
+    let mut buffers = Buffers::default();
+    let (mut source, mut part) = finished(make(source, None)).await?;
+    while part.length > 0 {
+        let coming = make(source, buffers.take());
+        let sent = send(output, &part).await;
+        buffers.put(part);
+        (source, part) = finished(coming).await?;
+        if !sent {
+            return Ok(());
+        }
+    }
+    output.end().await;
+    Ok(())
 }
 
 impl Flow {

@@ -28,7 +28,6 @@ use super::error::Doing;
 use super::flow::{self, Flow, Source};
 use super::pack::{MAX_LEVELS, denied};
 use super::place::{READ_DIRECTORY, READ_FILE, look};
-use super::read::{Buffers, send};
 use super::tape::{self, Entry};
 use super::tree::{Names, descend};
 use crate::child::refusal;
@@ -65,26 +64,9 @@ pub(crate) async fn layer(
     if !output.head(&head).await {
         return Ok(());
     }
-    let mut buffers = Buffers::default();
-    let make = |mut layer: Layer, spare| {
-        begin_open(move || {
-            let part = flow::next(&mut layer, spare)?;
-            Ok((layer, part))
-        })
-    };
-    let (mut layer, mut part) = finished(make(layer, None)).await?;
-    while part.length > 0 {
-        let next = make(layer, buffers.take());
-        let sent = send(&output, &part).await;
-        buffers.put(part);
-        (layer, part) = finished(next).await?;
-        if !sent {
-            return Ok(());
-        }
-    }
-    output.end().await;
+    let poured = flow::pour(layer, &output, begin_open).await;
     processes.rest();
-    Ok(())
+    poured
 }
 
 /// The root file system that is being told.

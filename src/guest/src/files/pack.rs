@@ -16,12 +16,11 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use tar::EntryType;
 
-use super::actor::{Actor, finished};
+use super::actor::Actor;
 use super::entry;
 use super::error::{Doing, explain, wrong_kind};
 use super::flow::{self, Flow, Source};
 use super::place::{READ_FILE, Spot, look};
-use super::read::{Buffers, send};
 use super::tape::{self, Entry};
 use super::tree::{Names, descend};
 use crate::child::refusal;
@@ -46,26 +45,9 @@ pub(crate) async fn pack(
     if !output.head(&entry).await {
         return Ok(());
     }
-    let mut buffers = Buffers::default();
-    let make = |mut packing: Packing, spare| {
-        actor.begin(move || {
-            let part = flow::next(&mut packing, spare)?;
-            Ok((packing, part))
-        })
-    };
-    let (mut packing, mut part) = finished(make(packing, None)).await?;
-    while part.length > 0 {
-        let next = make(packing, buffers.take());
-        let sent = send(&output, &part).await;
-        buffers.put(part);
-        (packing, part) = finished(next).await?;
-        if !sent {
-            return Ok(());
-        }
-    }
-    output.end().await;
+    let poured = flow::pour(packing, &output, |step| actor.begin(step)).await;
     processes.rest();
-    Ok(())
+    poured
 }
 
 /// A tree that is being packed.
