@@ -123,6 +123,9 @@ chmod 700 /usr/bin/ls
 echo more >>/etc/passwd
 "#;
 
+/// Makes a file that takes a snapshot some time.
+const LARGE: &str = "dd if=/dev/zero of=/srv/large bs=1M count=400 2>/dev/null";
+
 #[tokio::test]
 async fn a_snapshot_gives_back_exactly_what_the_session_had() {
     let mut daemon = daemon().await;
@@ -291,12 +294,7 @@ async fn one_snapshot_of_a_session_at_a_time_and_a_caller_may_go_away() {
     let daemon = daemon().await;
     let client = daemon.client.clone();
     let id = client.session(json!({"template": "rooted"})).await;
-    root(
-        &client,
-        &id,
-        "dd if=/dev/zero of=/srv/large bs=1M count=400 2>/dev/null",
-    )
-    .await;
+    root(&client, &id, LARGE).await;
     let (one, other) = tokio::join!(
         try_snapshot(&client, &id, "a"),
         try_snapshot(&client, &id, "b")
@@ -340,12 +338,7 @@ async fn a_daemon_that_is_killed_in_the_middle_leaves_nothing() {
     let mut daemon = daemon().await;
     let client = daemon.client.clone();
     let id = client.session(json!({"template": "rooted"})).await;
-    root(
-        &client,
-        &id,
-        "dd if=/dev/zero of=/srv/large bs=1M count=400 2>/dev/null",
-    )
-    .await;
+    root(&client, &id, LARGE).await;
     let before = std::fs::read_dir(daemon.state_dir()).unwrap().count();
     let asking = {
         let (client, id) = (client.clone(), id.clone());
