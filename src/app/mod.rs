@@ -19,6 +19,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryFutureExt;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
@@ -514,7 +515,7 @@ impl App {
         begun.map_err(AppError::Audit)
     }
 
-    /// Does something in a session, and records it. A caller that goes away stops neither half way.
+    /// Does something in a session, and records it.
     async fn recorded<T: Send + 'static>(
         &self,
         principal: &Principal,
@@ -523,16 +524,42 @@ impl App {
         work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
+        let (session, durability) = (Some(id), Durability::Process);
+        // On the heap: what is done in a session can be large, and would be in here twice.
+        let work = Box::pin(work).map_err(AppError::Session);
+        self.record(principal, session, event, durability, work, told)
+            .await
+    }
+
+    /// Does something that is no session's, recorded so that it outlasts a loss of power.
+    async fn changed<T: Send + 'static>(
+        &self,
+        principal: &Principal,
+        event: AuditEvent,
+        work: impl Future<Output = Result<T, AppError>> + Send + 'static,
+        told: fn(&T) -> Option<String>,
+    ) -> Result<T, AppError> {
+        self.record(principal, None, event, Durability::Power, work, told)
+            .await
+    }
+
+    /// Writes down what is to be done, does it, and writes down how it ended. A caller that goes away stops it nowhere half way.
+    async fn record<T: Send + 'static>(
+        &self,
+        principal: &Principal,
+        session: Option<SessionId>,
+        event: AuditEvent,
+        durability: Durability,
+        work: impl Future<Output = Result<T, AppError>> + Send + 'static,
+        told: fn(&T) -> Option<String>,
+    ) -> Result<T, AppError> {
         let this = self.clone();
         let principal = principal.clone();
         let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, Some(id), event, Durability::Process)
-                .await?;
+            let intent = this.begin(&principal, session, event, durability).await?;
             let outcome = work.await;
-            let told = outcome.as_ref().map(told).map_err(SessionError::code);
-            finish(intent, told).await;
-            outcome.map_err(AppError::Session)
+            finish(intent, outcome.as_ref().map(told).map_err(AppError::code)).await;
+            outcome
         });
         match call.await {
             Ok(outcome) => outcome,

@@ -3,7 +3,7 @@
 //! Those of files are the operator's and are changed there. A team makes, changes and removes its own, within the bounds that
 //! the operator set; no team ever decides what runs in another's sessions. Sessions that live keep what they were made of.
 
-use super::{App, AppError, allow, finish};
+use super::{App, AppError, allow};
 use crate::model::event::AuditEvent;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
@@ -11,7 +11,7 @@ use crate::model::principal::Principal;
 use crate::model::settings::TeamTemplates;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
 use crate::policy::Action;
-use crate::store::{Durability, NewTemplate, StoreError, TemplatePut, TemplateRemoval};
+use crate::store::{NewTemplate, TemplatePut, TemplateRemoval};
 
 /// What became of a template that was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,21 +164,19 @@ impl App {
             by: principal.to_string(),
             at: self.now(),
         };
-        let work = {
-            let store = self.0.store.clone();
-            async move { store.put_template(new).await }
-        };
-        let judge = move |put| match put {
-            TemplatePut::Made(template) => Ok((template, Kept::New)),
-            TemplatePut::Changed(template) | TemplatePut::AlreadySo(template) => {
-                Ok((template, Kept::Known))
+        let store = self.0.store.clone();
+        let work = async move {
+            match store.put_template(new).await.map_err(AppError::Store)? {
+                TemplatePut::Made(template) => Ok((template, Kept::New)),
+                TemplatePut::Changed(template) | TemplatePut::AlreadySo(template) => {
+                    Ok((template, Kept::Known))
+                }
+                TemplatePut::Conflict => Err(no(TemplateRefusal::Conflict(name))),
+                TemplatePut::Full => Err(no(TemplateRefusal::Full(max))),
             }
-            TemplatePut::Conflict => Err(TemplateRefusal::Conflict(name)),
-            TemplatePut::Full => Err(TemplateRefusal::Full(max)),
         };
         let told = |kept: &(Template, Kept)| Some(format!("version {}", kept.0.version));
-        self.change_template(principal, event, work, judge, told)
-            .await
+        self.changed(principal, event, work, told).await
     }
 
     /// Removes a template of the principal's team. Sessions that live keep what they were made of.
@@ -202,67 +200,21 @@ impl App {
             team: team.clone(),
         };
         let (store, by, at) = (self.0.store.clone(), principal.to_string(), self.now());
-        let work = {
-            let name = name.clone();
-            async move {
-                store
-                    .remove_template(team, name, precondition, by, at)
-                    .await
+        let work = async move {
+            let removal = store.remove_template(team, name.clone(), precondition, by, at);
+            match removal.await.map_err(AppError::Store)? {
+                TemplateRemoval::Removed => Ok(()),
+                TemplateRemoval::Missing => Err(no(TemplateRefusal::NotFound(name))),
+                TemplateRemoval::Conflict => Err(no(TemplateRefusal::Conflict(name))),
             }
         };
-        let judge = move |removal| match removal {
-            TemplateRemoval::Removed => Ok(()),
-            TemplateRemoval::Missing => Err(TemplateRefusal::NotFound(name)),
-            TemplateRemoval::Conflict => Err(TemplateRefusal::Conflict(name)),
-        };
-        self.change_template(principal, event, work, judge, |()| None)
-            .await
+        self.changed(principal, event, work, |()| None).await
     }
 
     pub(super) fn not_from_file(&self, team: &Name, name: &Name) -> Result<(), AppError> {
         match self.0.sessions.file_template(team, name) {
             Some(_) => Err(no(TemplateRefusal::FromFile(name.clone()))),
             None => Ok(()),
-        }
-    }
-
-    /// Changes the store, recorded. A caller that goes away stops it nowhere half way.
-    async fn change_template<T, A>(
-        &self,
-        principal: &Principal,
-        event: AuditEvent,
-        work: impl Future<Output = Result<A, StoreError>> + Send + 'static,
-        judge: impl FnOnce(A) -> Result<T, TemplateRefusal> + Send + 'static,
-        told: fn(&T) -> Option<String>,
-    ) -> Result<T, AppError>
-    where
-        T: Send + 'static,
-        A: Send + 'static,
-    {
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, None, event, Durability::Power)
-                .await?;
-            match work.await.map(judge) {
-                Ok(Ok(done)) => {
-                    finish(intent, Ok(told(&done))).await;
-                    Ok(done)
-                }
-                Ok(Err(refusal)) => {
-                    finish(intent, Err(refusal.code())).await;
-                    Err(no(refusal))
-                }
-                Err(error) => {
-                    finish(intent, Err("store")).await;
-                    Err(AppError::Store(error))
-                }
-            }
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! Volumes: a team makes, sees and removes its own.
 
-use super::{App, AppError, allow, finish};
+use super::{App, AppError, allow};
 use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::volume::{Holder, Volume};
 use crate::policy::Action;
 use crate::session::{SessionError, VolumeRefusal};
-use crate::store::Durability;
 
 /// A volume as its team sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,8 +62,11 @@ impl App {
         };
         let sessions = self.0.sessions.clone();
         let by = principal.clone();
-        let work = async move { sessions.create_volume(&by, team, name, size_bytes).await };
-        let made = self.change_volume(principal, event, work).await?;
+        let work = async move {
+            let made = sessions.create_volume(&by, team, name, size_bytes).await;
+            made.map_err(AppError::Session)
+        };
+        let made = self.changed(principal, event, work, |_| None).await?;
         Ok(self.seen((made, Vec::new())))
     }
 
@@ -79,8 +81,11 @@ impl App {
             team: team.clone(),
         };
         let sessions = self.0.sessions.clone();
-        let work = async move { sessions.remove_volume(team, name).await };
-        self.change_volume(principal, event, work).await
+        let work = async move {
+            let removed = sessions.remove_volume(team, name).await;
+            removed.map_err(AppError::Session)
+        };
+        self.changed(principal, event, work, |()| None).await
     }
 
     fn seen(&self, (volume, holders): (Volume, Vec<Holder>)) -> VolumeSeen {
@@ -88,29 +93,6 @@ impl App {
             used_bytes: self.0.sessions.volumes().files.used_bytes(volume.id),
             volume,
             holders,
-        }
-    }
-
-    async fn change_volume<T: Send + 'static>(
-        &self,
-        principal: &Principal,
-        event: AuditEvent,
-        work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
-    ) -> Result<T, AppError> {
-        let this = self.clone();
-        let principal = principal.clone();
-        let call = self.0.calls.spawn(async move {
-            let intent = this
-                .begin(&principal, None, event, Durability::Power)
-                .await?;
-            let done = work.await;
-            let told = done.as_ref().map(|_| None).map_err(SessionError::code);
-            finish(intent, told).await;
-            done.map_err(AppError::Session)
-        });
-        match call.await {
-            Ok(outcome) => outcome,
-            Err(error) => Err(AppError::Internal(error.to_string())),
         }
     }
 }
