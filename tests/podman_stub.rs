@@ -386,6 +386,28 @@ async fn a_removal_that_podman_refuses_for_ever_fails_with_its_words() {
 }
 
 #[tokio::test]
+async fn images_are_listed_again_when_one_of_them_went_meanwhile() {
+    const GONE: &str =
+        r#"{"cause":"image not known","message":"ab12: image not known","response":500}"#;
+    let asked = AtomicUsize::new(0);
+    let stub = Stub::new(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 | 1 => Reply::Json(500, GONE.to_owned()),
+        _ => Reply::Json(200, "[]".to_owned()),
+    });
+    assert_eq!(stub.podman().images().await.unwrap(), []);
+    assert_eq!(stub.seen().len(), 3);
+
+    // Not for ever, and nothing else that podman refuses.
+    let stub = Stub::new(|_| Reply::Json(500, GONE.to_owned()));
+    stub.podman().images().await.unwrap_err();
+    assert_eq!(stub.seen().len(), 4);
+    let other = r#"{"cause":"x","message":"database is locked","response":500}"#;
+    let stub = Stub::new(move |_| Reply::Json(500, other.to_owned()));
+    stub.podman().images().await.unwrap_err();
+    assert_eq!(stub.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn what_podman_warns_of_is_removed_and_refused() {
     let deleted = Arc::new(AtomicUsize::new(0));
     let seen = deleted.clone();

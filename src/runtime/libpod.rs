@@ -65,6 +65,12 @@ impl CallError {
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
     }
+
+    /// Whether podman found nothing where, a moment before, it had read of an image or a layer.
+    pub(super) fn is_of_gone_image(&self) -> bool {
+        matches!(self, Self::Refused { status, message, .. }
+            if *status == StatusCode::INTERNAL_SERVER_ERROR && message.contains("not known"))
+    }
 }
 
 impl From<CallError> for RuntimeError {

@@ -55,6 +55,8 @@ const WAIT_INTERVAL: &str = "1s";
 
 /// The exit code of a sandbox that ended without podman being told how.
 const UNTOLD: i32 = -1;
+/// How often images are listed again when one of them went meanwhile, of which podman then cannot tell.
+const LIST_TRIES: u32 = 4;
 
 /// What our OCI runtime takes for an order to pause: podman's own pause wants a cgroup for each
 /// sandbox, which gVisor's does not (`packaging/libexec/casemate-runsc`).
@@ -616,7 +618,13 @@ impl SandboxRuntime for Podman {
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
         let opts = ImageListOpts::builder().all(true).build();
         let images = self.reads.images();
-        let found = self.read("list images", images.list(&opts)).await?;
+        let mut tries = 1;
+        let found = loop {
+            match self.read("list images", images.list(&opts)).await {
+                Err(error) if error.is_of_gone_image() && tries < LIST_TRIES => tries += 1,
+                found => break found?,
+            }
+        };
         Ok(found
             .into_iter()
             .filter_map(|image| {

@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Method;
 use nix::sys::signal::{Signal, kill};
@@ -20,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::bench::bench;
 use super::client::UnixClient;
-use super::wait::wait_until;
+use super::wait::{wait_for, wait_until};
 use crate::archive;
 
 /// A container, as podman lists it.
@@ -77,7 +78,14 @@ pub async fn containers_at(socket: &Path, installation: &str) -> Vec<Container> 
 
 /// The images that an installation made of sessions.
 pub async fn snapshots(installation: &str) -> Vec<String> {
-    let found = get("/images/json?all=true").await;
+    // podman answers nothing at all when an image goes that it had just read of: one of another test's.
+    let podman = UnixClient(bench().socket.clone());
+    let list = async || {
+        let path = "/v4.0.0/libpod/images/json?all=true";
+        let answer = podman.send(Method::GET, path).await.unwrap();
+        answer.status.is_success().then(|| answer.expect(200))
+    };
+    let found = wait_for("podman lists its images", Duration::from_secs(20), list).await;
     let ours = |image: &&Value| image["Labels"]["io.casemate.snapshot-of"] == installation;
     let images = found.as_array().into_iter().flatten().filter(ours);
     images
