@@ -152,6 +152,7 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
         link_timeout: keys.seconds("link_timeout_s", default.link_timeout, 1..=600),
         reattach_timeout: keys.seconds("reattach_timeout_s", default.reattach_timeout, 1..=600),
         max_paused: keys.seconds("max_paused_s", default.max_paused, 60..=MAX_TIMEOUT_S),
+        busy_cpu_percent: keys.integer("busy_cpu_percent", default.busy_cpu_percent, 0..=100),
         default_output_bytes: keys.integer(
             "default_output_bytes",
             default.default_output_bytes,

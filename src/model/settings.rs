@@ -112,6 +112,8 @@ pub struct SessionsConfig {
     pub reattach_timeout: Duration,
     /// How long a session may be paused before it is stopped.
     pub max_paused: Duration,
+    /// From how much of one processor on, in percent, a session's programs count as use of it; 0: never.
+    pub busy_cpu_percent: u64,
     /// Kept of each of a run's two outputs when the client does not say.
     pub default_output_bytes: u64,
     /// The most that a client may ask to be kept.
@@ -176,6 +178,7 @@ impl Default for SessionsConfig {
             link_timeout: Duration::from_secs(30),
             reattach_timeout: Duration::from_secs(20),
             max_paused: Duration::from_secs(7 * 24 * 3600),
+            busy_cpu_percent: 0,
             default_output_bytes: 256 << 10,
             max_output_bytes: 1 << 20,
             run_timeout_s: 60,

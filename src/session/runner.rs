@@ -22,7 +22,7 @@ use super::pool::Warm;
 use super::reached::Reached;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
-use super::usage::{Looks, look};
+use super::usage::{Looks, Watch, busy_percent};
 use super::volumes;
 use super::wish::Wish;
 use crate::audit;
@@ -237,22 +237,28 @@ impl Life {
     /// Serves a session whose guest answers, until its link or its phase is another; the link then.
     async fn watch(&mut self, door: &mut Door, link: Link) -> Result<Option<Link>, End> {
         let sandbox = self.sandbox()?.clone();
+        let mut watch = Watch::begin();
         while self.session.status.phase == Phase::Ready {
             // Also after a pause that came to nothing.
             self.link.send_replace(Some(link.clone()));
             let lease = &self.session.lease;
             let (house, reached) = (&self.house, &self.reached);
             let limits = &self.session.spec.limits;
-            let seen = |usage: &Usage| {
+            let busy = house.settings().busy_cpu_percent;
+            let seen = |before: Option<&Usage>, usage: &Usage| {
                 reached.used(usage, limits);
                 reached.strained(house.runtime.strain(&sandbox));
+                let is_busy = |before| busy_percent(before, usage) >= busy;
+                if busy > 0 && before.is_some_and(is_busy) {
+                    self.activity.touch();
+                }
             };
             let turn = tokio::select! {
                 biased;
                 () = over(house, lease.ends_at) => Turn::Over(Reason::Deadline),
                 () = link.closed() => Turn::Gone,
                 end = volumes::lost(house, &self.session) => return Err(end),
-                () = look(&link, &self.looks, seen) => Turn::Gone,
+                () = watch.look(&link, &self.looks, seen) => Turn::Gone,
                 again = door.guest_again(&self.house, &sandbox) => Turn::Again(again),
                 Some(wish) = self.wishes.recv() => Turn::Asked(wish),
                 () = idle(&self.activity, lease) => Turn::Over(Reason::Idle),

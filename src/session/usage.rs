@@ -40,29 +40,71 @@ impl Looks {
         kept.push_back(usage);
     }
 
+    fn last(&self) -> Option<Usage> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.back().cloned()
+    }
+
     pub(super) fn all(&self) -> Vec<Usage> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.iter().cloned().collect()
     }
 }
 
-/// Looks at what the sandbox uses, again and again; returns when its guest has not answered for too long. Death of
-/// the other side shows on the link itself: this finds a sandbox that lives and does not run any more. `seen` is told of each.
-pub(super) async fn look(link: &Link, looks: &Looks, seen: impl Fn(&Usage)) {
-    let mut answered = Instant::now();
-    while answered.elapsed() < SILENCE {
-        tokio::time::sleep(LOOK_EVERY).await;
-        match link.usage().await {
-            Ok(usage) => {
-                seen(&usage);
-                looks.add(usage);
-            }
-            // A guest that knows no usage is asked how it is.
-            Err(LinkError::Refused { .. }) if link.health().await.is_ok() => {}
-            Err(_) => continue,
+/// The looks at one guest since it was linked: when it answered last, and when the next look is due. It outlives what
+/// interrupts the looking, or a session that is often interrupted would never be looked at, and a silent guest never be missed.
+pub(super) struct Watch {
+    answered: Instant,
+    next: Instant,
+}
+
+impl Watch {
+    /// Of a guest that has just been linked, or woken.
+    pub(super) fn begin() -> Self {
+        let now = Instant::now();
+        Self {
+            answered: now,
+            next: now + LOOK_EVERY,
         }
-        answered = Instant::now();
     }
+
+    /// Looks at what the sandbox uses, again and again; returns when its guest has not answered for too long. Death of
+    /// the other side shows on the link itself: this finds a sandbox that lives and does not run any more. `seen` is told of
+    /// each look, and of the one before. May be dropped and called again.
+    pub(super) async fn look(
+        &mut self,
+        link: &Link,
+        looks: &Looks,
+        seen: impl Fn(Option<&Usage>, &Usage),
+    ) {
+        while self.answered.elapsed() < SILENCE {
+            tokio::time::sleep_until(self.next).await;
+            self.next = Instant::now() + LOOK_EVERY;
+            match link.usage().await {
+                Ok(usage) => {
+                    seen(looks.last().as_ref(), &usage);
+                    looks.add(usage);
+                }
+                // A guest that knows no usage is asked how it is.
+                Err(LinkError::Refused { .. }) if link.health().await.is_ok() => {}
+                Err(_) => continue,
+            }
+            self.answered = Instant::now();
+        }
+    }
+}
+
+/// How much of one processor programs used between two looks, in percent. Nothing when the guest has begun anew.
+pub(super) fn busy_percent(before: &Usage, now: &Usage) -> u64 {
+    let passed_us = now
+        .uptime_ms
+        .saturating_sub(before.uptime_ms)
+        .saturating_mul(1000);
+    let used_us = now.cpu_us.saturating_sub(before.cpu_us);
+    used_us
+        .saturating_mul(100)
+        .checked_div(passed_us)
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -73,9 +115,9 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_guest_that_lives_and_says_nothing_is_given_up() {
-        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+    /// A link whose other side says nothing.
+    async fn silent() -> (Link, tokio::net::UnixStream) {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
         let hello = Hello {
             protocol: ProtocolRange { min: 1, max: 1 },
             token: LinkToken::parse(&"0".repeat(64)).unwrap(),
@@ -85,12 +127,50 @@ mod tests {
             channel: None,
         };
         let link = Link::open(ours, 1, &hello, &Channels::new()).await.unwrap();
+        (link, theirs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_lives_and_says_nothing_is_given_up() {
+        let (link, _theirs) = silent().await;
         let began = Instant::now();
         let looks = Looks::default();
-        let looking = look(&link, &looks, |_| {});
+        let mut watch = Watch::begin();
+        let looking = watch.look(&link, &looks, |_, _| {});
         tokio::time::timeout(SILENCE * 2, looking).await.unwrap();
         assert!(began.elapsed() >= SILENCE);
         assert!(looks.all().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_given_up_as_soon_when_something_interrupts_the_looking_again_and_again() {
+        let (link, _theirs) = silent().await;
+        let began = Instant::now();
+        let looks = Looks::default();
+        let mut watch = Watch::begin();
+        let short = LOOK_EVERY / 2;
+        while tokio::time::timeout(short, watch.look(&link, &looks, |_, _| {}))
+            .await
+            .is_err()
+        {
+            assert!(began.elapsed() < SILENCE * 2);
+        }
+        assert!(began.elapsed() >= SILENCE);
+    }
+
+    #[test]
+    fn how_busy_a_session_was_is_counted_in_percent_of_one_processor() {
+        let at = |uptime_ms, cpu_us| Usage {
+            uptime_ms,
+            cpu_us,
+            ..Usage::default()
+        };
+        assert_eq!(busy_percent(&at(0, 0), &at(15_000, 7_500_000)), 50);
+        assert_eq!(busy_percent(&at(1000, 500), &at(2000, 2_000_500)), 200);
+        assert_eq!(busy_percent(&at(1000, 500), &at(16_000, 9_500)), 0);
+        // One that began anew, and one whose clock stands still.
+        assert_eq!(busy_percent(&at(9000, 9_000_000), &at(10, 5)), 0);
+        assert_eq!(busy_percent(&at(9000, 1), &at(9000, u64::MAX)), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Sessions that stand still: real ones, in which nothing runs meanwhile and everything goes on afterwards.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use serde_json::{Value, json};
@@ -186,4 +186,40 @@ async fn deadlines_pause_a_session_and_can_be_moved_and_its_events_tell_it() {
         .await;
     assert_eq!(again.len(), 2);
     assert_eq!(again[0].data, rest[4].data);
+}
+
+#[tokio::test]
+async fn programs_that_compute_keep_a_session_from_being_idle_where_that_is_asked_for() {
+    let daemon = Daemon::up_with(&[("sessions", json!({"busy_cpu_percent": 20}))]).await;
+    let client = daemon.client.clone();
+    // Longer than two looks, of which the second can tell.
+    let wanted = json!({"idle_timeout_s": 40});
+    let busy = client.session(wanted.clone()).await;
+    let idle = client.session(wanted).await;
+    let start = |command: &str| json!({"command": command, "tag": "work"});
+    let path = |id: &str| format!("/v1/sessions/{id}/processes");
+    let body = start("while :; do :; done");
+    let worker = client.post(&path(&busy), body).await.expect(201);
+    let body = start("sleep 1000");
+    client.post(&path(&idle), body).await.expect(201);
+
+    let ends = async |id: &str| {
+        wait_for("it ends", Duration::from_secs(120), async || {
+            let session = client.look(id).await;
+            let over = session["phase"] == "stopped";
+            over.then(|| assert_eq!(session["reason"], "idle", "{session}"))
+        })
+        .await;
+    };
+    ends(&idle).await;
+    // A whole lease later it is still there.
+    let later = Instant::now() + Duration::from_secs(40);
+    wait_for("the time passes", Duration::from_secs(60), async || {
+        assert_eq!(client.look(&busy).await["phase"], "ready");
+        (Instant::now() > later).then_some(())
+    })
+    .await;
+    let signal = format!("{}/{}/signal", path(&busy), worker["pid"]);
+    client.post(&signal, json!({"signal": "KILL"})).await;
+    ends(&busy).await;
 }
