@@ -24,6 +24,11 @@ const TRIES: usize = 100;
 /// The file that clients write and read.
 const FILE: &str = "kept.txt";
 
+/// The volume of a client.
+pub fn volume(number: usize) -> String {
+    format!("v{number}")
+}
+
 /// Random numbers that are the same for the same seed.
 #[derive(Clone, Debug)]
 pub struct Dice(u64);
@@ -166,26 +171,22 @@ impl Actor {
             let longest = ledger.longest.entry(what).or_default();
             *longest = took.max(*longest);
         }
-        match answer {
-            Ok(answer) => {
-                schema::check(&method, path, &answer);
-                self.shared.done.fetch_add(1, Ordering::Relaxed);
-                if answer.status == 500 {
-                    self.shared
-                        .problem(format!("{method} {path}: {:?}", answer.body));
-                }
-                if code(&answer) == "session_not_found" {
-                    self.shared
-                        .problem(format!("unknown after {took:?}: {method} {path}"));
-                }
-                Some(answer)
-            }
-            Err(_) => {
-                // Nobody is there, for a while.
-                tokio::time::sleep(AGAIN).await;
-                None
-            }
+        let Ok(answer) = answer else {
+            // Nobody is there, for a while.
+            tokio::time::sleep(AGAIN).await;
+            return None;
+        };
+        schema::check(&method, path, &answer);
+        self.shared.done.fetch_add(1, Ordering::Relaxed);
+        if answer.status == 500 {
+            self.shared
+                .problem(format!("{method} {path}: {:?}", answer.body));
         }
+        if code(&answer) == "session_not_found" {
+            self.shared
+                .problem(format!("unknown after {took:?}: {method} {path}"));
+        }
+        Some(answer)
     }
 
     async fn post(
@@ -205,7 +206,7 @@ impl Actor {
         self.made += 1;
         let mark = format!("c{}-{}", self.number, self.made);
         let mut wanted = json!({"labels": {"storm": mark}});
-        let (what, has_key) = match self.dice.below(9) {
+        let (what, has_key) = match self.dice.below(11) {
             0 => ("create", false),
             1 => {
                 wanted["wait"] = json!(false);
@@ -224,7 +225,15 @@ impl Actor {
                 ("create, pool and key", true)
             }
             5 | 6 => ("create, key", true),
-            7 => {
+            7 | 8 => {
+                // Which another of its sessions may have.
+                wanted["volumes"] = json!([{"name": volume(self.number)}]);
+                if self.dice.below(2) == 0 {
+                    wanted["template"] = json!("warm");
+                }
+                ("create, volume", false)
+            }
+            9 => {
                 wanted["idle_timeout_s"] = json!(2 + self.dice.below(4));
                 wanted["on_timeout"] = json!("pause");
                 ("create, pauses", false)
@@ -280,7 +289,7 @@ impl Actor {
         let path = format!("/v1/sessions/{id}/run");
         let run = json!({"argv": ["true"], "timeout_s": 20});
         let answer = self.post("run", &path, None, &run).await;
-        if let Some(answer) = answer.filter(|answer| !self.is_trouble(answer)) {
+        if let Some(answer) = answer.filter(|answer| !is_trouble(answer)) {
             let outcome = answer.json();
             if outcome["exit_code"] != 0 {
                 self.shared.problem(format!("{id}: true ended {outcome}"));
@@ -336,7 +345,7 @@ impl Actor {
     async fn wish(&mut self, what: &'static str, id: &str) {
         let path = format!("/v1/sessions/{id}/{what}");
         let answer = self.post(what, &path, None, &json!({})).await;
-        if answer.is_none_or(|answer| self.is_trouble(&answer)) {
+        if answer.is_none_or(|answer| is_trouble(&answer)) {
             self.look(id).await;
         }
     }
@@ -376,15 +385,15 @@ impl Actor {
             .await;
     }
 
-    /// Whether an answer says that something is wrong with the session or the machine.
-    fn is_trouble(&self, answer: &Answer) -> bool {
-        !answer.status.is_success()
-    }
-
     fn know(&self, id: &str, learn: impl FnOnce(&mut Known)) {
         let mut ledger = self.shared.ledger.lock().unwrap();
         learn(ledger.sessions.entry(id.to_owned()).or_default());
     }
+}
+
+/// Whether an answer says that something is wrong with the session or the machine.
+fn is_trouble(answer: &Answer) -> bool {
+    !answer.status.is_success()
 }
 
 /// The word for programs in an answer that is a problem.

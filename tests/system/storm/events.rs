@@ -43,6 +43,7 @@ pub enum Event {
     RuntimeKilled,
     GuestKilled,
     StubKilled,
+    VolumeKilled,
     DiskFull,
     OrphanMade,
     StrayMade,
@@ -50,7 +51,7 @@ pub enum Event {
 
 impl Event {
     /// All of them, as often as they shall come among a hundred.
-    const WEIGHTS: [(Self, usize); 14] = [
+    const WEIGHTS: [(Self, usize); 15] = [
         (Self::DaemonKilled, 15),
         (Self::DaemonStopped, 4),
         (Self::PodmanKilled, 14),
@@ -62,6 +63,7 @@ impl Event {
         (Self::RuntimeKilled, 9),
         (Self::GuestKilled, 9),
         (Self::StubKilled, 2),
+        (Self::VolumeKilled, 4),
         (Self::DiskFull, 6),
         (Self::OrphanMade, 3),
         (Self::StrayMade, 3),
@@ -140,7 +142,7 @@ impl Storm {
         if let Some(status) = self.daemon.ended() {
             let so_often = self.ended.entry(status.to_string()).or_default();
             *so_often += 1;
-            if status.code() == Some(DISK_REFUSED) && *so_often % REFUSALS == 0 {
+            if status.code() == Some(DISK_REFUSED) && so_often.is_multiple_of(REFUSALS) {
                 self.disk.free();
                 self.full_for = 0;
             }
@@ -234,6 +236,7 @@ impl Storm {
             Event::RuntimeKilled => self.kill_runtime().await,
             Event::GuestKilled => serves && self.kill_guest().await,
             Event::StubKilled => self.kill_stub(),
+            Event::VolumeKilled => self.kill_one(|process| process.name() == "fuse2fs"),
             Event::DiskFull => {
                 let is_new = self.full_for == 0;
                 if is_new {

@@ -54,7 +54,7 @@ async fn after_a_storm_of_sudden_ends_nothing_is_lost_and_nothing_is_orphaned() 
     eprintln!("CASEMATE_STORM_SEED={seed} CASEMATE_STORM_EVENTS={events}");
     let mut dice = Dice::new(seed);
 
-    let podman = Podman::up().await;
+    let podman = Podman::up();
     let mut reckoning = Reckoning::before(&podman, POOL);
     let mut daemon = Daemon::on_podman(&podman.socket, &podman.runtime);
     std::fs::create_dir(daemon.state_dir()).unwrap();
@@ -76,6 +76,10 @@ async fn after_a_storm_of_sudden_ends_nothing_is_lost_and_nothing_is_orphaned() 
     daemon.start().await;
     daemon.client.key = Some(daemon.key("tests").await);
     let client = daemon.client.clone();
+    for number in 0..CLIENTS {
+        let wanted = json!({"name": clients::volume(number), "size_bytes": 32 << 20});
+        client.post("/v1/volumes", wanted).await.expect(201);
+    }
     let mut storm = Storm::new(daemon, podman, disk, Dice::new(dice.roll()));
 
     let shared = Arc::new(Shared::default());

@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::clients::{Known, Ledger};
+use super::CLIENTS;
+use super::clients::{Known, Ledger, volume};
 use super::events::Storm;
 use crate::support::Client;
 use crate::support::podman::get_at;
@@ -147,6 +148,13 @@ impl Reckoning {
     ) {
         let podman = &storm.podman;
         let is_owned = |text: &str| containers.keys().any(|id| text.contains(id.as_str()));
+        // The directory that a sandbox's volumes come to, and what serves them.
+        let is_room = |text: &str| {
+            let mut rooms = containers
+                .values()
+                .map(|of| format!("{}.volumes", of.session));
+            rooms.any(|room| text.contains(&room))
+        };
         let external = get_at(&podman.socket, "/containers/json?all=true&external=true").await;
         for container in external.as_array().unwrap() {
             let id = container["Id"].as_str().unwrap();
@@ -161,19 +169,18 @@ impl Reckoning {
         let pause: i32 = pause.unwrap().trim().parse().unwrap();
         for process in podman.processes() {
             let is_known = service.contains(&process.pid) || process.pid == pause;
-            if !is_known && !is_owned(&process.words.join(" ")) {
+            let words = process.words.join(" ");
+            if !is_known && !is_owned(&words) && !is_room(&words) {
                 problems.push(format!("a process is left: {}", process.line()));
             }
         }
         for mount in podman.mounts() {
             let is_known = self.mounts.contains(&mount)
                 || mount == podman.storage.join("overlay").to_str().unwrap()
-                || containers.values().any(|container| {
-                    // Its root, and the directory that its volumes come to.
-                    let room = format!("{}.volumes", container.session);
-                    container.merged == mount || mount.contains(&room)
-                });
-            if !is_known && !is_owned(&mount) {
+                || containers
+                    .values()
+                    .any(|container| container.merged == mount);
+            if !is_known && !is_owned(&mount) && !is_room(&mount) {
                 problems.push(format!("a mount is left: {mount}"));
             }
         }
@@ -185,7 +192,8 @@ impl Reckoning {
                     let path = group.path().join("cgroup.procs");
                     let members = std::fs::read_to_string(path).unwrap_or_default();
                     problems.push(format!(
-                        "a control group is left: {tree:?} {name} {members:?}"
+                        "a control group is left: {} {name} {members:?}",
+                        tree.display()
                     ));
                 }
             }
@@ -244,6 +252,9 @@ impl Reckoning {
                     }
                 }
                 Found::Usable => {
+                    if let Some(problem) = volumes_of(client, session).await {
+                        problems.push(format!("{id}: {problem}"));
+                    }
                     let known = ledger.sessions.get(id).unwrap_or(&nothing);
                     let path = format!("/v1/sessions/{id}/files?path=kept.txt");
                     let answer = client.get(&path).await;
@@ -272,6 +283,19 @@ impl Reckoning {
                     problems.push(format!("{id} cannot be deleted: {:?}", answer.body));
                 }
             }
+        }
+        // What kept them is over: they can be read and written, and removed.
+        for number in 0..CLIENTS {
+            problems.extend(use_volume(&client, &volume(number)).await);
+        }
+        let kept = storm
+            .daemon
+            .home
+            .join("state-volumes")
+            .join(&storm.installation);
+        let kept: Vec<_> = std::fs::read_dir(kept).unwrap().collect();
+        if !kept.is_empty() {
+            problems.push(format!("of volumes is left: {kept:?}"));
         }
         let code = storm.daemon.term().await;
         if code != 0 {
@@ -326,6 +350,35 @@ async fn use_it(client: &Client, id: &str) -> Found {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// What is wrong with the volumes of a session that is usable, if anything.
+async fn volumes_of(client: &Client, session: &Value) -> Option<String> {
+    let id = session["id"].as_str().unwrap();
+    for of in session["volumes"].as_array().unwrap() {
+        let name = of["name"].as_str().unwrap();
+        let command =
+            format!("echo kept >/volumes/{name}/kept && sync && cat /volumes/{name}/kept");
+        let (code, output) = client.sh(id, &command).await;
+        if (code, output.as_str()) != (0, "kept\n") {
+            return Some(format!("the volume {name} is not there: {code} {output}"));
+        }
+    }
+    None
+}
+
+/// Uses a volume in a new session and removes both; what went wrong.
+async fn use_volume(client: &Client, name: &str) -> Vec<String> {
+    let id = client.session(json!({"volumes": [{"name": name}]})).await;
+    let session = client.look(&id).await;
+    let mut problems: Vec<_> = volumes_of(client, &session).await.into_iter().collect();
+    for path in [format!("/v1/sessions/{id}"), format!("/v1/volumes/{name}")] {
+        let answer = client.delete(&path).await;
+        if answer.status != 204 {
+            problems.push(format!("{path} cannot be removed: {:?}", answer.body));
+        }
+    }
+    problems
 }
 
 /// Whether the record says how every session that was acknowledged began and ended.
