@@ -480,10 +480,10 @@ async fn a_sandbox_is_in_groups_of_its_own_or_not_vouched_for() {
     // A podman whose runtime says that there are groups where there are none of this sandbox's.
     let boaster = service::Boaster::start(&socket(), dir.path());
     let guest = env("CASEMATE_TEST_GUEST");
-    let boasted = Podman::new(config(&boaster.socket, Path::new(&guest)));
-    let found = boasted.probe().await.unwrap().unenforced_limits;
+    let lied_to = Podman::new(config(&boaster.socket, Path::new(&guest)));
+    let found = lied_to.probe().await.unwrap().unenforced_limits;
     assert_eq!(found, Vec::<&str>::new());
-    let found = field(&boasted, spec.limits).await;
+    let found = field(&lied_to, spec.limits).await;
     assert_eq!(found, "control group's gofer");
     podman.remove(&id).await.unwrap();
     assert_eq!(bench.sweep().await, 0);

@@ -67,7 +67,7 @@ pub struct Podman {
 
 impl Podman {
     /// Brings it up, with the bench's image.
-    pub async fn up() -> Self {
+    pub fn up() -> Self {
         let dir = bench().dir.join(format!("podman.{}", std::process::id()));
         let said = script("up", &dir, &[], None);
         let said: BTreeMap<&str, &str> = said

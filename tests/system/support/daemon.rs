@@ -359,7 +359,7 @@ impl Daemon {
     /// Link directories.
     pub fn links(&self) -> Vec<String> {
         let mut links = self.link_entries();
-        links.retain(|name| !name.ends_with(".token") && !name.ends_with(".volumes"));
+        links.retain(|name| !name.contains('.'));
         links
     }
 

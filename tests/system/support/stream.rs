@@ -45,7 +45,8 @@ impl Events {
             loop {
                 if let Some((event, rest)) = self.text.split_once("\n\n") {
                     let event = read_event(event);
-                    self.text = rest.to_owned();
+                    let read = self.text.len() - rest.len();
+                    self.text.drain(..read);
                     if event.is_some() {
                         return event;
                     }
