@@ -313,6 +313,30 @@ async fn when_what_serves_a_volume_is_killed_its_session_ends_and_the_volume_can
 }
 
 #[tokio::test]
+async fn what_serves_a_volume_and_stands_still_holds_up_neither_its_session_s_end_nor_the_next() {
+    let daemon = Daemon::up().await;
+    let client = &daemon.client;
+    volume(client, "data", 64 * MIB).await;
+    let id = with(client, "data", "rw").await;
+    assert_eq!(client.sh(&id, SYNCED).await.0, 0);
+    let stopped = server(&daemon);
+    kill(Pid::from_raw(stopped), Signal::SIGSTOP).unwrap();
+    // A program that waits for it, for ever.
+    let waits = json!({"argv": ["ls", "-l", "/volumes/data"]});
+    let path = format!("/v1/sessions/{id}/processes");
+    client.post(&path, waits).await.expect(201);
+    // What has nothing to do with it goes on.
+    assert_eq!(client.out(&id, "echo on").await, "on\n");
+    client.delete(&format!("/v1/sessions/{id}")).await;
+    daemon.phase(&id, "stopped").await;
+    wait_until("it is ended", async || servers(&daemon).is_empty()).await;
+    let next = with(client, "data", "rw").await;
+    let again = "cat /volumes/data/synced; echo on >/volumes/data/b";
+    assert_eq!(client.out(&next, again).await, "kept");
+    end(client, &next).await;
+}
+
+#[tokio::test]
 async fn whatever_of_a_sandbox_is_killed_its_volume_can_be_had_again() {
     let daemon = Daemon::up().await;
     let client = &daemon.client;
