@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::{answer, ended, problem, serve, text};
+use super::{ID, answer, ended, problem, serve, text};
 
 fn template() -> Value {
     json!({"name": "web", "version": 7, "origin": "api", "made_at": "2026-01-01T00:00:00.000Z",
@@ -139,4 +139,41 @@ fn a_file_that_is_no_template_is_refused_without_repeating_it() {
         .unwrap();
     ended(&refused, 74);
     assert_eq!(server.lines(), [""; 0]);
+}
+
+#[test]
+fn what_a_session_changed_is_kept_as_a_template() {
+    let made = json!({"template": "mine", "template_version": 3, "image": "sha256:ab", "entries": 12, "bytes": 5 << 20});
+    let server = serve(vec![
+        answer(201, &made),
+        answer(200, &made),
+        problem(409, "template_from_file", "take another name"),
+    ]);
+    let run = |arguments: &[&str]| {
+        let words = [&["session", "snapshot"], arguments].concat();
+        server.command(&words).output().unwrap()
+    };
+    let told = run(&[ID, "mine"]);
+    ended(&told, 0);
+    let told = text(&told.stdout);
+    for word in ["mine", "3", "sha256:ab", "12", "5.0 MiB"] {
+        assert!(told.contains(word), "{told}");
+    }
+    let told = run(&[ID, "mine", "--new", "--json"]);
+    ended(&told, 0);
+    assert_eq!(serde_json::from_slice::<Value>(&told.stdout).unwrap(), made);
+    let told = run(&[ID, "base"]);
+    ended(&told, 1);
+    assert!(text(&told.stderr).contains("take another name"));
+    // Words that are wrong before anybody is asked.
+    for wrong in [&["mine"][..], &[ID], &[ID, "A/b"], &["ses_x", "mine"]] {
+        ended(&run(wrong), 64);
+    }
+    let seen = server.seen();
+    assert_eq!(seen.len(), 3);
+    let path = format!("POST /v1/sessions/{ID}/snapshot");
+    assert!(seen.iter().all(|seen| seen.line.starts_with(&path)));
+    assert_eq!(seen[0].body, json!({"template": "mine"}));
+    assert!(!seen[0].head.to_lowercase().contains("if-none-match"));
+    assert!(seen[1].head.to_lowercase().contains("if-none-match: *"));
 }

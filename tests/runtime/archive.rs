@@ -46,13 +46,21 @@ pub fn image(config: &Value, annotations: &Value, name: Option<&str>) -> (Vec<u8
 /// An image of these layers, which are not in it, and one empty one, with the label of snapshots. Returns the archive and the
 /// image's id.
 pub fn on_top(below: &[ImageDigest], label: &str) -> (Vec<u8>, ImageDigest) {
-    let layer = vec![0; 1024];
+    stacked(below, &[vec![0; 1024]], &json!({SNAPSHOT_LABEL: label}))
+}
+
+/// An image of layers that are not in it, and of layers that are, with these labels. Returns the archive and the image's id.
+pub fn stacked(
+    below: &[ImageDigest],
+    on_top: &[Vec<u8>],
+    labels: &Value,
+) -> (Vec<u8>, ImageDigest) {
     let mut digests: Vec<String> = below.iter().map(ToString::to_string).collect();
-    digests.push(format!("sha256:{}", hex(&layer)));
+    digests.extend(on_top.iter().map(|layer| format!("sha256:{}", hex(layer))));
     let document = json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Labels": {SNAPSHOT_LABEL: label}},
+        "config": {"Labels": labels},
         "rootfs": {"type": "layers", "diff_ids": digests},
     })
     .to_string()
@@ -62,7 +70,7 @@ pub fn on_top(below: &[ImageDigest], label: &str) -> (Vec<u8>, ImageDigest) {
         .iter()
         .map(|digest| json!({"mediaType": kind, "size": 0, "digest": digest}))
         .collect();
-    layers.push(descriptor(kind, &layer));
+    layers.extend(on_top.iter().map(|layer| descriptor(kind, layer)));
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -76,7 +84,7 @@ pub fn on_top(below: &[ImageDigest], label: &str) -> (Vec<u8>, ImageDigest) {
     let mut tar = Vec::new();
     file(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#);
     file(&mut tar, "index.json", index.as_bytes());
-    for blob in [&document, &manifest, &layer] {
+    for blob in [&document, &manifest].into_iter().chain(on_top) {
         file(&mut tar, &format!("blobs/sha256/{}", hex(blob)), blob);
     }
     tar.extend([0; 1024]);
@@ -94,7 +102,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// Appends a file in the ustar format (POSIX.1-1988).
-fn file(tar: &mut Vec<u8>, name: &str, content: &[u8]) {
+pub fn file(tar: &mut Vec<u8>, name: &str, content: &[u8]) {
     let mut header = [0_u8; 512];
     let mut put =
         |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());

@@ -231,3 +231,48 @@ async fn a_wrapper_that_switches_the_network_on_gives_a_sandbox_none() {
         answer.problem(502, "launch_failed");
     }
 }
+
+#[tokio::test]
+async fn a_machine_without_fuse2fs_has_no_volumes_and_says_what_to_install() {
+    let shipped = std::fs::read_to_string(&bench().runtime).unwrap();
+    let wrapper = Wrapper::new("");
+    // All programs of the machine but the one.
+    let programs = wrapper.0.with_file_name("programs");
+    std::fs::create_dir(&programs).unwrap();
+    for place in ["/usr/sbin", "/usr/bin", "/sbin", "/bin"] {
+        for entry in std::fs::read_dir(place).unwrap().map(Result::unwrap) {
+            if entry.file_name() != "fuse2fs" {
+                // Some are in two of the places.
+                let _ = std::os::unix::fs::symlink(entry.path(), programs.join(entry.file_name()));
+            }
+        }
+    }
+    let path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin\n";
+    assert!(shipped.contains(path));
+    let other = format!("PATH={}\n", programs.display());
+    wrapper.becomes(&shipped.replacen(path, &other, 1));
+    let podman = wrapper.service().await;
+    let daemon = Daemon::up_with(&[
+        ("podman.socket", json!(podman.socket)),
+        ("podman.runtime", json!(wrapper.0)),
+    ])
+    .await;
+    let client = &daemon.client;
+    let ready = client.get("/ready").await.expect(200);
+    assert_eq!(ready["volumes"], false, "{ready}");
+    let said = client
+        .post(
+            "/v1/volumes",
+            json!({"name": "data", "size_bytes": 64 << 20}),
+        )
+        .await
+        .problem(501, "volumes_unavailable");
+    assert!(said.contains("install fuse2fs and e2fsprogs"), "{said}");
+    let wanted = json!({"volumes": [{"name": "data"}]});
+    let answer = client.post("/v1/sessions", wanted).await;
+    answer.problem(501, "volumes_unavailable");
+    // Everything else is none the worse.
+    let id = client.session(json!({})).await;
+    assert_eq!(client.out(&id, "echo on").await, "on\n");
+    client.end(&id).await;
+}

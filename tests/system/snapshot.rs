@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::archive;
 use crate::support::client::Answer;
-use crate::support::{Client, Daemon, podman, wait_for, wait_until};
+use crate::support::{Client, Daemon, bench, podman, wait_for, wait_until};
 
 /// A daemon with the template `base`, and `rooted` in which programs may be root, also in templates of teams.
 async fn daemon() -> Daemon {
@@ -370,4 +371,47 @@ async fn a_daemon_that_is_killed_in_the_middle_leaves_nothing() {
     // The session lives, and can be saved.
     daemon.phase(&id, "ready").await;
     try_snapshot(&daemon.client, &id, "mine").await.expect(201);
+}
+
+#[tokio::test]
+async fn a_session_of_an_image_with_many_layers_becomes_one_layer_with_everything() {
+    let mut daemon = Daemon::new();
+    let base = podman::layers(&bench().image).await;
+    let more = 32 - base.len();
+    let layer = |n: usize| {
+        let mut layer = Vec::new();
+        archive::file(&mut layer, &format!("srv/layer-{n}"), b"of a layer");
+        layer.extend([0; 1024]);
+        layer
+    };
+    let tops: Vec<_> = (0..more).map(layer).collect();
+    let (archive, image) = archive::stacked(&base, &tops, &json!({}));
+    podman::load(archive).await;
+    let mut deep = daemon.config["templates"]["base"].clone();
+    deep["image"] = json!(image);
+    deep["allow_root"] = json!(true);
+    daemon.set("templates.deep", deep);
+    daemon.set("sessions", json!({"team_templates": {"allow_root": true}}));
+    daemon.start().await;
+    daemon.client.key = Some(daemon.key("tests").await);
+    let client = daemon.client.clone();
+    let id = client.session(json!({"template": "deep"})).await;
+    root(
+        &client,
+        &id,
+        "rm /srv/layer-0 /etc/motd; echo new >/srv/new",
+    )
+    .await;
+    let view = try_snapshot(&client, &id, "flat").await.expect(201);
+    let flat = view["image"].as_str().unwrap();
+    assert_eq!(podman::layers(flat).await.len(), 1);
+    let before = listing(&client, &id).await;
+    let restored = client.session(json!({"template": "flat"})).await;
+    same(&before, &listing(&client, &restored).await);
+    client.end(&id).await;
+    client.end(&restored).await;
+    client.delete("/v1/templates/flat").await.expect(204);
+    drop(daemon);
+    podman::remove_image(flat).await;
+    podman::remove_image(&image.to_string()).await;
 }

@@ -13,7 +13,7 @@ const TOKEN: &str = "/run/casemate/link/token";
 /// A kernel's log may say anything, as a guest may that was taken over.
 const HELLO: &str = r#"{"protocol":{"min":1,"max":1},"token":"%TOKEN%","guest_version":"rogue",
     "kernel":{"release":"","version":"","banner":"Starting gVisor..."},
-    "capabilities":["process","attach","file","archive","port","usage"]}"#;
+    "capabilities":["process","attach","file","archive","port","usage","snapshot"]}"#;
 
 /// The channel that came with the last request that had one.
 static OFFERED: AtomicU64 = AtomicU64::new(0);

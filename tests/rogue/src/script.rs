@@ -1,7 +1,7 @@
 //! What the rogue can be told to say: a line each, a verb and its arguments.
 //!
-//! `head STATUS TYPE` and `head-end` answer; `doc KIND TEXT` is a frame of the link; `data TEXT` is data as it is; `end` ends
-//! the stream; the rest is in [`line()`]. `{{x*9}}` in a text stands for nine `x`, `%n` for the number of a repetition, `%TOKEN%`
+//! `head STATUS TYPE` and `head-end` answer; `doc KIND TEXT` is a frame of the link; `tar KIND SIZE NAME` is one with a header of an
+//! archive; `data TEXT` is data as it is; `end` ends the stream; the rest is in [`line()`]. `{{x*9}}` in a text stands for nine `x`, `%n` for the number of a repetition, `%TOKEN%`
 //! in a hello for the token.
 
 use std::io::{self, Write};
@@ -86,6 +86,14 @@ fn line(connection: &Connection, stream: &mut u32, words: &str) -> io::Result<()
                 Ok(())
             })
         }
+        // A header of an archive in data of the link: its kind, the size that it claims, its name.
+        "tar" => {
+            let (size, name) = second.split_once(' ').unwrap_or((second, ""));
+            let kind = first.bytes().next().unwrap_or(b'0');
+            connection.data(on, &data(&tar(kind, size, &expanded(name))))
+        }
+        // Zeros in data of the link.
+        "zeros" => connection.data(on, &data(&vec![0; usize::try_from(count).unwrap_or(0)])),
         "data" => connection.data(on, expanded(rest).as_bytes()),
         // Data frames of a byte, and of none.
         "crumbs" => repeat(count, |_| connection.frame(DATA, 0, on, b"\x80")),
@@ -247,6 +255,35 @@ fn document(kind: &str, text: &str) -> Vec<u8> {
     bytes.extend_from_slice(&length.to_be_bytes());
     bytes.extend_from_slice(text.as_bytes());
     bytes
+}
+
+/// Data of a transfer, as a frame of the link.
+fn data(bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    [&[0x22], &length.to_be_bytes()[..], bytes].concat()
+}
+
+/// A header of an archive (ustar, POSIX.1-1988) whose sum is right, whatever it says.
+fn tar(kind: u8, size: &str, name: &str) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    let mut put = |at: usize, text: &[u8]| {
+        for (place, byte) in block.iter_mut().skip(at).zip(text) {
+            *place = *byte;
+        }
+    };
+    put(0, name.as_bytes());
+    put(100, b"0000777\0000000000\0000000000\0");
+    put(124, size.as_bytes());
+    put(136, b"00000000000\0        ");
+    put(156, &[kind]);
+    put(157, b"/etc/passwd");
+    put(257, b"ustar\x0000");
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    let sum = format!("{sum:06o}\0 ");
+    for (place, byte) in block.iter_mut().skip(148).zip(sum.bytes()) {
+        *place = byte;
+    }
+    block
 }
 
 /// `{{x*9}}` is nine `x`.

@@ -8,6 +8,7 @@ mod http2;
 mod lists;
 mod programs;
 mod silence;
+mod snapshot;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -55,11 +56,12 @@ enum Ask {
     Signal,
     Usage,
     Ports,
+    Snapshot,
 }
 
 use Ask::{
     Archive, Input, List, Mkdir, Output, Ports, Processes, Read, ReadPart, Remove, Run, Signal,
-    Start, Stat, Usage, Watch, Write, WriteMuch,
+    Snapshot, Start, Stat, Usage, Watch, Write, WriteMuch,
 };
 
 /// What becomes of it.
@@ -237,6 +239,7 @@ impl Rogue {
             Signal => post("processes/1/signal", json!({"signal": "TERM"})),
             Usage => get("usage"),
             Ports => get("ports"),
+            Snapshot => post("snapshot", json!({"template": "rogue"})),
         };
         let kind = match ask {
             Write | WriteMuch | Input => "application/octet-stream",

@@ -57,6 +57,8 @@ pub struct Podman {
     pub private: PathBuf,
     /// Where its containers' writable layers are.
     pub storage: PathBuf,
+    /// Where the daemon's links are, and beside them what volumes are mounted on.
+    pub links: PathBuf,
     /// Where groups of its sandboxes are made.
     pub trees: Vec<PathBuf>,
     words: Vec<String>,
@@ -98,6 +100,7 @@ impl Podman {
                 .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .collect(),
             owner: (owner.uid(), owner.gid()),
+            links: PathBuf::new(),
             dir,
             socket,
             private,
@@ -108,9 +111,10 @@ impl Podman {
     /// All processes of it.
     pub fn processes(&self) -> Vec<Process> {
         let environ = format!("XDG_RUNTIME_DIR={}", self.private.display());
-        let argument = format!("{}/", self.private.display());
+        let arguments = [&self.private, &self.links].map(|path| format!("{}/", path.display()));
+        let is_ours = |word: &String| arguments.iter().any(|argument| word.contains(argument));
         every_process(|at, words| {
-            words.iter().any(|word| word.contains(&argument))
+            words.iter().any(is_ours)
                 || words_of(&at.join("environ")).is_some_and(|pairs| pairs.contains(&environ))
         })
     }

@@ -54,7 +54,7 @@ async fn after_a_storm_of_sudden_ends_nothing_is_lost_and_nothing_is_orphaned() 
     eprintln!("CASEMATE_STORM_SEED={seed} CASEMATE_STORM_EVENTS={events}");
     let mut dice = Dice::new(seed);
 
-    let podman = Podman::up();
+    let mut podman = Podman::up();
     let mut reckoning = Reckoning::before(&podman, POOL);
     let mut daemon = Daemon::on_podman(&podman.socket, &podman.runtime);
     std::fs::create_dir(daemon.state_dir()).unwrap();
@@ -73,6 +73,7 @@ async fn after_a_storm_of_sudden_ends_nothing_is_lost_and_nothing_is_orphaned() 
     ] {
         daemon.set(key, value);
     }
+    podman.links = daemon.run.join("link");
     daemon.start().await;
     daemon.client.key = Some(daemon.key("tests").await);
     let client = daemon.client.clone();

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use casemate::model::image::ImageDigest;
 use http::Method;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -96,6 +97,22 @@ pub async fn snapshots(installation: &str) -> Vec<String> {
 /// Makes an image as an installation does of a session, which no template names.
 pub async fn leave_snapshot(installation: &str) {
     let (archive, _) = archive::on_top(&[], installation);
+    load(archive).await;
+}
+
+/// The layers of an image.
+pub async fn layers(image: &str) -> Vec<ImageDigest> {
+    let hex = image.trim_start_matches("sha256:");
+    let image = get(&format!("/images/{hex}/json")).await;
+    let layers = image["RootFS"]["Layers"].as_array().unwrap();
+    layers
+        .iter()
+        .map(|layer| layer.as_str().unwrap().parse().unwrap())
+        .collect()
+}
+
+/// Gives podman an image.
+pub async fn load(archive: Vec<u8>) {
     let path = "/v4.0.0/libpod/images/load";
     let podman = UnixClient(bench().socket.clone());
     let answer = podman.send_body(Method::POST, path, archive.into());
