@@ -251,6 +251,13 @@ impl From<SessionError> for Problem {
                 ..
             } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "runtime_unavailable", text)
                 .again_later(),
+            SessionError::LaunchFailed {
+                reason: Reason::StoreFailed,
+                ..
+            } => unavailable(
+                "store_failed",
+                "the state cannot be written, so nothing was started",
+            ),
             SessionError::LaunchFailed { .. } => plain(StatusCode::BAD_GATEWAY),
             SessionError::Runtime(error) => runtime_unavailable(error),
             SessionError::Store(error) => {

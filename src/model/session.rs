@@ -107,13 +107,15 @@ pub enum Reason {
     GuestLost,
     /// What served one of its volumes has ended.
     VolumeLost,
+    /// Its launch could not be written down: the disk of the state is full, or fails.
+    StoreFailed,
     /// A defect in Casemate.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
@@ -126,6 +128,7 @@ impl Reason {
         Self::SandboxMissing,
         Self::GuestLost,
         Self::VolumeLost,
+        Self::StoreFailed,
         Self::Internal,
     ];
 
@@ -142,6 +145,7 @@ impl Reason {
             | Self::SandboxMissing
             | Self::GuestLost
             | Self::VolumeLost
+            | Self::StoreFailed
             | Self::Internal => false,
         }
     }
@@ -162,6 +166,7 @@ impl Reason {
             Self::SandboxMissing => "sandbox_missing",
             Self::GuestLost => "guest_lost",
             Self::VolumeLost => "volume_lost",
+            Self::StoreFailed => "store_failed",
             Self::Internal => "internal",
         }
     }

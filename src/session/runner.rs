@@ -195,6 +195,15 @@ async fn used(house: &House, activity: &Activity, lease: &Lease) {
     }
 }
 
+/// Why a launch ends whose step was not taken.
+fn unwritten(error: &SessionError) -> End {
+    let reason = match error {
+        SessionError::Store(_) => Reason::StoreFailed,
+        _ => Reason::Internal,
+    };
+    End::new(reason, Chain(error).to_string())
+}
+
 /// Resolves when the link is gone; never when there is none.
 async fn closed(link: Option<&Link>) {
     match link {
@@ -503,13 +512,13 @@ impl Life {
     /// Takes a step of a launch, which cannot go on without.
     async fn change(&mut self, event: Event) -> Result<(), End> {
         let taken = self.step(event).await;
-        taken.map_err(|error| End::new(Reason::Internal, Chain(&error).to_string()))
+        taken.map_err(|error| unwritten(&error))
     }
 
     /// Writes the session down in the middle of a launch, which cannot go on without.
     async fn keep(&mut self) -> Result<(), End> {
         let kept = self.put_down(None).await;
-        kept.map_err(|error| End::new(Reason::Internal, Chain(&error).to_string()))
+        kept.map_err(|error| unwritten(&error))
     }
 
     /// Applies an event that only the runner itself can cause, writes the outcome down and publishes it. What cannot be

@@ -281,11 +281,17 @@ struct BrokenStore(rusqlite::Connection);
 
 impl BrokenStore {
     fn of(bench: &Bench) -> Self {
+        Self::when(bench, "TRUE")
+    }
+
+    /// Only for changes of this kind.
+    fn when(bench: &Bench, condition: &str) -> Self {
         let db = rusqlite::Connection::open(bench.directory.path().join("state.db")).unwrap();
         db.busy_timeout(PATIENCE).unwrap();
-        db.execute_batch(
-            "CREATE TRIGGER broken BEFORE UPDATE ON sessions BEGIN SELECT RAISE(ABORT, 'broken'); END",
-        )
+        db.execute_batch(&format!(
+            "CREATE TRIGGER broken BEFORE UPDATE ON sessions WHEN {condition}
+             BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        ))
         .unwrap();
         Self(db)
     }
@@ -293,6 +299,22 @@ impl BrokenStore {
     fn mend(self) {
         self.0.execute_batch("DROP TRIGGER broken").unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_launch_that_cannot_be_written_down_fails_and_says_so() {
+    let bench = Bench::new();
+    let broken = BrokenStore::when(&bench, "NEW.phase = 'starting'");
+    let session = bench.try_create(NewSession::default()).await.unwrap();
+    let ended = bench
+        .until(&session, |session| session.ended_at.is_some())
+        .await;
+    assert_eq!(
+        (ended.status.phase, ended.status.reason),
+        (Phase::Failed, Some(Reason::StoreFailed))
+    );
+    broken.mend();
+    bench.nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread")]
