@@ -102,6 +102,8 @@ pub struct Storm {
     /// How often the daemon ended by itself, by its exit code.
     pub ended: BTreeMap<String, usize>,
     service: Service,
+    /// The daemon was asked to stop, and may answer for a moment still.
+    stops: bool,
     started: Instant,
     /// After so many more events the disk is free again.
     full_for: usize,
@@ -119,6 +121,7 @@ impl Storm {
             happened: BTreeMap::new(),
             ended: BTreeMap::new(),
             service: Service::Serves,
+            stops: false,
             started: Instant::now(),
             full_for: 0,
             strays: 0,
@@ -149,6 +152,7 @@ impl Storm {
         }
         if !self.daemon.runs() && now >= self.started + START_AGAIN {
             self.daemon.launch();
+            self.stops = false;
             self.started = now;
         }
     }
@@ -169,7 +173,7 @@ impl Storm {
             let ready = client
                 .try_send(Method::GET, "/ready", &[], bytes::Bytes::new())
                 .await;
-            ready.is_ok_and(|answer| answer.status == 200)
+            !self.stops && ready.is_ok_and(|answer| answer.status == 200)
         })
         .await;
     }
@@ -206,6 +210,7 @@ impl Storm {
                 let runs = self.daemon.runs() && self.daemon.ended().is_none();
                 if runs {
                     self.daemon.signal(Signal::SIGTERM);
+                    self.stops = true;
                 }
                 runs
             }
