@@ -68,6 +68,12 @@ impl Store {
     }
 }
 
+/// The position of the last record; 0 when there is none.
+pub(super) fn last_position(db: &Connection) -> rusqlite::Result<i64> {
+    db.prepare_cached("SELECT ifnull(max(seq), 0) FROM audit")
+        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+}
+
 /// Appends a record inside a transaction that also writes something else.
 pub(super) fn insert(db: &Connection, record: &AuditRecord) -> Result<i64, StoreError> {
     let doing = "append to the audit log";

@@ -2,12 +2,14 @@
 //!
 //! One thread owns the writing connection and commits what is waiting in one transaction, so that
 //! many callers share the cost of one commit; a few threads own read-only connections. A caller is
-//! answered only after its commit: what was acknowledged survives `kill -9` of the daemon.
+//! answered only after its commit: what was acknowledged survives `kill -9` of the daemon. Whoever
+//! asks for [`Durability::Power`] is answered after a flush, which other threads do meanwhile.
 //!
 //! Invariant: nobody else writes to the database, and a database of another program or of a newer
 //! Casemate is refused, never touched.
 
 mod audit;
+mod flush;
 mod images;
 mod keys;
 mod migrate;
@@ -21,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::watch;
 
+use self::flush::{Flusher, Flushes};
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
 use self::threads::{Readers, Writer};
@@ -35,13 +39,18 @@ const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a connection waits for another one's lock. Only a backup or a stranger can hold one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Longest time between a commit and its flush when nobody says: how much a loss of power may take of
+/// what was not asked to survive one.
+pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
 /// Read-only connections. Reads are short; two keep one slow list from blocking the rest.
 const READERS: usize = 2;
 
 /// How much a write must survive before it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// The end of this process, however sudden: it is in the write-ahead log.
+    /// The end of this process, however sudden: it is in the write-ahead log, which is flushed soon
+    /// ([`FLUSH_EVERY`]).
     Process,
     /// The loss of power: the log was flushed to the disk.
     Power,
@@ -115,6 +124,18 @@ pub enum StoreError {
     /// No answer in time; whether it was written is unknown. Report.
     #[error("database: no answer in time ({0})")]
     Deadline(&'static str),
+    /// The disk did not take what was committed. Whether it survives a loss of power is unknown, and
+    /// nothing is written any more until the store is opened anew. Report.
+    #[error(
+        "database: {doing}: the disk does not take what is written (look at the kernel's log, mend the disk, then restart casemated)"
+    )]
+    Unflushed {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel said of the flush.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
     /// The store has been closed.
     #[error("database: closed ({0})")]
     Closed(&'static str),
@@ -142,6 +163,18 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`], [`StoreError::NotOurs`], [`StoreError::Newer`], [`StoreError::Sql`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Self::open_with(path, FLUSH_EVERY)
+    }
+
+    /// The same, with the longest time between a commit and its flush.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(path: &Path, flush_every: Duration) -> Result<Self, StoreError> {
+        Self::assemble(path, flush_every, &flush::log_of(path))
+    }
+
+    fn assemble(path: &Path, every: Duration, disk: &Flushes) -> Result<Self, StoreError> {
         let mut connection = connect(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
@@ -152,8 +185,10 @@ impl Store {
         for _ in 0..READERS {
             readers.push(connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?);
         }
+        let checkpoints = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let flusher = Flusher::start(disk, checkpoints, every)?;
         Ok(Self {
-            writer: Writer::start(connection)?,
+            writer: Writer::start(connection, flusher)?,
             readers: Readers::start(readers)?,
             installation,
             directory: path.parent().unwrap_or(Path::new("/")).into(),
@@ -170,6 +205,12 @@ impl Store {
     #[must_use]
     pub const fn installation(&self) -> InstallationId {
         self.installation
+    }
+
+    /// The position of the audit log's last record, whenever it changes.
+    #[must_use]
+    pub fn appended(&self) -> watch::Receiver<i64> {
+        self.writer.appended()
     }
 
     /// Proves that a commit goes through now.
@@ -213,7 +254,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let pragmas = if flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
     } else {
-        // NORMAL keeps every commit over kill -9; `Durability::Power` raises it for its batch.
+        // NORMAL keeps every commit over kill -9; the threads of `flush` keep it over a loss of power.
         "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF;"
     };
     connection.execute_batch(pragmas).map_err(open)?;
@@ -280,24 +321,6 @@ mod tests {
         assert!(!ran.load(Ordering::SeqCst), "it ran outside a transaction");
         drop(stranger);
         store.check_writable().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_must_survive_a_power_cut_is_flushed_before_the_answer() {
-        let (_directory, store) = store();
-        // 1 is NORMAL, 2 is FULL (sqlite.org/pragma.html#pragma_synchronous).
-        for (durability, wanted) in [
-            (Durability::Process, 1),
-            (Durability::Power, 2),
-            (Durability::Process, 1),
-        ] {
-            let look = move |db: &Connection| {
-                db.pragma_query_value(None, "synchronous", |row| row.get::<_, u32>(0))
-                    .map_err(StoreError::sql("test"))
-            };
-            let found = store.writer.call("test", durability, look).await.unwrap();
-            assert_eq!(found, wanted, "{durability:?}");
-        }
     }
 
     #[test]

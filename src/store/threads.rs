@@ -1,16 +1,21 @@
 //! The threads that own the connections.
 //!
 //! The writer takes what waits (at most [`BATCH`] jobs), runs each in a savepoint of its own inside
-//! one transaction, commits once, and only then answers. A job that fails undoes its own savepoint
-//! and nobody else's; a commit that fails fails every job of its batch.
+//! one transaction, commits once, and only then answers: at once where the end of this process is to
+//! be survived, after a flush ([`super::flush`]) where a loss of power is. A job that fails undoes its own
+//! savepoint and nobody else's; a commit that fails fails every job of its batch.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{CALL_DEADLINE, Durability, StoreError};
+use super::flush::{self, Answer, Failure, Flusher, Flushing};
+use super::{CALL_DEADLINE, Durability, StoreError, audit};
 
 /// Most jobs in one transaction: bounds the time to an answer when many wait.
 const BATCH: usize = 256;
@@ -18,11 +23,13 @@ const BATCH: usize = 256;
 /// Most callers that wait. Past it the store is overloaded and says so at once.
 const QUEUE: usize = 1024;
 
+/// Pages in the log from which on the writer brings them into the database itself: 64 MiB. While it writes without
+/// a pause the flushing thread cannot come to the log's end, and the log would never begin again.
+const FULL_LOG_PAGES: u32 = 16 * 1024;
+
 /// Runs inside the transaction, or not at all when there is none; gives back what answers the caller
 /// once the commit is known.
 type WriteJob = Box<dyn FnOnce(Option<&Connection>) -> Answer + Send>;
-/// Told whether the commit went through.
-type Answer = Box<dyn FnOnce(Result<(), Arc<rusqlite::Error>>) + Send>;
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 struct Write {
@@ -34,20 +41,32 @@ struct Write {
 #[derive(Clone)]
 pub(super) struct Writer {
     queue: mpsc::Sender<Write>,
+    appended: watch::Receiver<i64>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> Result<Self, StoreError> {
+    pub(super) fn start(connection: Connection, flusher: Flusher) -> Result<Self, StoreError> {
+        let doing = "start what writes the database";
         let (queue, jobs) = mpsc::channel(QUEUE);
-        let thread = spawn("store-writer", move || write_loop(connection, jobs))?;
+        let last = audit::last_position(&connection).map_err(StoreError::sql(doing))?;
+        let (tell, appended) = watch::channel(last);
+        let mut writing =
+            Writing::new(connection, flusher, tell).map_err(StoreError::sql(doing))?;
+        let thread = spawn("store-writer", move || writing.run(jobs))?;
         Ok(Self {
             queue,
+            appended,
             thread: Arc::new(Mutex::new(Some(thread))),
         })
     }
 
-    /// Runs `job` in the next transaction; answers after its commit.
+    /// The position of the last record of the audit log, whenever it changes.
+    pub(super) fn appended(&self) -> watch::Receiver<i64> {
+        self.appended.clone()
+    }
+
+    /// Runs `job` in the next transaction; answers after its commit, and its flush if that is wanted.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -60,10 +79,10 @@ impl Writer {
                 Some(db) => in_savepoint(db, doing, job),
                 None => Err(StoreError::Closed(doing)),
             };
-            Box::new(move |commit| {
-                let result = match commit {
+            Box::new(move |committed| {
+                let result = match committed {
                     Ok(()) => done,
-                    Err(error) => Err(commit_failed(doing, &error)),
+                    Err(failure) => Err(failed(doing, &failure)),
                 };
                 // A caller that went away does not undo what is written.
                 let _ = answer.send(result);
@@ -143,51 +162,127 @@ impl Readers {
     }
 }
 
-fn write_loop(mut connection: Connection, mut jobs: mpsc::Receiver<Write>) {
-    let mut batch = Vec::with_capacity(BATCH);
-    while let Some(first) = jobs.blocking_recv() {
-        batch.push(first);
-        while batch.len() < BATCH {
-            match jobs.try_recv() {
-                Ok(job) => batch.push(job),
-                Err(_) => break,
-            }
-        }
-        write_batch(&mut connection, &mut batch);
-    }
-    // Folds the log into the file, so that a stopped installation is one file.
-    let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
+/// What the writing thread has.
+struct Writing {
+    connection: Connection,
+    flushing: Arc<Flushing>,
+    /// `None` once it was ended.
+    flusher: Option<Flusher>,
+    appended: watch::Sender<i64>,
+    /// Pages in the log when it was last found too long.
+    tried_at_pages: u32,
 }
 
-fn write_batch(connection: &mut Connection, batch: &mut Vec<Write>) {
-    let power = batch
-        .iter()
-        .any(|write| write.durability == Durability::Power);
-    let mut answers = Vec::with_capacity(batch.len());
-    let committed = commit(connection, power, batch, &mut answers).map_err(Arc::new);
-    for answer in answers {
-        answer(committed.clone());
+impl Writing {
+    fn new(
+        mut connection: Connection,
+        flusher: Flusher,
+        appended: watch::Sender<i64>,
+    ) -> rusqlite::Result<Self> {
+        let flushing = flusher.shared();
+        let told = Arc::clone(&flushing);
+        // In place of SQLite's own checkpoints, which would hold up the commit that they follow and
+        // hide that they failed.
+        connection.wal_hook(Some(move |_: &mut Wal, pages| {
+            told.log_pages
+                .store(u32::try_from(pages).unwrap_or(u32::MAX), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(Self {
+            connection,
+            flushing,
+            flusher: Some(flusher),
+            appended,
+            tried_at_pages: 0,
+        })
     }
-    // The transaction could not begin: outside of one nothing may run, or it would be done and
-    // reported as failed.
-    for write in batch.drain(..) {
-        let answer = (write.job)(None);
-        answer(committed.clone());
+
+    fn run(&mut self, mut jobs: mpsc::Receiver<Write>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while let Some(first) = jobs.blocking_recv() {
+            batch.push(first);
+            while batch.len() < BATCH {
+                match jobs.try_recv() {
+                    Ok(job) => batch.push(job),
+                    Err(_) => break,
+                }
+            }
+            self.write(&mut batch);
+            self.shorten_log();
+        }
+        // Everybody who waits for a flush is answered first.
+        drop(self.flusher.take());
+        // Folds the log into the file, so that a stopped installation is one file. Not when a flush has
+        // failed: a checkpoint copies pages without looking at their sums, and what the kernel now
+        // has of the log may not be what was written. The next start reads the log with its sums.
+        let is_sound = self.flushing.broken().is_none();
+        let _ = if is_sound {
+            self.connection
+                .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+        } else {
+            let never = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            self.connection.set_db_config(never, true).map(drop)
+        };
+    }
+
+    fn write(&mut self, batch: &mut Vec<Write>) {
+        let mut at_once = Vec::with_capacity(batch.len());
+        let mut after_flush = Vec::new();
+        let committed = match self.flushing.broken() {
+            Some(broken) => Err(Failure::Flush(broken)),
+            None => commit(
+                &mut self.connection,
+                batch,
+                |durability, answer| match durability {
+                    Durability::Process => at_once.push(answer),
+                    Durability::Power => after_flush.push(answer),
+                },
+            )
+            .map_err(|error| Failure::Commit(Arc::new(error))),
+        };
+        match &committed {
+            // The flush first: it takes longest.
+            Ok(()) => self.flushing.committed(after_flush),
+            Err(_) => at_once.append(&mut after_flush),
+        }
+        for answer in at_once {
+            answer(committed.clone());
+        }
+        // The transaction could not begin: outside of one nothing may run, or it would be done and
+        // reported as failed.
+        for write in batch.drain(..) {
+            let answer = (write.job)(None);
+            answer(committed.clone());
+        }
+        if let Ok(last) = audit::last_position(&self.connection) {
+            self.appended
+                .send_if_modified(|known| std::mem::replace(known, last) != last);
+        }
+    }
+
+    /// Brings a log that has become too long into the database. What readers still look at stays, and
+    /// is tried again when the log has grown noticeably.
+    fn shorten_log(&mut self) {
+        let pages = self.flushing.log_pages.load(Ordering::Relaxed);
+        if pages < FULL_LOG_PAGES {
+            self.tried_at_pages = 0;
+        } else if pages.saturating_sub(self.tried_at_pages) >= FULL_LOG_PAGES / 16 {
+            self.tried_at_pages = pages;
+            if let Err(error) = flush::checkpoint(&self.connection) {
+                self.flushing.checkpoint_failed(&error);
+            }
+        }
     }
 }
 
 fn commit(
     connection: &mut Connection,
-    power: bool,
     batch: &mut Vec<Write>,
-    answers: &mut Vec<Answer>,
+    mut keep: impl FnMut(Durability, Answer),
 ) -> rusqlite::Result<()> {
-    // In WAL mode FULL flushes the log at each commit, NORMAL only at checkpoints
-    // (sqlite.org/pragma.html#pragma_synchronous).
-    connection.pragma_update(None, "synchronous", if power { "FULL" } else { "NORMAL" })?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for write in batch.drain(..) {
-        answers.push((write.job)(Some(&transaction)));
+        keep(write.durability, (write.job)(Some(&transaction)));
     }
     transaction.commit()
 }
@@ -212,15 +307,23 @@ fn in_savepoint<T>(
     }
 }
 
-fn commit_failed(doing: &'static str, error: &rusqlite::Error) -> StoreError {
-    // The error is not Clone; its code and text are what each caller of the batch needs.
-    let source = match error {
-        rusqlite::Error::SqliteFailure(code, text) => {
-            rusqlite::Error::SqliteFailure(*code, text.clone())
+fn failed(doing: &'static str, failure: &Failure) -> StoreError {
+    match failure {
+        Failure::Commit(error) => {
+            // The error is not Clone; its code and text are what each caller of the batch needs.
+            let source = match error.as_ref() {
+                rusqlite::Error::SqliteFailure(code, text) => {
+                    rusqlite::Error::SqliteFailure(*code, text.clone())
+                }
+                other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
+            };
+            StoreError::Sql { doing, source }
         }
-        other => rusqlite::Error::ToSqlConversionFailure(other.to_string().into()),
-    };
-    StoreError::Sql { doing, source }
+        Failure::Flush(error) => StoreError::Unflushed {
+            doing,
+            source: Arc::clone(error),
+        },
+    }
 }
 
 fn refused<T>(doing: &'static str, error: &mpsc::error::TrySendError<T>) -> StoreError {
