@@ -266,9 +266,9 @@ impl Desk {
             } => {
                 let filter = AuditFilter {
                     session,
-                    kinds: &[],
                     after,
                     limit: limit.min(MAX_LIST),
+                    ..AuditFilter::default()
                 };
                 Answer::Audit {
                     items: self.app.audit(who, filter).await?,

@@ -103,7 +103,8 @@ impl App {
                 session: Some(id),
                 after,
                 limit: EVENTS,
-                kinds: KINDS,
+                kinds: KINDS.iter().map(ToString::to_string).collect(),
+                ..AuditFilter::default()
             },
             read: VecDeque::new(),
         })

@@ -362,6 +362,37 @@ pub enum Outcome {
     },
 }
 
+/// An outcome in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutcomeResult {
+    /// As asked.
+    Ok,
+    /// Not as asked.
+    Failed,
+}
+
+impl OutcomeResult {
+    /// The word in the field `result`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl Outcome {
+    /// In a word.
+    #[must_use]
+    pub const fn result(&self) -> OutcomeResult {
+        match self {
+            Self::Ok { .. } => OutcomeResult::Ok,
+            Self::Failed { .. } => OutcomeResult::Failed,
+        }
+    }
+}
+
 /// One line of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {

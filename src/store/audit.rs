@@ -1,11 +1,26 @@
-//! Rows of `audit`. Only ever appended to.
+//! Rows of `audit`. Only ever appended to, each chained to the one before it.
+//!
+//! The chain's head is the last row, read in the transaction that appends to it: a savepoint or a
+//! transaction that is rolled back takes the head back with it, and there is no second one in
+//! memory that could differ. It is in the database's cache, and one look at it is a fraction of what the insert costs.
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::{Durability, Store, StoreError};
 use crate::base::clock::Timestamp;
-use crate::model::event::{AuditRecord, Stage};
+use crate::model::event::{AuditRecord, Outcome, Stage};
 use crate::model::query::AuditFilter;
+use crate::model::record::{Digest, GENESIS, Pieces, digest_after};
+
+/// Records that were written at the same time may stand in another order than their times: as many as
+/// can wait for the writer, in a batch and before it. So many are looked at around a time that is asked for.
+const OUT_OF_ORDER: u32 = 2048;
+
+/// Rows that the upgrade chains at a time.
+const CHAINED_AT_ONCE: u32 = 1000;
+
+const COLUMNS: &str = "seq, id, at, stage, intent, principal, session, event, outcome, digest";
 
 impl Store {
     /// Appends a record. Returns its position, which only grows.
@@ -29,49 +44,156 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn audit(&self, filter: AuditFilter) -> Result<Vec<(i64, AuditRecord)>, StoreError> {
+        self.kept(filter, |row| Ok((row.seq, row.record()?))).await
+    }
+
+    /// The same as the lines that their digests are of.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn audit_lines(&self, filter: AuditFilter) -> Result<Vec<(i64, String)>, StoreError> {
+        self.kept(filter, |row| Ok((row.seq, row.line()?))).await
+    }
+
+    /// The digest of the record at this position; of position 0, that which the first one follows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn digest_at(&self, seq: i64) -> Result<Option<Digest>, StoreError> {
+        let doing = "read a digest of the audit log";
+        if seq == 0 {
+            return Ok(Some(GENESIS));
+        }
+        self.readers
+            .call(doing, move |db| {
+                db.query_row("SELECT digest FROM audit WHERE seq = ?1", [seq], |row| {
+                    row.get(0)
+                })
+                .optional()
+                .map_err(StoreError::sql(doing))
+            })
+            .await
+    }
+
+    /// The position and digest of the last record.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn audit_head(&self) -> Result<(i64, Digest), StoreError> {
+        self.readers.call("read the audit log's end", head).await
+    }
+
+    async fn kept<T: Send + 'static>(
+        &self,
+        filter: AuditFilter,
+        read: fn(Kept) -> Result<T, String>,
+    ) -> Result<Vec<T>, StoreError> {
         let doing = "read the audit log";
         self.readers
             .call(doing, move |db| {
                 let sql = StoreError::sql(doing);
-                let mut statement = db
-                    .prepare_cached(if filter.session.is_some() {
-                        "SELECT * FROM audit WHERE session = ?1 AND seq > ?2
-                            AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
-                          ORDER BY seq LIMIT ?3"
-                    } else {
-                        "SELECT * FROM audit WHERE ?1 IS NULL AND seq > ?2
-                            AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
-                          ORDER BY seq LIMIT ?3"
-                    })
-                    .map_err(&sql)?;
+                let (text, values) = select(&filter);
+                let mut statement = db.prepare_cached(&text).map_err(&sql)?;
                 let rows = statement
-                    .query_map(
-                        params![
-                            filter.session.map(|id| id.to_string()),
-                            filter.after,
-                            filter.limit,
-                            serde_json::json!(filter.kinds).to_string()
-                        ],
-                        |row| Ok(read(row)),
-                    )
+                    .query_map(params_from_iter(values), Kept::of)
                     .map_err(&sql)?;
-                rows.map(|row| {
-                    row.map_err(&sql)?.map_err(|what| StoreError::BadRow {
-                        doing,
-                        table: "audit",
-                        what,
-                    })
-                })
-                .collect()
+                rows.map(|row| read(row.map_err(&sql)?).map_err(bad_row(doing)))
+                    .collect()
             })
             .await
     }
+}
+
+/// The statement that answers a filter. Each thing that can be asked for has an index that is in the order of positions;
+/// one of them is used, the most telling first, and the others are looked at row by row (`+` keeps them from being used).
+fn select(filter: &AuditFilter) -> (String, Vec<Value>) {
+    let mut values: Vec<Value> = Vec::new();
+    let mut bind = |value: Value| {
+        values.push(value);
+        format!("?{}", values.len())
+    };
+    let mut is_indexed = false;
+    let mut conditions = vec![format!("seq > {}", bind(filter.after.into()))];
+    let equals = [
+        ("intent", filter.intent.map(|id| id.to_string())),
+        ("session", filter.session.map(|id| id.to_string())),
+        ("principal", filter.principal.clone()),
+        (
+            "result",
+            filter.result.map(|result| result.as_str().to_owned()),
+        ),
+    ];
+    for (column, value) in equals {
+        if let Some(value) = value {
+            let keep_out = if is_indexed { "+" } else { "" };
+            is_indexed = true;
+            conditions.push(format!("{keep_out}{column} = {}", bind(value.into())));
+        }
+    }
+    if let Some(until) = filter.until {
+        conditions.push(format!("seq <= {}", bind(until.into())));
+    }
+    // The clock's order is nearly that of positions: the index on times finds where to begin and to end.
+    if let Some(from) = filter.from {
+        let from = bind(from.as_millis().into());
+        conditions.push(format!(
+            "+at >= {from} AND seq >= (SELECT ifnull(min(seq), {max}) FROM
+               (SELECT seq FROM audit WHERE at >= {from} ORDER BY at LIMIT {OUT_OF_ORDER}))",
+            max = i64::MAX
+        ));
+    }
+    if let Some(to) = filter.to {
+        let to = bind(to.as_millis().into());
+        conditions.push(format!(
+            "+at < {to} AND seq <= (SELECT ifnull(max(seq), 0) FROM
+               (SELECT seq FROM audit WHERE at < {to} ORDER BY at DESC LIMIT {OUT_OF_ORDER}))"
+        ));
+    }
+    let limit = bind(i64::from(filter.limit).into());
+    let kinds: Vec<String> = filter
+        .kinds
+        .iter()
+        .map(|kind| bind(kind.clone().into()))
+        .collect();
+    let all = |condition: &str| {
+        format!(
+            "SELECT {COLUMNS} FROM audit WHERE {}{condition} ORDER BY seq LIMIT {limit}",
+            conditions.join(" AND ")
+        )
+    };
+    let text = match kinds.as_slice() {
+        [] => all(""),
+        kinds if is_indexed => all(&format!(" AND +kind IN ({})", kinds.join(", "))),
+        [kind] => all(&format!(" AND kind = {kind}")),
+        // Each kind in its order, then the first of them all: a list in one condition would have to be sorted.
+        kinds => {
+            let each: Vec<String> = kinds
+                .iter()
+                .map(|kind| format!("SELECT * FROM ({})", all(&format!(" AND kind = {kind}"))))
+                .collect();
+            format!("{} ORDER BY seq LIMIT {limit}", each.join(" UNION ALL "))
+        }
+    };
+    (text, values)
 }
 
 /// The position of the last record; 0 when there is none.
 pub(super) fn last_position(db: &Connection) -> rusqlite::Result<i64> {
     db.prepare_cached("SELECT ifnull(max(seq), 0) FROM audit")
         .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+}
+
+fn head(db: &Connection) -> Result<(i64, Digest), StoreError> {
+    let found = db
+        .prepare_cached("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1")
+        .and_then(|mut statement| {
+            statement
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()
+        });
+    found
+        .map(|head| head.unwrap_or((0, GENESIS)))
+        .map_err(StoreError::sql("read the audit log's end"))
 }
 
 /// Appends a record inside a transaction that also writes something else.
@@ -89,24 +211,87 @@ pub(super) fn insert(db: &Connection, record: &AuditRecord) -> Result<i64, Store
         .map(serde_json::to_string)
         .transpose()
         .map_err(unwritable)?;
+    let (id, intent, session) = (
+        record.id.to_string(),
+        record.intent.map(|id| id.to_string()),
+        record.session.map(|id| id.to_string()),
+    );
+    let (last, before) = head(db)?;
+    let pieces = Pieces {
+        seq: last + 1,
+        id: &id,
+        at: record.at,
+        stage: stage(record.stage),
+        intent: intent.as_deref(),
+        principal: &record.principal,
+        session: session.as_deref(),
+        event: &event,
+        outcome: outcome.as_deref(),
+    };
+    let digest = digest_after(&before, &pieces.body());
     db.prepare_cached(
-        "INSERT INTO audit (id, at, stage, intent, principal, session, kind, event, outcome)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO audit
+           (seq, id, at, stage, intent, principal, session, kind, event, outcome, digest, result)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )
     .and_then(|mut statement| {
         statement.insert(params![
-            record.id.to_string(),
-            record.at.as_millis(),
-            stage(record.stage),
-            record.intent.map(|id| id.to_string()),
-            record.principal,
-            record.session.map(|id| id.to_string()),
+            pieces.seq,
+            pieces.id,
+            pieces.at.as_millis(),
+            pieces.stage,
+            pieces.intent,
+            pieces.principal,
+            pieces.session,
             record.event.kind(),
-            event,
-            outcome,
+            pieces.event,
+            pieces.outcome,
+            digest,
+            record
+                .outcome
+                .as_ref()
+                .map(|outcome| outcome.result().as_str()),
         ])
     })
     .map_err(StoreError::sql(doing))
+}
+
+/// Chains what was recorded before there was a chain.
+pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
+    let doing = "chain the audit log";
+    let sql = StoreError::sql(doing);
+    let (mut last, mut digest) = (0, GENESIS);
+    loop {
+        let filter = AuditFilter {
+            after: last,
+            limit: CHAINED_AT_ONCE,
+            ..AuditFilter::default()
+        };
+        let (text, values) = select(&filter);
+        let mut statement = db.prepare_cached(&text).map_err(&sql)?;
+        let rows = statement
+            .query_map(params_from_iter(values), Kept::of)
+            .and_then(Iterator::collect::<rusqlite::Result<Vec<Kept>>>)
+            .map_err(&sql)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for row in rows {
+            digest = digest_after(&digest, &row.pieces().body());
+            last = row.seq;
+            db.prepare_cached("UPDATE audit SET digest = ?2 WHERE seq = ?1")
+                .and_then(|mut update| update.execute(params![last, digest]))
+                .map_err(&sql)?;
+        }
+    }
+}
+
+fn bad_row(doing: &'static str) -> impl Fn(String) -> StoreError {
+    move |what| StoreError::BadRow {
+        doing,
+        table: "audit",
+        what,
+    }
 }
 
 const fn stage(stage: Stage) -> &'static str {
@@ -117,32 +302,76 @@ const fn stage(stage: Stage) -> &'static str {
     }
 }
 
-fn read(row: &Row<'_>) -> Result<(i64, AuditRecord), String> {
-    fn field<T: rusqlite::types::FromSql>(row: &Row<'_>, column: &str) -> Result<T, String> {
-        row.get(column).map_err(|error| error.to_string())
+/// A row as it is kept.
+struct Kept {
+    seq: i64,
+    id: String,
+    at: Timestamp,
+    stage: String,
+    intent: Option<String>,
+    principal: String,
+    session: Option<String>,
+    event: String,
+    outcome: Option<String>,
+    digest: Option<Digest>,
+}
+
+impl Kept {
+    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            seq: row.get("seq")?,
+            id: row.get("id")?,
+            at: Timestamp::from_millis(row.get("at")?),
+            stage: row.get("stage")?,
+            intent: row.get("intent")?,
+            principal: row.get("principal")?,
+            session: row.get("session")?,
+            event: row.get("event")?,
+            outcome: row.get("outcome")?,
+            digest: row.get("digest")?,
+        })
     }
-    fn parsed<T: std::str::FromStr>(
-        text: Option<String>,
-        column: &str,
-    ) -> Result<Option<T>, String> {
-        text.map(|text| text.parse().map_err(|_| column.to_owned()))
-            .transpose()
+
+    fn pieces(&self) -> Pieces<'_> {
+        Pieces {
+            seq: self.seq,
+            id: &self.id,
+            at: self.at,
+            stage: &self.stage,
+            intent: self.intent.as_deref(),
+            principal: &self.principal,
+            session: self.session.as_deref(),
+            event: &self.event,
+            outcome: self.outcome.as_deref(),
+        }
     }
-    let json = |error: serde_json::Error| error.to_string();
-    let stage: String = field(row, "stage")?;
-    let event: String = field(row, "event")?;
-    let outcome: Option<String> = field(row, "outcome")?;
-    let record = AuditRecord {
-        id: field::<String>(row, "id")?.parse().map_err(|_| "id")?,
-        at: Timestamp::from_millis(field(row, "at")?),
-        stage: serde_json::from_value(stage.into()).map_err(json)?,
-        intent: parsed(field(row, "intent")?, "intent")?,
-        principal: field(row, "principal")?,
-        session: parsed(field(row, "session")?, "session")?,
-        event: serde_json::from_str(&event).map_err(json)?,
-        outcome: outcome
-            .map(|text| serde_json::from_str(&text).map_err(json))
-            .transpose()?,
-    };
-    Ok((field(row, "seq")?, record))
+
+    fn line(&self) -> Result<String, String> {
+        let digest = self.digest.ok_or("digest")?;
+        Ok(self.pieces().line(&digest))
+    }
+
+    fn record(self) -> Result<AuditRecord, String> {
+        fn parsed<T: std::str::FromStr>(
+            text: Option<String>,
+            column: &str,
+        ) -> Result<Option<T>, String> {
+            text.map(|text| text.parse().map_err(|_| column.to_owned()))
+                .transpose()
+        }
+        let json = |error: serde_json::Error| error.to_string();
+        Ok(AuditRecord {
+            id: self.id.parse().map_err(|_| "id")?,
+            at: self.at,
+            stage: serde_json::from_value(self.stage.into()).map_err(json)?,
+            intent: parsed(self.intent, "intent")?,
+            principal: self.principal,
+            session: parsed(self.session, "session")?,
+            event: serde_json::from_str(&self.event).map_err(json)?,
+            outcome: self
+                .outcome
+                .map(|text| serde_json::from_str::<Outcome>(&text).map_err(json))
+                .transpose()?,
+        })
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::StoreError;
+use super::{StoreError, audit};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::id::InstallationId;
 
@@ -18,7 +18,11 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_leases.sql"),
     include_str!("migrations/0004_limits.sql"),
     include_str!("migrations/0005_volumes.sql"),
+    include_str!("migrations/0006_record.sql"),
 ];
+
+/// The version that chains the record, which is more than SQL can do.
+const CHAINED: u32 = 6;
 
 /// Applies what is missing; refuses a stranger's or a newer database before touching it.
 pub(super) fn bring_up_to_date(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
@@ -62,6 +66,9 @@ pub(super) fn bring_up_to_date(db: &mut Connection, path: &Path) -> Result<(), S
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(&sql)?;
         step.execute_batch(migration).map_err(&sql)?;
+        if version == CHAINED {
+            audit::chain(&step)?;
+        }
         step.pragma_update(None, "application_id", APPLICATION_ID)
             .map_err(&sql)?;
         step.pragma_update(None, "user_version", version)

@@ -9,10 +9,12 @@
 //! Casemate is refused, never touched.
 
 mod audit;
+mod checkpoints;
 mod flush;
 mod images;
 mod keys;
 mod migrate;
+mod sealed;
 mod sessions;
 mod templates;
 mod threads;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
+pub use self::checkpoints::KeptCheckpoint;
 use self::flush::{Flusher, Flushes};
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
@@ -42,6 +45,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time between a commit and its flush when nobody says: how much a loss of power may take of
 /// what was not asked to survive one.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// Statements that a connection keeps ready: more than are in use again and again.
+const STATEMENTS: usize = 64;
 
 /// Read-only connections. Reads are short; two keep one slow list from blocking the rest.
 const READERS: usize = 2;
@@ -251,6 +257,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     )
     .map_err(open)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     let pragmas = if flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
     } else {
