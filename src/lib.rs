@@ -26,6 +26,7 @@ pub mod audit;
 pub mod identity;
 pub mod runtime;
 pub mod store;
+pub mod vault;
 pub mod volume;
 
 // 3: the machine

@@ -170,7 +170,7 @@ async fn what_cannot_be_recorded_is_not_done() {
         app.end_session(&principal, session.id),
         app.create_key(operator, name("k"), name("default")),
         app.import_image(operator, archive),
-        app.note(operator, AuditEvent::DaemonReload {}),
+        app.note(operator, AuditEvent::DaemonReload { changed: vec![] }),
         app.put_template(
             &principal,
             name("new"),

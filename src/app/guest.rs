@@ -25,7 +25,6 @@ use crate::model::session::Session;
 use crate::session::activity::Use;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
-use crate::store::Durability;
 
 impl App {
     /// Starts a process and reads from it; it ends with the [`Attachment`] unless it is to be kept.
@@ -42,6 +41,7 @@ impl App {
         let event = AuditEvent::ProcessStart {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
+            line: self.0.audit.command_line(&spec.argv, None),
             user: runs_as(spec.user.as_deref(), &session),
             tag: spec.tag.clone(),
             pty: spec.pty.is_some(),
@@ -384,7 +384,7 @@ impl App {
         work: impl AsyncFnOnce(Guest) -> Result<T, LinkError>,
     ) -> Result<(T, Ongoing), AppError> {
         let guest = self.guest(principal, id).await?;
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let intent = self.begin(principal, Some(id), event);
         let mut record = Ongoing::new(self, intent.await?, &guest);
         match work(guest).await {
             Ok(opened) => Ok((opened, record)),

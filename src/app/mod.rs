@@ -42,7 +42,7 @@ use crate::policy::{self, Action};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::SessionError;
 use crate::session::manager::{NewSession, Sessions, is_settled};
-use crate::store::{Durability, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// How long a create waits for its session before it answers with the session as it is.
 const CREATE_PATIENCE: Duration = Duration::from_secs(120);
@@ -198,7 +198,7 @@ impl App {
         idempotency: Option<(String, &[u8])>,
         wait: bool,
     ) -> Result<(Arc<Session>, bool), AppError> {
-        allow(principal, &Action::CreateSession)?;
+        self.allow(principal, &Action::CreateSession)?;
         let sessions = &self.0.sessions;
         let idempotency = idempotency.map(|(key, request)| (key, identity::digest(request)));
         let created = sessions.create(principal, team, new, idempotency).await;
@@ -234,7 +234,7 @@ impl App {
     ) -> Result<Arc<Session>, AppError> {
         let session = self.0.sessions.get(id).await.map_err(AppError::Session)?;
         let team = session.spec.team.clone();
-        allow(principal, &Action::UseSession { team })?;
+        self.allow(principal, &Action::UseSession { team })?;
         Ok(session)
     }
 
@@ -247,7 +247,7 @@ impl App {
         principal: &Principal,
         mut filter: SessionFilter,
     ) -> Result<Vec<Session>, AppError> {
-        allow(principal, &Action::ListSessions)?;
+        self.allow(principal, &Action::ListSessions)?;
         if let Principal::Key { team, .. } = principal {
             filter.team = Some(team.clone());
         }
@@ -268,12 +268,7 @@ impl App {
             return Ok(session);
         }
         let intent = self
-            .begin(
-                principal,
-                Some(id),
-                AuditEvent::SessionDelete {},
-                Durability::Process,
-            )
+            .begin(principal, Some(id), AuditEvent::SessionDelete {})
             .await?;
         let reason = match principal {
             Principal::Key { .. } => Reason::Client,
@@ -306,6 +301,10 @@ impl App {
         let event = AuditEvent::SessionRun {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
+            line: self
+                .0
+                .audit
+                .command_line(&spec.argv, spec.command.as_deref()),
             user: guest::runs_as(spec.user.as_deref(), &session),
             timeout_s: spec.timeout_s,
         };
@@ -326,7 +325,7 @@ impl App {
         match filter.session {
             // Whoever may use a session may read what was recorded of it.
             Some(id) => drop(self.session(principal, id).await?),
-            None => allow(principal, &Action::ReadAudit)?,
+            None => self.allow(principal, &Action::ReadAudit)?,
         }
         self.0.store.audit(filter).await.map_err(AppError::Store)
     }
@@ -341,7 +340,7 @@ impl App {
         name: Name,
         team: Name,
     ) -> Result<(KeyId, Secret<String>), AppError> {
-        allow(principal, &Action::Administer)?;
+        self.allow(principal, &Action::Administer)?;
         let now = self.0.clock.now();
         let internal = |error: &dyn std::error::Error| AppError::Internal(error.to_string());
         let id = KeyId::generate(now).map_err(|error| internal(&error))?;
@@ -350,9 +349,7 @@ impl App {
             key: id,
             name: name.clone(),
         };
-        let intent = self
-            .begin(principal, None, event, Durability::Power)
-            .await?;
+        let intent = self.begin(principal, None, event).await?;
         let kept = self
             .0
             .store
@@ -378,14 +375,9 @@ impl App {
         principal: &Principal,
         archive: ArchiveStream,
     ) -> Result<ImageDigest, AppError> {
-        allow(principal, &Action::Administer)?;
+        self.allow(principal, &Action::Administer)?;
         let intent = self
-            .begin(
-                principal,
-                None,
-                AuditEvent::ImageImport {},
-                Durability::Power,
-            )
+            .begin(principal, None, AuditEvent::ImageImport {})
             .await?;
         let loaded = self.0.runtime.load_image(archive).await;
         let told = loaded.as_ref().map(|digest| Some(digest.to_string()));
@@ -401,7 +393,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn images(&self, principal: &Principal) -> Result<Vec<Image>, AppError> {
-        allow(principal, &Action::Administer)?;
+        self.allow(principal, &Action::Administer)?;
         self.0.runtime.images().await.map_err(AppError::Runtime)
     }
 
@@ -410,7 +402,7 @@ impl App {
     /// # Errors
     /// [`AppError::Reload`] with every problem.
     pub async fn reload(&self, principal: &Principal) -> Result<(), AppError> {
-        allow(principal, &Action::Administer)?;
+        self.allow(principal, &Action::Administer)?;
         let (answer, answered) = oneshot::channel();
         let busy = |_| AppError::Reload("a reload is under way already".to_owned());
         self.0.reload.try_send(answer).map_err(busy)?;
@@ -464,6 +456,7 @@ impl App {
                 patient("store", store),
                 patient("runtime", runtime),
                 ("links", self.0.sessions.links_problem()),
+                ("record", self.0.audit.alarm().map(str::to_owned)),
             ],
         };
         *last = Some((tokio::time::Instant::now(), readiness.clone()));
@@ -500,18 +493,27 @@ impl App {
         self.0.clock.now()
     }
 
+    /// Asks the policy. What it denies is recorded.
+    fn allow(&self, principal: &Principal, action: &Action) -> Result<(), AppError> {
+        let decision = policy::decide(principal, action);
+        if decision.allowed {
+            return Ok(());
+        }
+        self.0.audit.denied(principal, action.name(), decision.rule);
+        Err(if decision.hidden {
+            AppError::Session(SessionError::NotFound)
+        } else {
+            AppError::Denied(decision.rule)
+        })
+    }
+
     async fn begin(
         &self,
         principal: &Principal,
         session: Option<SessionId>,
         event: AuditEvent,
-        durability: Durability,
     ) -> Result<Intent, AppError> {
-        let begun = self
-            .0
-            .audit
-            .begin(principal, session, event, durability)
-            .await;
+        let begun = self.0.audit.begin(principal, session, event).await;
         begun.map_err(AppError::Audit)
     }
 
@@ -524,14 +526,12 @@ impl App {
         work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
-        let (session, durability) = (Some(id), Durability::Process);
         // On the heap: what is done in a session can be large, and would be in here twice.
         let work = Box::pin(work).map_err(AppError::Session);
-        self.record(principal, session, event, durability, work, told)
-            .await
+        self.record(principal, Some(id), event, work, told).await
     }
 
-    /// Does something that is no session's, recorded so that it outlasts a loss of power.
+    /// Does something that is no session's, and records it.
     async fn changed<T: Send + 'static>(
         &self,
         principal: &Principal,
@@ -539,8 +539,7 @@ impl App {
         work: impl Future<Output = Result<T, AppError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
-        self.record(principal, None, event, Durability::Power, work, told)
-            .await
+        self.record(principal, None, event, work, told).await
     }
 
     /// Writes down what is to be done, does it, and writes down how it ended. A caller that goes away stops it nowhere half way.
@@ -549,14 +548,13 @@ impl App {
         principal: &Principal,
         session: Option<SessionId>,
         event: AuditEvent,
-        durability: Durability,
         work: impl Future<Output = Result<T, AppError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
         let this = self.clone();
         let principal = principal.clone();
         let call = self.0.calls.spawn(async move {
-            let intent = this.begin(&principal, session, event, durability).await?;
+            let intent = this.begin(&principal, session, event).await?;
             let outcome = work.await;
             finish(intent, outcome.as_ref().map(told).map_err(AppError::code)).await;
             outcome
@@ -576,15 +574,6 @@ impl App {
             }),
             Err(error) => AppError::Session(error),
         }
-    }
-}
-
-fn allow(principal: &Principal, action: &Action) -> Result<(), AppError> {
-    let decision = policy::decide(principal, action);
-    match (decision.allowed, decision.hidden) {
-        (true, _) => Ok(()),
-        (false, true) => Err(AppError::Session(SessionError::NotFound)),
-        (false, false) => Err(AppError::Denied(decision.rule)),
     }
 }
 

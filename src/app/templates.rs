@@ -3,7 +3,7 @@
 //! Those of files are the operator's and are changed there. A team makes, changes and removes its own, within the bounds that
 //! the operator set; no team ever decides what runs in another's sessions. Sessions that live keep what they were made of.
 
-use super::{App, AppError, allow};
+use super::{App, AppError};
 use crate::model::event::AuditEvent;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
@@ -77,7 +77,7 @@ impl App {
         let action = Action::UseTemplate {
             is_for_its_team: true,
         };
-        allow(principal, &action)?;
+        self.allow(principal, &action)?;
         match principal {
             Principal::Key { team, .. } => {
                 let templates = self.0.sessions.templates(team).await;
@@ -136,7 +136,7 @@ impl App {
         // Who does not say means the own team: what every team gets is the operator's to say.
         let teams = spec.teams.get_or_insert_with(|| [team.clone()].into());
         let is_kept_in_team = teams.iter().all(|named| *named == team);
-        allow(principal, &Action::ChangeTemplate { is_kept_in_team })?;
+        self.allow(principal, &Action::ChangeTemplate { is_kept_in_team })?;
         let settings = self.settings();
         let bounds = &settings.sessions.team_templates;
         let mut problems = spec.problems();
@@ -193,7 +193,7 @@ impl App {
         let action = Action::ChangeTemplate {
             is_kept_in_team: true,
         };
-        allow(principal, &action)?;
+        self.allow(principal, &action)?;
         self.not_from_file(&team, &name)?;
         let event = AuditEvent::TemplateRemove {
             template: name.clone(),

@@ -1,6 +1,6 @@
 //! Volumes: a team makes, sees and removes its own.
 
-use super::{App, AppError, allow};
+use super::{App, AppError};
 use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
@@ -25,7 +25,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volumes(&self, principal: &Principal) -> Result<Vec<VolumeSeen>, AppError> {
-        let team = own_team(principal)?;
+        let team = self.own_team(principal)?;
         let found = self.0.sessions.volumes_of(team.clone()).await;
         let found = found.map_err(AppError::Store)?;
         Ok(found.into_iter().map(|found| self.seen(found)).collect())
@@ -36,7 +36,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volume(&self, principal: &Principal, name: &Name) -> Result<VolumeSeen, AppError> {
-        let team = own_team(principal)?;
+        let team = self.own_team(principal)?;
         let found = self.0.store.volume(team.clone(), name.clone()).await;
         let found = found.map_err(AppError::Store)?;
         let missing = || SessionError::Volume(VolumeRefusal::NotFound(name.clone()));
@@ -54,7 +54,7 @@ impl App {
         name: Name,
         size_bytes: u64,
     ) -> Result<VolumeSeen, AppError> {
-        let team = own_team(principal)?.clone();
+        let team = self.own_team(principal)?.clone();
         let event = AuditEvent::VolumeCreate {
             volume: name.clone(),
             team: team.clone(),
@@ -75,7 +75,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn remove_volume(&self, principal: &Principal, name: Name) -> Result<(), AppError> {
-        let team = own_team(principal)?.clone();
+        let team = self.own_team(principal)?.clone();
         let event = AuditEvent::VolumeDelete {
             volume: name.clone(),
             team: team.clone(),
@@ -95,15 +95,15 @@ impl App {
             holders,
         }
     }
-}
 
-/// The team whose volumes a principal may see and change.
-fn own_team(principal: &Principal) -> Result<&Name, AppError> {
-    allow(principal, &Action::UseVolumes)?;
-    match principal {
-        Principal::Key { team, .. } => Ok(team),
-        Principal::Operator { .. } | Principal::Daemon => {
-            Err(AppError::Denied("volumes-belong-to-a-team"))
+    /// The team whose volumes a principal may see and change.
+    fn own_team<'a>(&self, principal: &'a Principal) -> Result<&'a Name, AppError> {
+        self.allow(principal, &Action::UseVolumes)?;
+        match principal {
+            Principal::Key { team, .. } => Ok(team),
+            Principal::Operator { .. } | Principal::Daemon => {
+                Err(AppError::Denied("volumes-belong-to-a-team"))
+            }
         }
     }
 }

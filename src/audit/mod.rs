@@ -7,14 +7,31 @@
 //!    (effect must not         "it may have happened" (a crash, or a caller that went away)
 //!     happen)
 //! ```
+//!
+//! Each record's digest covers the one before it (`model/record.rs`); [`checkpoint`] signs what the chain has come to,
+//! [`check`] looks whether it is still so, [`read`] is for who reads on as it grows, [`mirror`] copies it out of the daemon's
+//! reach, [`tally`] keeps a flood of refusals from filling it.
 
-use std::sync::Arc;
+mod check;
+mod checkpoint;
+pub mod mirror;
+pub mod ocsf;
+pub mod read;
+mod tally;
 
+use std::sync::{Arc, OnceLock};
+
+use tracing::error;
+
+pub use self::check::Verification;
+pub use self::checkpoint::Signer;
+use self::tally::{Refusal, Tally};
 use crate::base::clock::Clock;
 use crate::base::id::{EventId, SessionId};
-use crate::model::event::{AuditEvent, AuditRecord, Outcome, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, CommandLine, Outcome, Stage};
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
+use crate::model::settings::AuditConfig;
 use crate::store::{Durability, Store, StoreError};
 
 /// How far into a session's records the outcome of its creation is looked for: it comes with the
@@ -26,17 +43,33 @@ const FIRST_RECORDS: u32 = 200;
 pub struct AuditLog {
     store: Store,
     clock: Arc<dyn Clock>,
+    settings: Arc<AuditConfig>,
+    signer: Option<Arc<Signer>>,
+    tally: Arc<Tally>,
+    alarm: Arc<OnceLock<String>>,
 }
 
-/// The record cannot be written: the call must be refused.
+/// The record cannot be written, or not be signed: the call must be refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// The store refuses.
     #[error("write the audit log")]
     Store(#[source] StoreError),
+    /// The record cannot be read.
+    #[error("read the audit log")]
+    Read(#[source] StoreError),
     /// No identifier could be made.
     #[error("name an audit event")]
     Id(#[source] crate::base::id::NoRandomness),
+    /// This log was made without a key.
+    #[error("sign the audit log: there is no key")]
+    Unsigned,
+    /// What was to be signed changed meanwhile, which nothing that is only appended to does.
+    #[error("sign the audit log: record {0} is not what it was a moment ago; verify the log")]
+    Moved(i64),
+    /// There is no such position.
+    #[error("there is no record {0}")]
+    NoRecord(i64),
 }
 
 /// A recorded intent, waiting for its outcome.
@@ -44,14 +77,30 @@ pub enum AuditError {
 pub struct Intent {
     log: AuditLog,
     record: AuditRecord,
-    durability: Durability,
 }
 
 impl AuditLog {
-    /// A log on this store.
+    /// A log on this store, as nobody set it otherwise, that signs nothing.
     #[must_use]
     pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
-        Self { store, clock }
+        Self {
+            store,
+            clock,
+            settings: Arc::default(),
+            signer: None,
+            tally: Arc::default(),
+            alarm: Arc::default(),
+        }
+    }
+
+    /// With these settings, and signed.
+    #[must_use]
+    pub fn with(self, settings: AuditConfig, signer: Signer) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            signer: Some(Arc::new(signer)),
+            ..self
+        }
     }
 
     /// Records what is about to be done. Only when this succeeds may it be done.
@@ -63,15 +112,10 @@ impl AuditLog {
         principal: &Principal,
         session: Option<SessionId>,
         event: AuditEvent,
-        durability: Durability,
     ) -> Result<Intent, AuditError> {
         let record = self.record(Stage::Intent, principal, session, event)?;
-        self.append(record.clone(), durability).await?;
-        Ok(Intent {
-            log: self.clone(),
-            record,
-            durability,
-        })
+        self.append(record.clone()).await?;
+        Ok(self.adopt(record))
     }
 
     /// Records something that happened without being asked for.
@@ -85,7 +129,7 @@ impl AuditLog {
         event: AuditEvent,
     ) -> Result<(), AuditError> {
         let record = self.record(Stage::Fact, principal, session, event)?;
-        self.append(record, Durability::Process).await
+        self.append(record).await
     }
 
     /// A record that the caller writes in one transaction with the change that it tells of.
@@ -117,8 +161,50 @@ impl AuditLog {
         Intent {
             log: self.clone(),
             record,
-            durability: Durability::Process,
         }
+    }
+
+    /// What is recorded of a command line.
+    #[must_use]
+    pub fn command_line(&self, argv: &[String], command: Option<&str>) -> CommandLine {
+        CommandLine::of(self.settings.argv, argv, command)
+    }
+
+    /// Notes that the policy denied something. Written by [`AuditLog::keep_tally`].
+    pub fn denied(&self, principal: &Principal, action: &'static str, rule: &'static str) {
+        self.tally.count(Refusal::Denied {
+            principal: principal.to_string(),
+            action,
+            rule,
+        });
+    }
+
+    /// Notes that somebody presented no valid credentials. Written by [`AuditLog::keep_tally`].
+    pub fn not_authenticated(&self, address: Option<std::net::IpAddr>) {
+        self.tally.count(Refusal::Unknown(address));
+    }
+
+    /// What was found to be wrong with the record.
+    #[must_use]
+    pub fn alarm(&self) -> Option<&str> {
+        self.alarm.get().map(String::as_str)
+    }
+
+    /// Says loudly, and for as long as the daemon runs, that the record is not what it was. It goes on: whoever
+    /// edited it must not also be able to stop what is recorded of them.
+    async fn raise(&self, position: i64, found: String) {
+        error!(
+            position,
+            "ALARM: the audit log is not what it was: {found}; keep the database as it is and look at it (casemate audit verify)"
+        );
+        let event = AuditEvent::AuditAlarm {
+            position,
+            found: found.clone(),
+        };
+        if let Err(error) = self.fact(&Principal::Daemon, None, event).await {
+            error!(error = %crate::base::chain::Chain(&error), "cannot record the alarm");
+        }
+        let _ = self.alarm.set(found);
     }
 
     /// The intent of a session's creation whose outcome a former daemon did not come to write.
@@ -145,7 +231,12 @@ impl AuditLog {
             .map(|intent| self.adopt(intent.clone())))
     }
 
-    async fn append(&self, record: AuditRecord, durability: Durability) -> Result<(), AuditError> {
+    async fn append(&self, record: AuditRecord) -> Result<(), AuditError> {
+        let durability = if self.settings.is_power(record.event.kind()) {
+            Durability::Power
+        } else {
+            Durability::Process
+        };
         self.store
             .append_audit(record, durability)
             .await
@@ -170,38 +261,9 @@ impl Intent {
             outcome: Some(outcome),
             ..self.record
         };
-        self.log.append(record, self.durability).await
+        self.log.append(record).await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::clock::ManualClock;
-
-    #[tokio::test]
-    async fn an_outcome_names_its_intent() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("state.db")).unwrap();
-        let log = AuditLog::new(store.clone(), Arc::new(ManualClock::at(5)));
-        let intent = log
-            .begin(
-                &Principal::Daemon,
-                None,
-                AuditEvent::DaemonStop {},
-                Durability::Power,
-            )
-            .await
-            .unwrap();
-        intent.finish(Outcome::Ok { detail: None }).await.unwrap();
-        let filter = AuditFilter {
-            limit: 9,
-            ..AuditFilter::default()
-        };
-        let records = store.audit(filter).await.unwrap();
-        assert_eq!(records.len(), 2);
-        assert_eq!(records[0].1.stage, Stage::Intent);
-        assert_eq!(records[1].1.intent, Some(records[0].1.id));
-        assert_eq!(records[1].1.outcome, Some(Outcome::Ok { detail: None }));
-    }
-}
+mod tests;

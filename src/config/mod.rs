@@ -29,7 +29,7 @@ use section::{Found, Located, Walk};
 
 use crate::model::name::Name;
 use crate::model::settings::{
-    AdminConfig, HttpConfig, LogConfig, Mode, SessionsConfig, VolumesConfig,
+    AdminConfig, AuditConfig, HttpConfig, LogConfig, Mode, SessionsConfig, VolumesConfig,
 };
 use crate::model::template::TemplateSpec;
 use crate::runtime::RuntimeConfig;
@@ -65,6 +65,8 @@ pub struct Config {
     pub templates: BTreeMap<Name, TemplateSpec>,
     /// Volumes.
     pub volumes: VolumesConfig,
+    /// The record.
+    pub audit: AuditConfig,
     /// The log.
     pub log: LogConfig,
     /// Every key of the main file with the value that holds, as text.

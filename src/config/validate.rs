@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use super::section::Section;
 use super::{Config, level};
+use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig, TeamTemplates,
-    VolumesConfig,
+    AdminConfig, ArgvRecord, AuditConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig,
+    TeamTemplates, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -67,6 +68,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         volumes: volumes(&root.section("volumes"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
+        audit: audit(&root.section("audit")),
         log: log(&root.section("log")),
         values: BTreeMap::new(),
     }
@@ -250,6 +252,50 @@ pub(super) fn any_limits(keys: &Section<'_>, default: Limits) -> Limits {
         open_files: keys.whole("open_files", default.open_files, |_| Ok(())),
         processes_started: keys.whole("processes_started", default.processes_started, |_| Ok(())),
     }
+}
+
+fn audit(keys: &Section<'_>) -> AuditConfig {
+    let default = AuditConfig::default();
+    let flush_ms = u64::try_from(default.flush_every.as_millis()).unwrap_or(u64::MAX);
+    AuditConfig {
+        power: keys.text("power", default.power, kinds, |kinds| kinds.join(",")),
+        flush_every: Duration::from_millis(keys.integer("flush_ms", flush_ms, 1..=60_000)),
+        argv: keys.choice(
+            "argv",
+            default.argv,
+            &[ArgvRecord::Digest, ArgvRecord::Clear, ArgvRecord::Name],
+            ArgvRecord::as_str,
+        ),
+        checkpoint_records: keys.integer(
+            "checkpoint_records",
+            default.checkpoint_records,
+            1..=1_000_000,
+        ),
+        checkpoint_every: keys.seconds(
+            "checkpoint_interval_s",
+            default.checkpoint_every,
+            1..=86_400,
+        ),
+        mirror: keys.flag("mirror", default.mirror),
+    }
+}
+
+/// Kinds of events or their families, with commas between them.
+fn kinds(text: &str) -> Result<Vec<String>, String> {
+    let words = text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    words
+        .map(|word| {
+            if is_kind(word) {
+                return Ok(word.to_owned());
+            }
+            Err(format!(
+                "{word:?} is no kind of event and no beginning of one; docs/audit.md lists them"
+            ))
+        })
+        .collect()
 }
 
 fn log(keys: &Section<'_>) -> LogConfig {

@@ -18,11 +18,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::logging::Logging;
+use self::logging::{Logging, Sink};
 use self::start::{Ground, House, Refusal};
+use crate::audit::mirror::Mirror;
 use crate::base::chain::Chain;
 use crate::base::exit::Exit;
 use crate::config::Config;
+use crate::host::journal::SOCKET as JOURNAL;
 use crate::host::notify::Notifier;
 use crate::host::signals::{Signal, Signals};
 use crate::host::{harden, lock};
@@ -36,6 +38,9 @@ const CALL_GRACE: Duration = Duration::from_secs(10);
 
 /// How long sessions may take to be left or ended when the daemon stops.
 const SESSION_GRACE: Duration = Duration::from_secs(30);
+
+/// How long what is left of the record may take to be signed and copied.
+const RECORD_GRACE: Duration = Duration::from_secs(10);
 
 /// How long the log may take to be written at the very end.
 const LOG_GRACE: Duration = Duration::from_secs(2);
@@ -122,7 +127,7 @@ fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Resu
         let Some(ground) = ground else {
             return Ok(Exit::Ok);
         };
-        let (lock, house) = ground.furnish(&config, machine)?;
+        let (lock, house) = ground.furnish(&config, machine).await?;
         if options.check {
             house.close().await;
             drop(lock);
@@ -143,6 +148,9 @@ async fn serve(
 ) -> Result<Exit, Refusal> {
     let notifier = Notifier::from_env();
     let tasks = tasks::Tasks::new();
+    // Those that tend the record: they end after everything that is recorded.
+    let keepers = tasks::Tasks::new();
+    keep_record(&house, logging, &keepers).await?;
     let templates = house.number_templates(&config.templates).await?;
     house.sessions.reload(Settings {
         sessions: config.sessions.clone(),
@@ -194,6 +202,10 @@ async fn serve(
                 error!("{failure}");
                 break Exit::Software;
             }
+            failure = keepers.failed() => {
+                error!("{failure}");
+                break Exit::Software;
+            }
             signal = signals.next() => match signal {
                 Signal::Stop => break Exit::Ok,
                 Signal::Reload => {
@@ -225,9 +237,45 @@ async fn serve(
             }
         }
     };
-    drain(&config, &notifier, &tasks, house).await;
+    drain(&config, &notifier, &tasks, &keepers, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Looks whether the record is still what was written, then starts what tends it.
+async fn keep_record(
+    house: &House,
+    logging: &Logging,
+    keepers: &tasks::Tasks,
+) -> Result<(), Refusal> {
+    let audit = &house.audit;
+    audit.check_end(house.was_signed).await.map_err(|error| {
+        Refusal::new(
+            Exit::IoError,
+            format!("look at the audit log: {}", Chain(&error)),
+        )
+    })?;
+    let mirror = match logging.sink() {
+        Sink::Journal => Mirror::Journal(JOURNAL.into()),
+        Sink::Stderr => Mirror::Log,
+    };
+    let log = || (audit.clone(), keepers.stopping());
+    let (signing, stop) = log();
+    keepers.spawn_core("checkpoints", async move {
+        signing.keep_checkpoints(stop).await;
+        Ok(())
+    });
+    let (counting, stop) = log();
+    keepers.spawn_core("tally", async move {
+        counting.keep_tally(stop).await;
+        Ok(())
+    });
+    let (copying, stop) = log();
+    keepers.spawn("mirror", async move {
+        copying.keep_mirror(mirror, stop).await;
+        Ok(())
+    });
+    Ok(())
 }
 
 /// Holds sandboxes ready, and lets go of them when the daemon stops.
@@ -255,7 +303,13 @@ async fn sweep(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()
 }
 
 /// Shuts the doors, lets calls finish, leaves or ends the sessions, closes the state.
-async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house: House) {
+async fn drain(
+    config: &Config,
+    notifier: &Notifier,
+    tasks: &tasks::Tasks,
+    keepers: &tasks::Tasks,
+    house: House,
+) {
     info!("stopping");
     notifier.stopping("stopping: finishing calls");
     house.sessions.close();
@@ -282,6 +336,12 @@ async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house
         .await;
     if let Err(error) = stopped {
         error!(error = %Chain(&error), "cannot record the stop");
+    }
+    if let Err(error) = house.audit.checkpoint().await {
+        error!(error = %Chain(&error), "cannot sign the audit log at the stop");
+    }
+    for late in keepers.join(RECORD_GRACE).await {
+        warn!(task = late, "a task did not end in time");
     }
     house.close().await;
     info!("stopped");

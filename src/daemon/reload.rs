@@ -29,9 +29,12 @@ pub(super) async fn reload(
     start::check_images(house.runtime.as_ref(), &change.templates)
         .await
         .map_err(|refusal| refusal.text)?;
+    let event = AuditEvent::DaemonReload {
+        changed: change.changed.clone(),
+    };
     house
         .audit
-        .fact(&Principal::Daemon, None, AuditEvent::DaemonReload {})
+        .fact(&Principal::Daemon, None, event)
         .await
         .map_err(|error| format!("nothing was reloaded: {}", Chain(&error)))?;
     let templates = house

@@ -1,9 +1,9 @@
 //! The order of assembly, and what each step refuses. A refusal says what to do.
 
 use std::collections::BTreeMap;
-use std::fs::{OpenOptions, Permissions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, Signer};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
@@ -35,6 +35,7 @@ use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
 use crate::session::volumes::Volumes;
 use crate::store::{Store, StoreError};
+use crate::vault::{Vault, VaultError};
 
 /// Mode of the directory of links: the sandbox group passes through, and what is made in it belongs
 /// to that group (the set-group-id bit, inode(7)).
@@ -73,6 +74,16 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<VaultError> for Refusal {
+    fn from(error: VaultError) -> Self {
+        let exit = match error {
+            VaultError::Io { .. } | VaultError::NoRandomness => Exit::IoError,
+            _ => Exit::Refused,
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
 impl From<RuntimeError> for Refusal {
     fn from(error: RuntimeError) -> Self {
         let exit = match error {
@@ -106,6 +117,8 @@ pub(super) struct House {
     pub(super) runtime: Arc<dyn SandboxRuntime>,
     pub(super) calls: TaskTracker,
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    /// Whether the record was signed before this start.
+    pub(super) was_signed: bool,
 }
 
 impl Ground {
@@ -129,15 +142,18 @@ impl Ground {
     }
 
     /// Opens the state and puts everything together, up to the doors.
-    pub(super) fn furnish(
+    pub(super) async fn furnish(
         self,
         config: &Config,
         machine: Machine,
     ) -> Result<(lock::StateLock, House), Refusal> {
         let Machine { runtime, facts } = machine;
-        let store = Store::open(&config.state_dir.join("state.db"))?;
+        let path = config.state_dir.join("state.db");
+        let store = Store::open_with(&path, config.audit.flush_every)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (signer, was_signed) = signer(&store, &config.state_dir).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
+        let audit = audit.with(config.audit.clone(), signer);
         let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
         let prepared = volumes.files.prepare(self.sandbox_group);
         volumes.problem = prepared.err().or_else(|| facts.volumes_problem.clone());
@@ -184,6 +200,7 @@ impl Ground {
             runtime,
             calls,
             reloads,
+            was_signed,
         };
         Ok((self.lock, house))
     }
@@ -299,6 +316,27 @@ pub(super) async fn check_images(
     ))
 }
 
+/// The name of the sealed key that signs the record.
+const RECORD_KEY: &str = "record-signing-key";
+
+/// What signs the record, and whether it did so before; its key is made at the first start.
+async fn signer(store: &Store, state_dir: &Path) -> Result<(Signer, bool), Refusal> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let is_sealed = store.has_sealed().await?;
+    let vault = Vault::open(credentials.as_deref(), state_dir, is_sealed)?;
+    let kept = store.sealed(RECORD_KEY).await?;
+    let was_signed = kept.is_some();
+    let sealed = if let Some(sealed) = kept {
+        sealed
+    } else {
+        let sealed = vault.make_signing_key(RECORD_KEY)?;
+        store.keep_sealed(RECORD_KEY, sealed.clone()).await?;
+        sealed
+    };
+    let key = vault.signing_key(RECORD_KEY, &sealed)?;
+    Ok((Signer::new(store.installation(), key), was_signed))
+}
+
 /// The key of the keyed hash of API keys; made when there is none.
 fn hash_key(path: &Path) -> Result<KeyHasher, Refusal> {
     let failed = |doing: &str, error: std::io::Error| {
@@ -335,29 +373,11 @@ fn hash_key(path: &Path) -> Result<KeyHasher, Refusal> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             getrandom::fill(key.as_mut_slice())
                 .map_err(|error| failed("make a random key for", std::io::Error::other(error)))?;
-            write_whole(path, key.as_slice()).map_err(|error| failed("write", error))?;
+            directory::write_secret(path, key.as_slice())
+                .map_err(|error| failed("write", error))?;
         }
         Err(error) => return Err(failed("open", error)),
     }
     let key = Secret::new(*key);
     Ok(KeyHasher::new(&key))
-}
-
-/// Writes a small secret file so that it is there whole or not at all, also after a power cut.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(directory) => std::fs::File::open(directory)?.sync_all(),
-        None => Ok(()),
-    }
 }

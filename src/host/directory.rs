@@ -148,6 +148,28 @@ pub fn probe_writable(directory: &Path) -> Result<(), HostError> {
     removed.map_err(|error| HostError::file("remove a file from", directory, error))
 }
 
+/// Writes a small secret file (mode 0600) so that it is there whole or not at all, also after a power cut.
+///
+/// # Errors
+/// The system's.
+pub fn write_secret(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod cgroup;
 pub mod directory;
 pub mod harden;
+pub mod journal;
 pub mod lock;
 pub mod memory;
 pub mod notify;

@@ -10,7 +10,9 @@ use super::image::ImageDigest;
 use super::lease::OnTimeout;
 use super::limit::Limit;
 use super::name::Name;
+use super::record::{hex, sum};
 use super::session::{Phase, Reason};
+use super::settings::ArgvRecord;
 use super::volume::VolumeMode;
 use crate::base::clock::Timestamp;
 use crate::base::id::{EventId, KeyId, SessionId};
@@ -81,12 +83,14 @@ pub enum AuditEvent {
     /// A program was asked for.
     #[serde(rename = "session.run")]
     SessionRun {
-        /// The program's name; absent for a command line of the user's login shell. Arguments may hold secrets and are only
-        /// counted.
+        /// The program's name; absent for a command line of the user's login shell.
         #[serde(skip_serializing_if = "Option::is_none")]
         program: Option<String>,
         /// How many arguments followed it.
         arguments: usize,
+        /// All of it, as far as the settings say; arguments may hold secrets.
+        #[serde(flatten)]
+        line: CommandLine,
         /// Who it runs as inside.
         user: String,
         /// Its time limit.
@@ -95,11 +99,14 @@ pub enum AuditEvent {
     /// A program was asked for that may outlive the call.
     #[serde(rename = "process.start")]
     ProcessStart {
-        /// The program's name; absent for the user's login shell. Arguments may hold secrets and are only counted.
+        /// The program's name; absent for the user's login shell.
         #[serde(skip_serializing_if = "Option::is_none")]
         program: Option<String>,
         /// How many arguments followed it.
         arguments: usize,
+        /// All of it, as far as the settings say; arguments may hold secrets.
+        #[serde(flatten)]
+        line: CommandLine,
         /// Who it runs as inside.
         user: String,
         /// What its starter calls it.
@@ -273,7 +280,37 @@ pub enum AuditEvent {
     DaemonStop {},
     /// Settings were read again.
     #[serde(rename = "daemon.reload")]
-    DaemonReload {},
+    DaemonReload {
+        /// The names of the keys that changed, never what they say.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        changed: Vec<String>,
+    },
+    /// Somebody presented no valid credentials. At most one record a minute for each address.
+    #[serde(rename = "auth.failed")]
+    AuthFailed {
+        /// Where from; `others` when there are too many to tell apart.
+        address: String,
+        /// How often since the record before.
+        attempts: u64,
+    },
+    /// The policy said no. At most one record a minute for each who, what and rule.
+    #[serde(rename = "access.denied")]
+    AccessDenied {
+        /// What was asked for.
+        action: String,
+        /// The rule that said no.
+        rule: String,
+        /// How often since the record before.
+        attempts: u64,
+    },
+    /// The record is not what it was.
+    #[serde(rename = "audit.alarm")]
+    AuditAlarm {
+        /// The position from which on it is not to be trusted.
+        position: i64,
+        /// What was found.
+        found: String,
+    },
 }
 
 impl AuditEvent {
@@ -312,7 +349,102 @@ impl AuditEvent {
             Self::SandboxOrphan { .. } => "sandbox.orphan",
             Self::DaemonStart { .. } => "daemon.start",
             Self::DaemonStop {} => "daemon.stop",
-            Self::DaemonReload {} => "daemon.reload",
+            Self::DaemonReload { .. } => "daemon.reload",
+            Self::AuthFailed { .. } => "auth.failed",
+            Self::AccessDenied { .. } => "access.denied",
+            Self::AuditAlarm { .. } => "audit.alarm",
+        }
+    }
+}
+
+/// Every kind of event, as the field `kind` has it.
+pub const KINDS: &[&str] = &[
+    "access.denied",
+    "admin.command",
+    "admin.refused",
+    "archive.read",
+    "archive.write",
+    "audit.alarm",
+    "auth.failed",
+    "daemon.reload",
+    "daemon.start",
+    "daemon.stop",
+    "file.change",
+    "file.read",
+    "file.write",
+    "image.import",
+    "image.remove",
+    "key.create",
+    "process.attach",
+    "process.input",
+    "process.signal",
+    "process.start",
+    "sandbox.orphan",
+    "session.change",
+    "session.create",
+    "session.delete",
+    "session.limit",
+    "session.pause",
+    "session.phase",
+    "session.resume",
+    "session.run",
+    "session.snapshot",
+    "template.put",
+    "template.remove",
+    "volume.attach",
+    "volume.create",
+    "volume.delete",
+];
+
+/// What kinds begin with that there will be: operators may name them already.
+const FAMILIES_TO_COME: &[&str] = &["credential", "policy"];
+
+/// Whether this is a kind of event, or what some begin with up to the dot.
+#[must_use]
+pub fn is_kind(word: &str) -> bool {
+    let family = |kind: &&str| {
+        kind.split_once('.')
+            .is_some_and(|(family, _)| family == word)
+    };
+    KINDS.contains(&word) || KINDS.iter().any(family) || FAMILIES_TO_COME.contains(&word)
+}
+
+/// What is recorded of a command line beyond its program's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandLine {
+    /// SHA-256 over the program and its arguments, a NUL after each, or over the shell's command line; hexadecimal. Tells
+    /// equal ones from others without showing them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv_sha256: Option<String>,
+    /// The program and its arguments.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub argv: Option<Vec<String>>,
+    /// The shell's command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+}
+
+impl CommandLine {
+    /// What the settings want of it.
+    #[must_use]
+    pub fn of(wanted: ArgvRecord, argv: &[String], command: Option<&str>) -> Self {
+        match wanted {
+            ArgvRecord::Name => Self::default(),
+            ArgvRecord::Clear => Self {
+                argv: (!argv.is_empty()).then(|| argv.to_vec()),
+                command: command.map(str::to_owned),
+                argv_sha256: None,
+            },
+            ArgvRecord::Digest => {
+                let whole = match command {
+                    Some(command) => command.to_owned(),
+                    None => argv.iter().flat_map(|part| [part, "\0"]).collect(),
+                };
+                Self {
+                    argv_sha256: Some(hex(&sum(whole.as_bytes()))),
+                    ..Self::default()
+                }
+            }
         }
     }
 }

@@ -213,6 +213,73 @@ impl Default for VolumesConfig {
     }
 }
 
+/// What is recorded of a command line, beside its program's name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArgvRecord {
+    /// Nothing.
+    Name,
+    /// A digest of all of it.
+    #[default]
+    Digest,
+    /// All of it.
+    Clear,
+}
+
+impl ArgvRecord {
+    /// The word in the configuration.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Digest => "digest",
+            Self::Clear => "clear",
+        }
+    }
+}
+
+/// The record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditConfig {
+    /// Kinds of events, or what their names begin with up to the dot, whose record must survive a loss of power before
+    /// anything happens. The others survive the end of the process.
+    pub power: Vec<String>,
+    /// Longest time until what others have recorded survives a loss of power too.
+    pub flush_every: Duration,
+    /// What is recorded of command lines.
+    pub argv: ArgvRecord,
+    /// Records after which a checkpoint is signed.
+    pub checkpoint_records: i64,
+    /// Longest time until a record is covered by a signed checkpoint.
+    pub checkpoint_every: Duration,
+    /// Whether the record is copied into the journal, or the log.
+    pub mirror: bool,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        let power = ["admin", "credential", "image", "key", "policy", "template"];
+        Self {
+            power: power.map(str::to_owned).to_vec(),
+            flush_every: Duration::from_millis(200),
+            argv: ArgvRecord::default(),
+            checkpoint_records: 10_000,
+            checkpoint_every: Duration::from_secs(300),
+            mirror: true,
+        }
+    }
+}
+
+impl AuditConfig {
+    /// Whether an event of this kind must survive a loss of power before it may happen.
+    #[must_use]
+    pub fn is_power(&self, kind: &str) -> bool {
+        let family = kind.split_once('.').map_or(kind, |(family, _)| family);
+        self.power
+            .iter()
+            .any(|named| named == kind || named == family)
+    }
+}
+
 /// The daemon's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {

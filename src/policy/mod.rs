@@ -36,6 +36,23 @@ pub enum Action {
     Administer,
 }
 
+impl Action {
+    /// The action's name, for the record.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::CreateSession => "create-session",
+            Self::ListSessions => "list-sessions",
+            Self::UseSession { .. } => "use-session",
+            Self::UseTemplate { .. } => "use-template",
+            Self::ChangeTemplate { .. } => "change-template",
+            Self::UseVolumes => "use-volumes",
+            Self::ReadAudit => "read-audit",
+            Self::Administer => "administer",
+        }
+    }
+}
+
 /// The answer, with the rule that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {

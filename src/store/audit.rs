@@ -375,3 +375,6 @@ impl Kept {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use crate::base::id::InstallationId;
 const APPLICATION_ID: i32 = 0x4353_4d54;
 
 /// Each entry takes the schema from its index to the next version. Never edited, only appended to.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_init.sql"),
     include_str!("migrations/0002_templates.sql"),
     include_str!("migrations/0003_leases.sql"),

@@ -26,7 +26,7 @@ pub use self::layer::{BadLayer, MAX_ENTRIES};
 use self::layer::{Held, Layering};
 use super::templates::own_team;
 use super::transfer::Ongoing;
-use super::{App, AppError, Kept, TemplateRefusal, allow};
+use super::{App, AppError, Kept, TemplateRefusal};
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::host::scratch;
@@ -43,7 +43,6 @@ use crate::runtime::{Makeup, RuntimeError};
 use crate::session::SessionError;
 use crate::session::guest::Guest;
 use crate::session::images::Making;
-use crate::store::Durability;
 
 /// Most snapshots at a time, of all sessions: each has a file on the daemon's disk, and keeps podman and the disk busy.
 const PLACES: usize = 2;
@@ -193,7 +192,7 @@ impl App {
         let action = Action::ChangeTemplate {
             is_kept_in_team: true,
         };
-        allow(principal, &action)?;
+        self.allow(principal, &action)?;
         let spec = self.recipe(&team, &session).await?;
         self.may_put(&team, &name, &precondition).await?;
         let place = self.0.snapshots.take(id).map_err(AppError::Snapshot)?;
@@ -202,7 +201,7 @@ impl App {
             template: name.clone(),
             team,
         };
-        let intent = self.begin(principal, Some(id), event, Durability::Process);
+        let intent = self.begin(principal, Some(id), event);
         let mut record = Ongoing::new(self, intent.await?, &guest);
         let reading = tokio::time::timeout(READ_DEADLINE, self.read(&guest, &session));
         let read = match reading.await {

@@ -1,0 +1,198 @@
+//! Refusals, counted: a flood of them is a few records with large numbers.
+//!
+//! Each kind of refusal has at most one record a minute: the first at once, then how many there were since. What is
+//! kept is bounded; past that, those who cannot be told apart are counted together.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{AuditError, AuditLog};
+use crate::base::chain::Chain;
+use crate::model::event::{AuditEvent, AuditRecord, Stage};
+use crate::model::principal::Principal;
+
+/// Least time between two records of the same.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Most that are told apart at one time.
+const KINDS: usize = 1024;
+
+/// Who is meant where there are too many.
+const OTHERS: &str = "others";
+
+/// What was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Refusal {
+    /// No valid credentials, from this address.
+    Unknown(Option<IpAddr>),
+    /// The policy said no.
+    Denied {
+        principal: String,
+        action: &'static str,
+        rule: &'static str,
+    },
+}
+
+struct Count {
+    attempts: u64,
+    /// When the next record of it may be written.
+    next: Instant,
+}
+
+/// What is not written yet.
+#[derive(Default)]
+pub(super) struct Tally {
+    counts: Mutex<HashMap<Refusal, Count>>,
+    first: Notify,
+}
+
+impl Tally {
+    pub(super) fn count(&self, refusal: Refusal) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_room = counts.len() < KINDS || counts.contains_key(&refusal);
+        let refusal = if is_room {
+            refusal
+        } else {
+            match refusal {
+                Refusal::Unknown(_) => Refusal::Unknown(None),
+                Refusal::Denied { action, rule, .. } => Refusal::Denied {
+                    principal: OTHERS.to_owned(),
+                    action,
+                    rule,
+                },
+            }
+        };
+        let now = Instant::now();
+        let count = counts.entry(refusal).or_insert(Count {
+            attempts: 0,
+            next: now,
+        });
+        count.attempts = count.attempts.saturating_add(1);
+        if count.next <= now {
+            self.first.notify_one();
+        }
+    }
+
+    /// Those whose time has come, and when the next one's will. All of them at the end.
+    fn due(&self, is_end: bool) -> (Vec<(Refusal, u64)>, Option<Instant>) {
+        let now = Instant::now();
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of whom nothing was heard for a minute make room.
+        counts.retain(|_, count| count.attempts > 0 || count.next > now);
+        let mut due = Vec::new();
+        for (refusal, count) in counts.iter_mut() {
+            if count.attempts > 0 && (is_end || count.next <= now) {
+                due.push((refusal.clone(), std::mem::take(&mut count.attempts)));
+                count.next = now + EVERY;
+            }
+        }
+        (due, counts.values().map(|count| count.next).min())
+    }
+
+    /// Gives back what could not be written.
+    fn restore(&self, refusal: Refusal, attempts: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(refusal).or_insert(Count {
+            attempts: 0,
+            next: Instant::now() + EVERY,
+        });
+        count.attempts = count.attempts.saturating_add(attempts);
+    }
+}
+
+impl AuditLog {
+    /// Writes what was refused, until `stop`, and what is left then.
+    pub async fn keep_tally(&self, stop: CancellationToken) {
+        loop {
+            let is_end = stop.is_cancelled();
+            let (due, next) = self.tally.due(is_end);
+            for (refusal, attempts) in due {
+                if let Err(error) = self.write_refusal(&refusal, attempts).await {
+                    warn!(error = %Chain(&error), "cannot record refusals");
+                    self.tally.restore(refusal, attempts);
+                }
+            }
+            if is_end {
+                return;
+            }
+            let waiting = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                () = self.tally.first.notified() => {}
+                () = waiting => {}
+            }
+        }
+    }
+
+    async fn write_refusal(&self, refusal: &Refusal, attempts: u64) -> Result<(), AuditError> {
+        let (principal, event) = match refusal {
+            Refusal::Unknown(address) => (
+                "nobody".to_owned(),
+                AuditEvent::AuthFailed {
+                    address: address
+                        .map_or_else(|| OTHERS.to_owned(), |address| address.to_string()),
+                    attempts,
+                },
+            ),
+            Refusal::Denied {
+                principal,
+                action,
+                rule,
+            } => (
+                principal.clone(),
+                AuditEvent::AccessDenied {
+                    action: (*action).to_owned(),
+                    rule: (*rule).to_owned(),
+                    attempts,
+                },
+            ),
+        };
+        let record = self.record(Stage::Fact, &Principal::Daemon, None, event)?;
+        self.append(AuditRecord {
+            principal,
+            ..record
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_is_due_at_once_and_the_rest_a_minute_later() {
+        let tally = Tally::default();
+        let refusal = Refusal::Unknown(None);
+        tally.count(refusal.clone());
+        let (due, next) = tally.due(false);
+        assert_eq!(due, [(refusal.clone(), 1)]);
+        assert_eq!(next, Some(Instant::now() + EVERY));
+        for _ in 0..7 {
+            tally.count(refusal.clone());
+        }
+        assert_eq!(tally.due(false).0, []);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(tally.due(false).0, [(refusal.clone(), 7)]);
+        // One that could not be written is not forgotten, and comes at the end at the latest.
+        tally.restore(refusal.clone(), 7);
+        assert_eq!(tally.due(false).0, []);
+        assert_eq!(tally.due(true).0, [(refusal, 7)]);
+        tokio::time::advance(EVERY).await;
+        assert_eq!(tally.due(false), (vec![], None));
+        assert!(tally.counts.lock().unwrap().is_empty(), "it only grows");
+    }
+}
