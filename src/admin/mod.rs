@@ -4,6 +4,7 @@
 //! in the log instead of failing silently. Root and the members of one group may go on.
 
 pub mod protocol;
+mod record;
 mod server;
 
 pub use self::server::{AdminServer, BindError};

@@ -2,7 +2,8 @@
 //!
 //! Frames are a 32-bit big-endian length and that many bytes (at most [`MAX_FRAME_BYTES`]). The
 //! client sends one [`Envelope`]; for [`Request::ImageImport`] the archive follows in frames, ended
-//! by an empty one. The daemon answers with any number of [`Answer::Progress`] and one last answer.
+//! by an empty one. The daemon answers with any number of [`Answer::Progress`] or [`Answer::AuditLines`] and
+//! one last answer.
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ use crate::model::event::AuditRecord;
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
 use crate::model::session::{Phase, Reason};
+use crate::model::verify::{Finding, Verified};
 
 /// The protocol's version. Another one is refused with a sentence.
 pub const VERSION: u32 = 1;
@@ -77,6 +79,26 @@ pub enum Request {
         /// At most so many.
         limit: u32,
     },
+    /// Read the end of the audit log, as lines, and what is added when it is followed.
+    AuditTail {
+        /// So many records.
+        last: u32,
+        /// Only of this session.
+        session: Option<SessionId>,
+        /// Whether to go on.
+        follow: bool,
+    },
+    /// Take the audit log away, as lines to be verified elsewhere.
+    AuditExport {
+        /// Only records after this position.
+        after: i64,
+        /// Only records up to this position.
+        until: Option<i64>,
+    },
+    /// Look whether the audit log is what was written.
+    AuditVerify,
+    /// Show the public key that the audit log is verified with.
+    AuditKey,
     /// Read the settings again.
     Reload,
 }
@@ -93,6 +115,10 @@ impl Request {
             Self::ImageImport => "image-import",
             Self::ImageList => "image-list",
             Self::Audit { .. } => "audit",
+            Self::AuditTail { .. } => "audit-tail",
+            Self::AuditExport { .. } => "audit-export",
+            Self::AuditVerify => "audit-verify",
+            Self::AuditKey => "audit-key",
             Self::Reload => "reload",
         }
     }
@@ -132,6 +158,25 @@ pub enum Answer {
     Audit {
         /// In the log's order.
         items: Vec<(i64, AuditRecord)>,
+    },
+    /// Lines of the audit log; more answers follow.
+    AuditLines {
+        /// In its order.
+        lines: Vec<String>,
+    },
+    /// What was found in the audit log.
+    AuditVerified {
+        /// What is right.
+        verified: Verified,
+        /// The first thing that is wrong.
+        finding: Option<Finding>,
+    },
+    /// The key that the audit log is verified with.
+    AuditKey {
+        /// An Ed25519 public key (RFC 8032): 32 bytes, hexadecimal.
+        public: String,
+        /// What checkpoints call it.
+        name: String,
     },
     /// It was not done.
     Refused {
@@ -226,6 +271,17 @@ mod tests {
             Request::ImageImport,
             Request::ImageList,
             Request::Reload,
+            Request::AuditVerify,
+            Request::AuditKey,
+            Request::AuditExport {
+                after: 0,
+                until: None,
+            },
+            Request::AuditTail {
+                last: 1,
+                session: None,
+                follow: false,
+            },
             Request::SessionList {
                 live: true,
                 limit: 1,

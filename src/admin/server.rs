@@ -18,6 +18,7 @@ use tracing::{info, warn};
 use super::protocol::{
     Answer, Envelope, KeyView, Request, SessionLine, StatusView, VERSION, codec,
 };
+use super::record;
 use crate::app::{App, AppError};
 use crate::base::chain::Chain;
 use crate::host::accept::{Bounds, accept};
@@ -79,7 +80,7 @@ pub enum BindError {
     },
 }
 
-type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
 
 impl AdminServer {
     /// Makes the socket. The state lock is held, so that a socket in its place is a dead daemon's.
@@ -121,9 +122,10 @@ impl AdminServer {
             grace,
         };
         let path = desk.path.clone();
+        let stopping = stop.clone();
         accept("admin", listener, bounds, stop, move |stream| {
-            let desk = Arc::clone(&desk);
-            async move { desk.converse(stream).await }
+            let (desk, stop) = (Arc::clone(&desk), stopping.clone());
+            async move { desk.converse(stream, &stop).await }
         })
         .await;
         if let Err(error) = std::fs::remove_file(path) {
@@ -133,7 +135,7 @@ impl AdminServer {
 }
 
 impl Desk {
-    async fn converse(&self, stream: UnixStream) {
+    async fn converse(&self, stream: UnixStream, stop: &CancellationToken) {
         let peer = match Peer::of(&stream) {
             Ok(peer) => peer,
             Err(error) => {
@@ -143,7 +145,7 @@ impl Desk {
         };
         let mut frames = Framed::new(stream, codec());
         let answer = match peer.may_administer(&self.group) {
-            Ok(true) => self.carry_out(&mut frames, peer).await,
+            Ok(true) => self.carry_out(&mut frames, peer, stop).await,
             Ok(false) => self.turn_away(peer).await,
             Err(error) => {
                 warn!(uid = peer.uid, error = %Chain(&error), "cannot tell whether a peer is an operator");
@@ -184,7 +186,12 @@ impl Desk {
         ))
     }
 
-    async fn carry_out(&self, frames: &mut Frames, peer: Peer) -> Option<Answer> {
+    async fn carry_out(
+        &self,
+        frames: &mut Frames,
+        peer: Peer,
+        stop: &CancellationToken,
+    ) -> Option<Answer> {
         let frame = match tokio::time::timeout(FRAME_DEADLINE, frames.next()).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => return Some(refused("bad_frame", error.to_string())),
@@ -226,13 +233,15 @@ impl Desk {
         if let Err(error) = self.app.note(&who, event).await {
             return Some(told(&error));
         }
-        Some(match self.command(frames, &who, envelope.request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                warn!(command = name, error = %Chain(&error), "an admin command failed");
-                told(&error)
-            }
-        })
+        Some(
+            match self.command(frames, &who, envelope.request, stop).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    warn!(command = name, error = %Chain(&error), "an admin command failed");
+                    told(&error)
+                }
+            },
+        )
     }
 
     async fn command(
@@ -240,6 +249,7 @@ impl Desk {
         frames: &mut Frames,
         who: &Principal,
         request: Request,
+        stop: &CancellationToken,
     ) -> Result<Answer, AppError> {
         Ok(match request {
             Request::Status => self.status().await,
@@ -274,6 +284,10 @@ impl Desk {
                     items: self.app.audit(who, filter).await?,
                 }
             }
+            Request::AuditTail { .. }
+            | Request::AuditExport { .. }
+            | Request::AuditVerify
+            | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
             Request::Reload => {
                 self.app.reload(who).await?;
                 Answer::Done
@@ -373,19 +387,21 @@ impl Desk {
     }
 }
 
-async fn send(frames: &mut Frames, answer: &Answer) {
+/// Whether it was taken.
+pub(super) async fn send(frames: &mut Frames, answer: &Answer) -> bool {
     let frame = match serde_json::to_vec(answer) {
         Ok(frame) => Bytes::from(frame),
         Err(error) => {
             warn!(%error, "cannot write an answer");
-            return;
+            return false;
         }
     };
     match tokio::time::timeout(FRAME_DEADLINE, frames.send(frame)).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => return true,
         Ok(Err(error)) => info!(%error, "an operator went away"),
         Err(_) => info!("an operator does not read its answer"),
     }
+    false
 }
 
 fn refused(code: &str, message: impl Into<String>) -> Answer {
@@ -403,6 +419,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Session(error) => error.code(),
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",
+        AppError::NoRecord(_) => "no_record",
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),

@@ -156,6 +156,11 @@ impl From<AppError> for Problem {
                 "the audit log cannot be written, so nothing was done",
             )
             .because(error),
+            AppError::NoRecord(seq) => Self::new(
+                StatusCode::NOT_FOUND,
+                "no_record",
+                format!("the audit log has no record {seq}"),
+            ),
             AppError::BadArchive(what) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "bad_archive",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use super::reply::{ReplyBody, Taking};
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
-use crate::app::App;
+use crate::app::{App, AppError};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
 
@@ -123,12 +124,24 @@ impl Server {
             began = tokio::time::timeout(self.config.header_timeout, first_bytes(&stream)) => began,
         };
         if matches!(began, Ok(Ok(()))) {
-            self.talk(stream, stop).await;
+            let peer = stream.peer_addr().ok().map(|address| address.ip());
+            self.talk_to(stream, peer, stop).await;
         }
     }
 
-    /// Serves one connection, and the socket that it may become, to the end.
+    /// Serves a connection of nobody in particular.
+    #[cfg(test)]
     pub(super) async fn talk(self: Arc<Self>, stream: impl Cut, stop: CancellationToken) {
+        self.talk_to(stream, None, stop).await;
+    }
+
+    /// Serves one connection, and the socket that it may become, to the end.
+    async fn talk_to(
+        self: Arc<Self>,
+        stream: impl Cut,
+        peer: Option<IpAddr>,
+        stop: CancellationToken,
+    ) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -144,6 +157,7 @@ impl Server {
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let conversation = Arc::new(Conversation {
             stop: stop.clone(),
+            peer,
             ..Conversation::default()
         });
         let service = {
@@ -262,8 +276,14 @@ impl Server {
         let principal = match route.access {
             Access::Open => None,
             Access::Key => {
-                let presented = credentials(&head.headers).ok_or_else(Problem::unauthenticated)?;
-                Some(self.app.authenticate(presented).await?)
+                let asked = match credentials(&head.headers) {
+                    Some(presented) => self.app.authenticate(presented).await,
+                    None => Err(AppError::Unauthenticated),
+                };
+                if matches!(asked, Err(AppError::Unauthenticated)) {
+                    self.app.not_authenticated(conversation.peer);
+                }
+                Some(asked?)
             }
         };
         let path = found
@@ -308,6 +328,8 @@ impl Server {
 #[derive(Default)]
 struct Conversation {
     stop: CancellationToken,
+    /// Who is at the other end of the line, for the record.
+    peer: Option<IpAddr>,
     parting: Arc<Parting>,
     /// What becomes of the connection after HTTP.
     upgraded: Mutex<Option<BoxFuture<'static, ()>>>,

@@ -57,6 +57,18 @@ impl SseEvent {
     }
 }
 
+impl SseEvent {
+    /// The same with data that is one line of text already, and is to arrive as it is.
+    ///
+    /// # Errors
+    /// When it is more than one.
+    pub fn line(event: &str, id: &dyn Display, line: &str) -> Result<Self, BoxError> {
+        let (id, event, line) = (id.to_string(), field(event)?, field(line)?);
+        let text = format!("id: {}\nevent: {event}\ndata: {line}\n\n", field(&id)?);
+        Ok(Self(text.into()))
+    }
+}
+
 fn field(text: &str) -> Result<&str, BoxError> {
     if text.contains(['\n', '\r', '\0']) {
         return Err("a field of an event has a line break".into());

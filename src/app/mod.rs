@@ -5,6 +5,7 @@
 
 mod guest;
 pub mod lease;
+mod record;
 pub mod snapshot;
 mod templates;
 mod transfer;
@@ -30,13 +31,13 @@ use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
 use crate::identity::{self, KeyHasher, PresentedKey};
-use crate::model::event::{AuditEvent, AuditRecord, Outcome};
+use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::key::ApiKey;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::process::{RunOutcome, RunSpec};
-use crate::model::query::{AuditFilter, SessionFilter};
+use crate::model::query::SessionFilter;
 use crate::model::session::{Reason, Session};
 use crate::policy::{self, Action};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
@@ -119,6 +120,9 @@ pub enum AppError {
     /// The record cannot be written; nothing was done.
     #[error("record the call; nothing was done")]
     Audit(#[source] AuditError),
+    /// The record has no such position.
+    #[error("there is no record {0}")]
+    NoRecord(i64),
     /// The archive is not an image.
     #[error("the image archive was refused: {0}")]
     BadArchive(String),
@@ -148,6 +152,7 @@ impl AppError {
             Self::Session(error) => error.code(),
             Self::Store(_) => "store",
             Self::Audit(_) => "audit",
+            Self::NoRecord(_) => "no_record",
             Self::BadArchive(_) => "bad_archive",
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),
@@ -311,23 +316,6 @@ impl App {
         let work = async move { handle.run(spec).await };
         let told = |outcome: &RunOutcome| Some(exit_in_words(outcome.exit_code, outcome.signal));
         self.recorded(principal, id, event, work, told).await
-    }
-
-    /// The audit log in its order, each record with its position.
-    ///
-    /// # Errors
-    /// [`AppError`].
-    pub async fn audit(
-        &self,
-        principal: &Principal,
-        filter: AuditFilter,
-    ) -> Result<Vec<(i64, AuditRecord)>, AppError> {
-        match filter.session {
-            // Whoever may use a session may read what was recorded of it.
-            Some(id) => drop(self.session(principal, id).await?),
-            None => self.allow(principal, &Action::ReadAudit)?,
-        }
-        self.0.store.audit(filter).await.map_err(AppError::Store)
     }
 
     /// Makes an API key. Its text is shown here and never again.

@@ -117,6 +117,33 @@ impl Follower {
         }
     }
 
+    /// The position up to which all was given out or passed over, as far as it is known.
+    #[must_use]
+    pub fn position(&self) -> i64 {
+        self.read
+            .front()
+            .map_or(self.filter.after, |(seq, _)| seq - 1)
+    }
+
+    /// The next one that is not after `until`; `None` when there is none. Waits for nothing.
+    ///
+    /// # Errors
+    /// [`AuditError::Read`].
+    pub async fn next_up_to(&mut self, until: i64) -> Option<Result<(i64, String), AuditError>> {
+        if self.read.is_empty() {
+            self.filter.until = Some(until);
+            match self.store.audit_lines(self.filter.clone()).await {
+                Ok(lines) => {
+                    let last = lines.last().map_or(until, |(seq, _)| *seq);
+                    self.filter.after = self.filter.after.max(last);
+                    self.read.extend(lines);
+                }
+                Err(error) => return Some(Err(AuditError::Read(error))),
+            }
+        }
+        self.read.pop_front().map(Ok)
+    }
+
     /// What was read already and is not taken yet, up to `most`.
     pub fn at_hand(&mut self, most: usize) -> Vec<(i64, String)> {
         let most = most.min(self.read.len());

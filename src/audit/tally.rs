@@ -21,7 +21,7 @@ use crate::model::principal::Principal;
 /// Least time between two records of the same.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Most that are told apart at one time.
+/// Most that are told apart at one time, of strangers and of those who are known: neither takes the other's room.
 const KINDS: usize = 1024;
 
 /// Who is meant where there are too many.
@@ -46,16 +46,33 @@ struct Count {
     next: Instant,
 }
 
-/// What is not written yet.
+/// What is not written yet, of strangers and of those who are known.
+#[derive(Default)]
+struct Counts {
+    unknown: HashMap<Refusal, Count>,
+    denied: HashMap<Refusal, Count>,
+}
+
+impl Counts {
+    fn of(&mut self, refusal: &Refusal) -> &mut HashMap<Refusal, Count> {
+        match refusal {
+            Refusal::Unknown(_) => &mut self.unknown,
+            Refusal::Denied { .. } => &mut self.denied,
+        }
+    }
+}
+
+/// What is not written yet, and who is told of it.
 #[derive(Default)]
 pub(super) struct Tally {
-    counts: Mutex<HashMap<Refusal, Count>>,
+    counts: Mutex<Counts>,
     first: Notify,
 }
 
 impl Tally {
     pub(super) fn count(&self, refusal: Refusal) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.of(&refusal);
         let is_room = counts.len() < KINDS || counts.contains_key(&refusal);
         let refusal = if is_room {
             refusal
@@ -85,21 +102,26 @@ impl Tally {
         let now = Instant::now();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         // Those of whom nothing was heard for a minute make room.
-        counts.retain(|_, count| count.attempts > 0 || count.next > now);
+        let is_of_use = |count: &Count| count.attempts > 0 || count.next > now;
+        counts.unknown.retain(|_, count| is_of_use(count));
+        counts.denied.retain(|_, count| is_of_use(count));
+        let Counts { unknown, denied } = &mut *counts;
         let mut due = Vec::new();
-        for (refusal, count) in counts.iter_mut() {
+        let mut next: Option<Instant> = None;
+        for (refusal, count) in unknown.iter_mut().chain(denied) {
             if count.attempts > 0 && (is_end || count.next <= now) {
                 due.push((refusal.clone(), std::mem::take(&mut count.attempts)));
                 count.next = now + EVERY;
             }
+            next = Some(next.map_or(count.next, |next| next.min(count.next)));
         }
-        (due, counts.values().map(|count| count.next).min())
+        (due, next)
     }
 
     /// Gives back what could not be written.
     fn restore(&self, refusal: Refusal, attempts: u64) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(refusal).or_insert(Count {
+        let count = counts.of(&refusal).entry(refusal).or_insert(Count {
             attempts: 0,
             next: Instant::now() + EVERY,
         });
@@ -193,6 +215,9 @@ mod tests {
         assert_eq!(tally.due(true).0, [(refusal, 7)]);
         tokio::time::advance(EVERY).await;
         assert_eq!(tally.due(false), (vec![], None));
-        assert!(tally.counts.lock().unwrap().is_empty(), "it only grows");
+        assert!(
+            tally.counts.lock().unwrap().unknown.is_empty(),
+            "it only grows"
+        );
     }
 }

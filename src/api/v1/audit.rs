@@ -1,55 +1,300 @@
 //! The audit log on the wire: what was recorded, as it was recorded.
 
+use bytes::Bytes;
 use http::StatusCode;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{PAGE, cursor, page_limit};
-use crate::api::body;
+use crate::api::body::Query;
 use crate::api::error::Problem;
-use crate::api::route::{Call, Reply};
+use crate::api::route::{BoxError, Call, Reply};
+use crate::api::sse::{self, SseEvent};
+use crate::audit::ocsf;
+use crate::audit::read::Export;
+use crate::base::clock::Timestamp;
+use crate::model::event::{KINDS, OutcomeResult};
 use crate::model::query::AuditFilter;
+
+/// Most kinds in one question.
+const MAX_KINDS: usize = 16;
+
+/// Most records that are verified in one call: about half a second of one reader, in steps.
+const MAX_VERIFIED: i64 = 100_000;
+
+/// Most records that a stream begins with.
+const MAX_LAST: u32 = 10_000;
+
+/// Longest name of a principal that is looked for.
+const MAX_PRINCIPAL_BYTES: usize = 256;
+
+const FILTERS: [&str; 5] = ["session", "kind", "principal", "outcome", "intent"];
 
 /// A page of records.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct AuditPage {
-    /// Each record is an object with `id`, `at`, `stage`, `principal` and `event`.
+    /// Each as its line in an export.
     items: Vec<serde_json::Value>,
     /// Give it as `cursor` to get the next page; absent on the last one.
     next_cursor: Option<String>,
 }
 
-pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
+/// A record, as its line in an export.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct RecordView {
+    /// Its position.
+    seq: i64,
+    /// Its name.
+    id: String,
+    /// When it was written.
+    at: String,
+    /// `intent`, `outcome` or `fact`.
+    stage: String,
+    /// The intent that an outcome belongs to.
+    intent: Option<String>,
+    /// Who asked.
+    principal: String,
+    /// The session it is about.
+    session: Option<String>,
+    /// What; `kind` says which fields there are.
+    event: serde_json::Map<String, serde_json::Value>,
+    /// How it ended, in an outcome.
+    outcome: Option<serde_json::Map<String, serde_json::Value>>,
+    /// SHA-256 over the digest of the record before and this line up to here.
+    digest: String,
+}
+
+/// What was found in the record, or a part of it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct VerifyView {
+    /// Whether nothing is wrong as far as it was looked at.
+    ok: bool,
+    /// Records that were looked at and are right.
+    records: u64,
+    /// Signed checkpoints among them.
+    checkpoints: u64,
+    /// The position of the last one.
+    seq: i64,
+    /// The last position that a checkpoint among them covers; what is after it is chained and not yet signed.
+    signed_seq: i64,
+    /// The first thing that is wrong; nothing after it was looked at.
+    finding: Option<FindingView>,
+    /// Give it as `after` to go on; absent when all was looked at.
+    next: Option<i64>,
+}
+
+/// What is wrong with a record.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FindingView {
+    /// Its position.
+    seq: i64,
+    /// `changed`, `removed`, `inserted`, `swapped`, `cut`, `rewritten`, `unreadable`, `signature`, `other_key` or
+    /// `other_installation`.
+    fault: serde_json::Value,
+    /// The same in a sentence.
+    text: String,
+}
+
+fn filter(query: &mut Query) -> Result<AuditFilter, Problem> {
     let mut filter = AuditFilter {
         limit: PAGE,
         ..AuditFilter::default()
     };
-    for (name, value) in body::query(call, &["session", "cursor", "limit"])? {
-        match name.as_str() {
-            "limit" => filter.limit = page_limit(&value)?,
-            "cursor" => filter.after = cursor(&value)?,
-            _ => {
-                let id = value
-                    .parse()
-                    .map_err(|error| Problem::bad_request(format!("session: {error}")))?;
-                filter.session = Some(id);
-            }
+    filter.session = parsed(query, "session")?;
+    filter.intent = parsed(query, "intent")?;
+    if let Some(kinds) = query.text("kind") {
+        filter.kinds = kinds.split(',').map(str::to_owned).collect();
+        if filter.kinds.len() > MAX_KINDS {
+            return Err(Problem::bad_request(format!("kind: at most {MAX_KINDS}")));
+        }
+        if let Some(unknown) = filter
+            .kinds
+            .iter()
+            .find(|kind| !KINDS.contains(&kind.as_str()))
+        {
+            return Err(Problem::bad_request(format!(
+                "kind: there is no {unknown:?}; there are {}",
+                KINDS.join(", ")
+            )));
         }
     }
+    filter.principal = query.text("principal");
+    if filter
+        .principal
+        .as_ref()
+        .is_some_and(|who| who.len() > MAX_PRINCIPAL_BYTES)
+    {
+        return Err(Problem::bad_request("principal: nobody's name is so long"));
+    }
+    filter.result = match query.text("outcome").as_deref() {
+        None => None,
+        Some("ok") => Some(OutcomeResult::Ok),
+        Some("failed") => Some(OutcomeResult::Failed),
+        Some(_) => return Err(Problem::bad_request("outcome: ok or failed")),
+    };
+    Ok(filter)
+}
+
+fn parsed<T>(query: &mut Query, name: &str) -> Result<Option<T>, Problem>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let value = query.text(name).map(|text| text.parse());
+    value
+        .transpose()
+        .map_err(|error| Problem::bad_request(format!("{name}: {error}")))
+}
+
+fn time(query: &mut Query, name: &str) -> Result<Option<Timestamp>, Problem> {
+    let value = query
+        .text(name)
+        .map(|text| serde_json::from_value(text.into()));
+    value.transpose().map_err(|_| {
+        Problem::bad_request(format!(
+            "{name}: a time like 2026-01-31T12:00:00Z is expected"
+        ))
+    })
+}
+
+fn position(query: &mut Query, name: &str) -> Result<Option<i64>, Problem> {
+    match parsed(query, name)? {
+        Some(position) if position < 0 => Err(Problem::bad_request(format!(
+            "{name}: a position is not negative"
+        ))),
+        position => Ok(position),
+    }
+}
+
+pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
+    let mut query = Query::read(
+        call,
+        &[&FILTERS[..], &["from", "to", "cursor", "limit"]].concat(),
+    )?;
+    let mut filter = filter(&mut query)?;
+    filter.from = time(&mut query, "from")?;
+    filter.to = time(&mut query, "to")?;
+    if let Some(text) = query.text("cursor") {
+        filter.after = cursor(&text)?;
+    }
+    if let Some(text) = query.text("limit") {
+        filter.limit = page_limit(&text)?;
+    }
     let limit = filter.limit;
-    let records = call.app.audit(call.principal()?, filter).await?;
-    let full = u32::try_from(records.len()).is_ok_and(|found| found == limit);
-    let next_cursor = records
+    let lines = call.app.audit_lines(call.principal()?, filter).await?;
+    let full = u32::try_from(lines.len()).is_ok_and(|found| found == limit);
+    let next_cursor = lines
         .last()
         .filter(|_| full)
         .map(|(seq, _)| seq.to_string());
-    let items: Result<Vec<_>, _> = records
+    let items: Result<Vec<_>, _> = lines
         .iter()
-        .map(|(_, record)| serde_json::to_value(record))
+        .map(|(_, line)| serde_json::from_str(line))
         .collect();
     let items = items.map_err(|error| Problem::internal(error.to_string()))?;
     Ok(Reply::json(
         StatusCode::OK,
         &AuditPage { items, next_cursor },
     ))
+}
+
+pub(crate) async fn stream(call: &Call) -> Result<Reply, Problem> {
+    let mut query = Query::read(call, &[&FILTERS[..], &["after", "last"]].concat())?;
+    let mut filter = filter(&mut query)?;
+    let mut last = parsed(&mut query, "last")?;
+    if last.is_some_and(|last: u32| last > MAX_LAST) {
+        return Err(Problem::bad_request(format!("last: 0 to {MAX_LAST}")));
+    }
+    filter.after = position(&mut query, "after")?.unwrap_or(0);
+    if let Some(seen) = sse::last_event_id(call)? {
+        // A client that comes back goes on where it was, whatever it asked for at first.
+        (filter.after, last) = (seen, None);
+    }
+    let follower = call
+        .app
+        .follow_audit(call.principal()?, filter, last)
+        .await?;
+    let events = futures_util::stream::unfold(follower, async |mut follower| {
+        let event = match follower.next().await? {
+            Ok((seq, line)) => SseEvent::line("record", &seq, &line),
+            Err(error) => Err(error.into()),
+        };
+        Some((event, follower))
+    });
+    Ok(sse::reply(call.stop.clone(), events))
+}
+
+pub(crate) async fn export(call: &Call) -> Result<Reply, Problem> {
+    let mut query = Query::read(call, &["after", "until", "format"])?;
+    let after = position(&mut query, "after")?.unwrap_or(0);
+    let until = position(&mut query, "until")?;
+    let as_ocsf = match query.text("format").as_deref() {
+        None | Some("jsonl") => false,
+        Some("ocsf") => true,
+        Some(_) => return Err(Problem::bad_request("format: jsonl or ocsf")),
+    };
+    let export = call
+        .app
+        .export_audit(call.principal()?, after, until)
+        .await?;
+    let pieces = futures_util::stream::unfold(export, move |mut export: Export| async move {
+        let piece = match export.next().await {
+            Ok(lines) => Ok(written(&lines?, as_ocsf)),
+            Err(error) => Err(BoxError::from(error)),
+        };
+        Some((piece, export))
+    });
+    Ok(Reply::stream(
+        StatusCode::OK,
+        "application/x-ndjson",
+        None,
+        pieces,
+    ))
+}
+
+fn written(lines: &[String], as_ocsf: bool) -> Bytes {
+    let mut text = String::new();
+    for line in lines {
+        if as_ocsf {
+            // What is no record, as the checkpoint, has no event.
+            let Some(event) = ocsf::event(line) else {
+                continue;
+            };
+            text.push_str(&event.to_string());
+        } else {
+            text.push_str(line);
+        }
+        text.push('\n');
+    }
+    text.into()
+}
+
+pub(crate) async fn verify(call: &Call) -> Result<Reply, Problem> {
+    let mut query = Query::read(call, &["after", "limit"])?;
+    let after = position(&mut query, "after")?.unwrap_or(0);
+    let limit = match parsed(&mut query, "limit")? {
+        None => MAX_VERIFIED,
+        Some(limit) if (1..=MAX_VERIFIED).contains(&limit) => limit,
+        Some(_) => {
+            return Err(Problem::bad_request(format!("limit: 1 to {MAX_VERIFIED}")));
+        }
+    };
+    let found = call
+        .app
+        .verify_audit(call.principal()?, after, limit)
+        .await?;
+    let finding = found.finding.map(|finding| FindingView {
+        seq: finding.seq,
+        fault: serde_json::to_value(finding.fault).unwrap_or_default(),
+        text: finding.text,
+    });
+    let view = VerifyView {
+        ok: finding.is_none(),
+        records: found.verified.records,
+        checkpoints: found.verified.checkpoints,
+        seq: found.verified.seq,
+        signed_seq: found.verified.signed_seq,
+        finding,
+        next: found.next,
+    };
+    Ok(Reply::json(StatusCode::OK, &view))
 }

@@ -54,6 +54,22 @@ impl Admin {
         }
     }
 
+    /// Asks for one thing whose answer comes in lines of the audit log, and maybe for as long as somebody waits.
+    pub async fn lines(
+        &self,
+        request: Request,
+        mut take: impl FnMut(Vec<String>) -> Result<(), Failure>,
+    ) -> Result<Answer, Failure> {
+        let (mut sink, mut stream) = self.connect().await?.split();
+        let _ = send(&mut sink, envelope(request)?, DEADLINE).await;
+        loop {
+            match self.next(&mut stream).await? {
+                Answer::AuditLines { lines } => take(lines)?,
+                answer => return Ok(answer),
+            }
+        }
+    }
+
     /// Sends an archive; tells `progress` how many bytes the daemon has.
     pub async fn import(
         &self,
@@ -110,24 +126,31 @@ impl Admin {
         mut progress: impl FnMut(u64),
     ) -> Result<Answer, Failure> {
         loop {
-            let frame = match stream.next().await {
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(Failure::mismatch());
-                }
-                Some(Err(_)) | None => {
-                    return Err(Failure::unavailable(format!(
-                        "casemated broke the connection at {} off; it may or may not have done what it was asked to",
-                        self.path.display()
-                    )));
-                }
-            };
-            match serde_json::from_slice(&frame) {
-                Ok(Answer::Progress { received_bytes }) => progress(received_bytes),
-                Ok(Answer::Refused { code, message }) => return Err(refusal(&code, &message)),
-                Ok(answer) => return Ok(answer),
-                Err(_) => return Err(Failure::mismatch()),
+            match self.next(stream).await? {
+                Answer::Progress { received_bytes } => progress(received_bytes),
+                answer => return Ok(answer),
             }
+        }
+    }
+
+    /// The next answer; a refusal is a failure.
+    async fn next(&self, stream: &mut SplitStream<Frames>) -> Result<Answer, Failure> {
+        let frame = match stream.next().await {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Failure::mismatch());
+            }
+            Some(Err(_)) | None => {
+                return Err(Failure::unavailable(format!(
+                    "casemated broke the connection at {} off; it may or may not have done what it was asked to",
+                    self.path.display()
+                )));
+            }
+        };
+        match serde_json::from_slice(&frame) {
+            Ok(Answer::Refused { code, message }) => Err(refusal(&code, &message)),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(Failure::mismatch()),
         }
     }
 

@@ -1,4 +1,10 @@
-//! `casemate audit …`: what was recorded of a session, over the HTTP API, and how a record is shown.
+//! `casemate audit …`: what was recorded of a session, over the HTTP API; the whole record, over the admin socket; whether
+//! an exported one is what was written, without either. And how a record is shown.
+
+mod verify;
+mod whole;
+
+use std::path::PathBuf;
 
 use casemate::base::id::SessionId;
 use clap::Subcommand;
@@ -25,7 +31,54 @@ pub enum Command {
         /// Go on after the last record of the page before
         #[arg(long, value_name = "N")]
         cursor: Option<String>,
+        /// Only of these kinds, with commas between them
+        #[arg(long, value_name = "KIND,...")]
+        kind: Option<String>,
+        /// Only of who asked, as the record writes it
+        #[arg(long, value_name = "WHO")]
+        principal: Option<String>,
+        /// Only outcomes that are ok, or failed
+        #[arg(long, value_parser = ["ok", "failed"])]
+        outcome: Option<String>,
+        /// Only what was written at this time or later: 2026-01-31T12:00:00Z
+        #[arg(long, value_name = "TIME")]
+        from: Option<String>,
+        /// Only what was written before this time
+        #[arg(long, value_name = "TIME")]
+        to: Option<String>,
     },
+    /// Show the end of the record, and what is added; for operators
+    Tail {
+        /// Go on as records are added
+        #[arg(short, long)]
+        follow: bool,
+        /// So many records, at most 10000
+        #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000), value_name = "N")]
+        last: u32,
+        /// Only of this session
+        #[arg(long, value_name = "ID")]
+        session: Option<SessionId>,
+    },
+    /// Write the record to standard output, with a signed checkpoint; for operators
+    Export {
+        /// Only records after this position
+        #[arg(long, default_value_t = 0, value_name = "N")]
+        after: i64,
+        /// Only records up to this position
+        #[arg(long, value_name = "N")]
+        until: Option<i64>,
+    },
+    /// Check that the record is what was written: the daemon's (for operators), or a file that was exported
+    Verify {
+        /// A file that was exported; - is standard input
+        #[arg(requires = "key", value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// The public key, as `casemate audit key` prints it, from somewhere else than the file
+        #[arg(long, requires = "file", value_name = "PEM")]
+        key: Option<PathBuf>,
+    },
+    /// Print the public key that the record is verified with; for operators
+    Key,
 }
 
 /// The columns of [`row`].
@@ -33,16 +86,48 @@ pub const HEADINGS: [&str; 6] = ["AT", "STAGE", "PRINCIPAL", "SESSION", "KIND", 
 
 impl Command {
     pub async fn execute(self, context: &Context) -> Result<(), Failure> {
-        let Self::List {
-            session,
-            limit,
-            cursor,
-        } = self;
+        let (session, limit, more) = match self {
+            Self::List {
+                session,
+                limit,
+                cursor,
+                kind,
+                principal,
+                outcome,
+                from,
+                to,
+            } => {
+                let more = [
+                    ("cursor", cursor),
+                    ("kind", kind),
+                    ("principal", principal),
+                    ("outcome", outcome),
+                    ("from", from),
+                    ("to", to),
+                ];
+                (session, limit, more)
+            }
+            Self::Tail {
+                follow,
+                last,
+                session,
+            } => return whole::tail(context, last, session, follow).await,
+            Self::Export { after, until } => return whole::export(context, after, until).await,
+            Self::Verify {
+                file: Some(file),
+                key: Some(key),
+            } => return verify::file(context, &file, &key),
+            Self::Verify { .. } => return whole::verify(context).await,
+            Self::Key => return whole::key(context).await,
+        };
         let mut query = vec![
             ("session", session.to_string()),
             ("limit", limit.to_string()),
         ];
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        query.extend(
+            more.into_iter()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
         let client = context.client()?;
         let answer = client.call(Call::get("/v1/audit", &query)).await?;
         if context.json {

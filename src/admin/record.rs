@@ -1,0 +1,140 @@
+//! What operators ask of the audit log, where the answer has no bound: lines, as they come.
+
+use futures_util::StreamExt;
+use tokio_util::sync::CancellationToken;
+
+use super::protocol::{Answer, Request};
+use super::server::{Frames, send};
+use crate::app::{App, AppError};
+use crate::model::principal::Principal;
+use crate::model::query::AuditFilter;
+use crate::model::record::{hex, key_name};
+use crate::model::verify::Verified;
+
+/// Most lines, and most bytes of them, in one frame: well below its bound, with what JSON adds.
+const LINES: usize = 200;
+const LINES_BYTES: usize = 256 << 10;
+
+/// Records that are verified before it is looked whether the daemon stops.
+const PART: i64 = 100_000;
+
+/// Answers; the last answer is for the caller to send.
+pub(super) async fn answer(
+    app: &App,
+    frames: &mut Frames,
+    who: &Principal,
+    request: Request,
+    stop: &CancellationToken,
+) -> Result<Answer, AppError> {
+    match request {
+        Request::AuditTail {
+            last,
+            session,
+            follow,
+        } => tail(app, frames, who, (last, session, follow), stop).await,
+        Request::AuditExport { after, until } => {
+            let mut export = app.export_audit(who, after, until).await?;
+            while let Some(lines) = export.next().await.map_err(AppError::Audit)? {
+                if !send_lines(frames, lines).await {
+                    break;
+                }
+            }
+            Ok(Answer::Done)
+        }
+        Request::AuditVerify => verify(app, who, stop).await,
+        _ => {
+            let public = app.audit_key(who).await?;
+            Ok(Answer::AuditKey {
+                public: hex(&public),
+                name: key_name(&public),
+            })
+        }
+    }
+}
+
+async fn tail(
+    app: &App,
+    frames: &mut Frames,
+    who: &Principal,
+    (last, session, is_followed): (u32, Option<crate::base::id::SessionId>, bool),
+    stop: &CancellationToken,
+) -> Result<Answer, AppError> {
+    let filter = AuditFilter {
+        session,
+        ..AuditFilter::default()
+    };
+    let until = app.audit_end(who).await?;
+    let mut follower = app.follow_audit(who, filter, Some(last)).await?;
+    loop {
+        let is_behind = follower.position() < until;
+        if !is_followed && !is_behind {
+            return Ok(Answer::Done);
+        }
+        let next = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(Answer::Done),
+            // An operator says nothing more: whatever comes is the end.
+            _ = frames.next() => return Ok(Answer::Done),
+            next = async {
+                if is_followed {
+                    follower.next().await
+                } else {
+                    follower.next_up_to(until).await
+                }
+            } => next,
+        };
+        let Some(next) = next else {
+            return Ok(Answer::Done);
+        };
+        let (_, first) = next.map_err(AppError::Audit)?;
+        let mut lines = vec![first];
+        lines.extend(follower.at_hand(LINES).into_iter().map(|(_, line)| line));
+        if !send_lines(frames, lines).await {
+            return Ok(Answer::Done);
+        }
+    }
+}
+
+async fn verify(app: &App, who: &Principal, stop: &CancellationToken) -> Result<Answer, AppError> {
+    let mut all = Verified::default();
+    let mut after = Some(0);
+    while let Some(from) = after {
+        let found = app.verify_audit(who, from, PART).await?;
+        if found.finding.is_some() {
+            return Ok(Answer::AuditVerified {
+                verified: all,
+                finding: found.finding,
+            });
+        }
+        all.records += found.verified.records;
+        all.checkpoints += found.verified.checkpoints;
+        all.seq = found.verified.seq;
+        all.signed_seq = all.signed_seq.max(found.verified.signed_seq);
+        after = found.next;
+        if stop.is_cancelled() && after.is_some() {
+            return Err(AppError::Internal("casemated is stopping".to_owned()));
+        }
+    }
+    Ok(Answer::AuditVerified {
+        verified: all,
+        finding: None,
+    })
+}
+
+/// Sends lines in frames that fit. Whether all were taken.
+async fn send_lines(frames: &mut Frames, lines: Vec<String>) -> bool {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    for line in lines {
+        if bytes + line.len() > LINES_BYTES && !batch.is_empty() {
+            let lines = std::mem::take(&mut batch);
+            bytes = 0;
+            if !send(frames, &Answer::AuditLines { lines }).await {
+                return false;
+            }
+        }
+        bytes += line.len();
+        batch.push(line);
+    }
+    batch.is_empty() || send(frames, &Answer::AuditLines { lines: batch }).await
+}
