@@ -10,6 +10,7 @@ mod bodies_out;
 mod document;
 mod events;
 mod head;
+mod record;
 mod sockets;
 mod templates;
 

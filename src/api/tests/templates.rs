@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -36,17 +37,17 @@ use crate::store::Store;
 
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
 
-struct House {
+pub(super) struct House {
     door: Door,
-    store: Store,
-    red: String,
+    pub(super) store: Store,
+    pub(super) red: String,
     blue: String,
 }
 
-struct Answer {
-    status: StatusCode,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
     etag: Option<String>,
-    body: Value,
+    pub(super) body: Value,
 }
 
 fn name(text: &str) -> Name {
@@ -71,7 +72,7 @@ fn files() -> BTreeMap<Name, Template> {
 }
 
 impl House {
-    async fn open() -> Self {
+    pub(super) async fn open() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("state.db")).unwrap();
         let clock = Arc::new(SystemClock);
@@ -152,7 +153,7 @@ impl House {
         }
     }
 
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         key: &str,
         method: Method,
@@ -188,8 +189,26 @@ impl House {
         }
     }
 
-    async fn get(&self, key: &str, path: &str) -> Answer {
+    pub(super) async fn get(&self, key: &str, path: &str) -> Answer {
         self.ask(key, Method::GET, path, &[], &Value::Null).await
+    }
+
+    /// An answer that streams, of which only the head has come.
+    pub(super) async fn open_stream(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Response<Incoming> {
+        let mut request = Request::builder()
+            .uri(format!("http://x{path}"))
+            .header("host", "x")
+            .header("x-api-key", &self.red);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::new())).unwrap();
+        let mut sender = self.door.client().await;
+        sender.send_request(request).await.unwrap()
     }
 
     async fn put(&self, named: &str, headers: &[(&str, &str)], body: &Value) -> Answer {
