@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use casemate::app::{App, AppError, Parts};
-use casemate::audit::AuditLog;
+use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::KeyId;
 use casemate::base::secret::Secret;
@@ -17,8 +17,8 @@ use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
 use casemate::model::principal::Principal;
 use casemate::model::process::RunSpec;
-use casemate::model::settings::SessionsConfig;
 use casemate::model::settings::VolumesConfig;
+use casemate::model::settings::{AuditConfig, SessionsConfig};
 use casemate::model::template::{Origin, Precondition, Template, TemplateSpec};
 use casemate::runtime::fake::{FakeCall, FakeRuntime};
 use casemate::runtime::{RuntimeFacts, SandboxRuntime};
@@ -26,6 +26,7 @@ use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts as SessionParts, Sessions, Settings};
 use casemate::session::volumes::Volumes;
 use casemate::store::Store;
+use casemate::vault::Vault;
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::TaskTracker;
@@ -44,7 +45,12 @@ impl Bench {
         let runtime = Arc::new(FakeRuntime::new([IMAGE]));
         let store = Store::open(&directory.path().join("state.db")).unwrap();
         let clock = Arc::new(SystemClock);
+        let vault = Vault::open(None, directory.path(), false).unwrap();
+        let key = vault.make_signing_key("test").unwrap();
+        let key = vault.signing_key("test", &key).unwrap();
+        let signer = Signer::new(store.installation(), key);
         let audit = AuditLog::new(store.clone(), clock.clone());
+        let audit = audit.with(AuditConfig::default(), signer);
         let dynamic: Arc<dyn SandboxRuntime> = Arc::<FakeRuntime>::clone(&runtime);
         let base = Template {
             name: name("base"),
@@ -158,6 +164,7 @@ async fn what_cannot_be_recorded_is_not_done() {
         .await
         .unwrap();
 
+    let mut export = app.export_audit(&OPERATOR, 0, None).await.unwrap();
     let lock = bench.lock_out();
     let creates_before = bench.runtime.calls(FakeCall::Create);
     let archive = futures_util::stream::empty().boxed();
@@ -196,6 +203,9 @@ async fn what_cannot_be_recorded_is_not_done() {
     );
     assert_eq!(bench.runtime.calls(FakeCall::LoadImage), 0);
     assert!(!app.readiness().await.is_ready());
+    // An export ends with a checkpoint that is kept, or it does not end.
+    assert!(export.next().await.unwrap().is_some());
+    assert!(export.next().await.is_err());
 
     drop(lock);
     let left = app.templates(&principal).await.unwrap();

@@ -164,7 +164,7 @@ fn events() -> Vec<AuditEvent> {
         },
         AuditEvent::VolumeAttach {
             volume: name("v"),
-            mode: VolumeMode::Write,
+            mode: VolumeMode::Rw,
         },
         AuditEvent::ImageImport {},
         AuditEvent::AdminCommand {

@@ -30,13 +30,12 @@ async fn log_with(directory: &Path, settings: AuditConfig) -> (Store, AuditLog) 
     let store = Store::open(&directory.join("state.db")).unwrap();
     let sealed = store.sealed("k").await.unwrap();
     let vault = Vault::open(None, directory, sealed.is_some()).unwrap();
-    let sealed = match sealed {
-        Some(sealed) => sealed,
-        None => {
-            let sealed = vault.make_signing_key("k").unwrap();
-            store.keep_sealed("k", sealed.clone()).await.unwrap();
-            sealed
-        }
+    let sealed = if let Some(sealed) = sealed {
+        sealed
+    } else {
+        let sealed = vault.make_signing_key("k").unwrap();
+        store.keep_sealed("k", sealed.clone()).await.unwrap();
+        sealed
     };
     let signer = Signer::new(
         store.installation(),
@@ -114,8 +113,8 @@ async fn an_export_verifies_with_the_public_key_alone() {
                 verifier.push(&line).unwrap();
             }
         }
-        let verified = verifier.finish_file().unwrap();
-        assert_eq!((verified.records, verified.checkpoints), (records, 1));
+        let right = verifier.finish_file().unwrap();
+        assert_eq!((right.records, right.checkpoints), (records, 1));
     }
     assert!(matches!(
         log.export(451, None).await,

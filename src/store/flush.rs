@@ -375,8 +375,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn after_a_failed_flush_nothing_is_written_until_the_store_is_opened_anew() {
-        let flushed = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&flushed);
+        let total = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&total);
         let flushes: Flushes = Box::new(move || {
             let count = Arc::clone(&count);
             Ok(Box::new(move || {
@@ -397,7 +397,7 @@ mod tests {
             );
         }
         assert!(store.check_writable().await.is_err());
-        assert_eq!(flushed.load(Ordering::SeqCst), 2, "it was tried again");
+        assert_eq!(total.load(Ordering::SeqCst), 2, "it was tried again");
         store.close().await;
         let again = Store::open(&directory.path().join("state.db")).unwrap();
         write(again, Durability::Power).await.unwrap();

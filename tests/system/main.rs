@@ -33,6 +33,7 @@ mod podman_trouble;
 mod pool;
 mod processes;
 mod programs;
+mod record;
 mod rogue;
 mod root;
 mod sandbox;
