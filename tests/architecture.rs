@@ -69,6 +69,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "admin/",
             "api/",
             "app/",
+            "audit/",
             "daemon/",
             "host/accept.rs",
             "session/",

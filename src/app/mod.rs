@@ -11,6 +11,7 @@ mod templates;
 mod transfer;
 mod volumes;
 
+pub use self::record::{AuditExport, ocsf_event};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};

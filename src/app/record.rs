@@ -1,6 +1,9 @@
 //! Reading the record: who may, and nothing else. Whoever may use a session may read what was recorded of it; the whole
 //! is for those who may read the audit log.
 
+pub use crate::audit::ocsf::event as ocsf_event;
+pub use crate::audit::read::Export as AuditExport;
+
 use super::{App, AppError};
 use crate::audit::read::{Export, Follower};
 use crate::audit::{AuditError, Verification};

@@ -10,8 +10,7 @@ use crate::api::body::Query;
 use crate::api::error::Problem;
 use crate::api::route::{BoxError, Call, Reply};
 use crate::api::sse::{self, SseEvent};
-use crate::audit::ocsf;
-use crate::audit::read::Export;
+use crate::app::{AuditExport, ocsf_event};
 use crate::base::clock::Timestamp;
 use crate::model::event::{KINDS, OutcomeResult};
 use crate::model::query::AuditFilter;
@@ -236,7 +235,7 @@ pub(crate) async fn export(call: &Call) -> Result<Reply, Problem> {
         .app
         .export_audit(call.principal()?, after, until)
         .await?;
-    let pieces = futures_util::stream::unfold(export, move |mut export: Export| async move {
+    let pieces = futures_util::stream::unfold(export, move |mut export: AuditExport| async move {
         let piece = match export.next().await {
             Ok(lines) => Ok(written(&lines?, as_ocsf)),
             Err(error) => Err(BoxError::from(error)),
@@ -256,7 +255,7 @@ fn written(lines: &[String], as_ocsf: bool) -> Bytes {
     for line in lines {
         if as_ocsf {
             // What is no record, as the checkpoint, has no event.
-            let Some(event) = ocsf::event(line) else {
+            let Some(event) = ocsf_event(line) else {
                 continue;
             };
             text.push_str(&event.to_string());
