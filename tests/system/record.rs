@@ -1,12 +1,14 @@
 //! The record of a daemon as it is shipped: exported and verified by its own command line, and edited behind its back.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use tokio::process::Command;
 
-use crate::support::Daemon;
+use crate::support::daemon::give_to_daemon;
+use crate::support::{Daemon, PATIENCE, wait_for};
 
 /// The command line, as root at this daemon's socket.
 async fn casemate(daemon: &Daemon, arguments: &[&str]) -> Output {
@@ -15,11 +17,7 @@ async fn casemate(daemon: &Daemon, arguments: &[&str]) -> Output {
         .arg("--socket")
         .arg(daemon.admin_socket())
         .args(arguments);
-    // Its answer comes from a daemon that this process may be keeping busy.
-    tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap()
-        .unwrap()
+    command.output().await.unwrap()
 }
 
 async fn said(daemon: &Daemon, arguments: &[&str]) -> String {
@@ -133,7 +131,7 @@ async fn a_record_that_was_edited_is_an_alarm_and_no_end() {
         let _ = std::fs::remove_file(daemon.state_dir().join(file));
     }
     daemon.launch();
-    let not_ready = crate::support::wait_for("it answers", async || {
+    let not_ready = wait_for("it answers", PATIENCE, async || {
         let asked = daemon
             .client
             .try_send(http::Method::GET, "/ready", &[], bytes::Bytes::new())
@@ -173,7 +171,7 @@ async fn without_its_key_it_does_not_start_and_says_what_to_do() {
     assert!(!key.exists(), "a new one was made in its place");
     std::fs::write(&key, kept).unwrap();
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    crate::support::give_to_daemon(&key);
+    give_to_daemon(&key);
     daemon.start().await;
     assert_eq!(daemon.term().await, 0);
 }

@@ -117,7 +117,7 @@ pub enum Command {
     /// Keep files beyond sessions
     #[command(subcommand)]
     Volume(volume::Command),
-    /// Read what was recorded of a session
+    /// Read what was recorded; export it and verify it
     #[command(subcommand)]
     Audit(audit::Command),
     /// Ask whether casemated can do its work; needs no key
