@@ -140,6 +140,9 @@ impl Problem {
 
 impl From<AppError> for Problem {
     fn from(error: AppError) -> Self {
+        if let Some((code, detail)) = error.of_the_state() {
+            return unavailable(code, detail).because(error);
+        }
         match error {
             AppError::Unauthenticated => Self::unauthenticated(),
             AppError::Denied(rule) => Self::new(

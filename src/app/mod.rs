@@ -91,6 +91,8 @@ pub struct Parts {
 pub struct Readiness {
     /// Each thing it stands on, and what is wrong with it.
     pub checks: Vec<(&'static str, Option<String>)>,
+    /// What an operator must do about the state, where that is known.
+    pub mend: Option<&'static str>,
 }
 
 impl Readiness {
@@ -155,6 +157,35 @@ impl AppError {
             Self::Reload(_) => "reload",
             Self::Internal(_) => "internal",
         }
+    }
+}
+
+impl AppError {
+    /// What is wrong with the state itself, where that is why: a stable word, and what to do.
+    #[must_use]
+    pub fn of_the_state(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Store(error)
+            | Self::Audit(AuditError::Store(error))
+            | Self::Session(
+                SessionError::Store(error) | SessionError::Audit(AuditError::Store(error)),
+            ) => of_the_state(error),
+            _ => None,
+        }
+    }
+}
+
+const fn of_the_state(error: &StoreError) -> Option<(&'static str, &'static str)> {
+    match error {
+        StoreError::Damaged { .. } => Some((
+            "state_damaged",
+            "the state is damaged, so nothing is written to it any more; an operator must restore a backup (casemated restore)",
+        )),
+        StoreError::Full(_) => Some((
+            "state_full",
+            "the disk of the state is full, so nothing new is taken in; an operator must make room on it",
+        )),
+        _ => None,
     }
 }
 
@@ -447,12 +478,14 @@ impl App {
                 (doing, Some("no answer in time".to_owned()))
             }
         };
+        let mut mend = None;
         let store = tokio::time::timeout(READINESS_PATIENCE, async {
-            self.0
-                .store
-                .check_writable()
-                .await
-                .map_err(|error| Chain(&error).to_string())
+            let store = &self.0.store;
+            let found = store.check_room().and(store.check_writable().await);
+            found.map_err(|error| {
+                mend = of_the_state(&error).map(|(_, mend)| mend);
+                Chain(&error).to_string()
+            })
         });
         let runtime = tokio::time::timeout(READINESS_PATIENCE, async {
             let probed = self.0.runtime.probe().await;
@@ -465,6 +498,7 @@ impl App {
                 patient("runtime", runtime),
                 ("links", self.0.sessions.links_problem()),
             ],
+            mend,
         };
         *last = Some((tokio::time::Instant::now(), readiness.clone()));
         readiness
@@ -524,6 +558,12 @@ impl App {
         work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
+        if matches!(
+            event,
+            AuditEvent::SessionRun { .. } | AuditEvent::ProcessStart { .. }
+        ) {
+            self.0.store.check_room().map_err(AppError::Store)?;
+        }
         let (session, durability) = (Some(id), Durability::Process);
         // On the heap: what is done in a session can be large, and would be in here twice.
         let work = Box::pin(work).map_err(AppError::Session);

@@ -66,7 +66,8 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let exit = match error {
             StoreError::Newer { .. } | StoreError::NotOurs { .. } => Exit::Config,
-            StoreError::Open { .. } => Exit::CantCreate,
+            StoreError::Damaged { .. } => Exit::Damaged,
+            StoreError::Open { .. } | StoreError::NoCopy { .. } => Exit::CantCreate,
             _ => Exit::IoError,
         };
         Self::new(exit, Chain(&error).to_string())

@@ -187,7 +187,9 @@ fn commit(
     connection.pragma_update(None, "synchronous", if power { "FULL" } else { "NORMAL" })?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for write in batch.drain(..) {
-        answers.push((write.job)(Some(&transaction)));
+        // A full or failing disk can undo the whole transaction: outside of one nothing may run.
+        let is_open = !transaction.is_autocommit();
+        answers.push((write.job)(is_open.then_some(&*transaction)));
     }
     transaction.commit()
 }

@@ -26,6 +26,9 @@ pub(crate) struct ReadyView {
     unenforced_limits: Vec<&'static str>,
     /// Whether sessions can have volumes here. Why not is in the log, and told to whoever asks for one.
     volumes: bool,
+    /// What an operator must do about the state, where that is what is wrong and it does not mend itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<&'static str>,
 }
 
 /// One thing that the daemon stands on.
@@ -62,6 +65,7 @@ pub(crate) async fn ready(call: &Call) -> Result<Reply, Problem> {
         checks,
         unenforced_limits: call.app.facts().unenforced_limits.clone(),
         volumes: call.app.volumes_problem().is_none(),
+        mend: readiness.mend,
     };
     let reply = Reply::json(status, &view);
     Ok(if ready {
