@@ -5,6 +5,7 @@
 //! by an empty one. The daemon answers with any number of [`Answer::Progress`] and one last answer.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
@@ -79,6 +80,11 @@ pub enum Request {
     },
     /// Read the settings again.
     Reload,
+    /// Make a backup.
+    Backup {
+        /// As this file, by its absolute path; in the directory of the configuration without it.
+        to: Option<PathBuf>,
+    },
 }
 
 impl Request {
@@ -94,6 +100,7 @@ impl Request {
             Self::ImageList => "image-list",
             Self::Audit { .. } => "audit",
             Self::Reload => "reload",
+            Self::Backup { .. } => "backup",
         }
     }
 }
@@ -104,9 +111,14 @@ impl Request {
 pub enum Answer {
     /// So far; more answers follow.
     Progress {
-        /// Bytes that arrived.
+        /// Bytes that arrived, or were carried.
         received_bytes: u64,
+        /// All of them, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        total_bytes: Option<u64>,
     },
+    /// A backup.
+    Backup(BackupView),
     /// Done; there is nothing to tell.
     Done,
     /// How the daemon is.
@@ -151,6 +163,9 @@ pub struct StatusView {
     pub ready: bool,
     /// What it stands on: name, and what is wrong.
     pub checks: Vec<(String, Option<String>)>,
+    /// When the newest backup was made.
+    #[serde(default)]
+    pub last_backup_at: Option<Timestamp>,
     /// Sessions that have not ended.
     pub live_sessions: usize,
     /// The most there may be.
@@ -163,6 +178,19 @@ pub struct StatusView {
     pub runtime_version: String,
     /// Limits that this machine does not enforce from outside the sandbox.
     pub unenforced_limits: Vec<String>,
+}
+
+/// A backup that was made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BackupView {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub size_bytes: u64,
+    /// When it was made: what was acknowledged before is in it.
+    pub made_at: Timestamp,
+    /// Whether it is encrypted for the recipient of the configuration.
+    pub encrypted: bool,
 }
 
 /// A new key.
@@ -226,6 +254,7 @@ mod tests {
             Request::ImageImport,
             Request::ImageList,
             Request::Reload,
+            Request::Backup { to: None },
             Request::SessionList {
                 live: true,
                 limit: 1,

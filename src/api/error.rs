@@ -167,6 +167,10 @@ impl From<AppError> for Problem {
             AppError::Runtime(error) => runtime_unavailable(error),
             AppError::Template(refusal) => refusal.into(),
             AppError::Snapshot(refusal) => refusal.into(),
+            // Only operators ask for one, and not here.
+            AppError::Backup(error) => {
+                unavailable("no_backup", "no backup was made").because(error)
+            }
             AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
             AppError::Internal(what) => Self::internal(what),
         }

@@ -3,6 +3,7 @@
 //! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
 //! record the outcome. A front door only translates.
 
+mod backup;
 mod guest;
 pub mod lease;
 pub mod snapshot;
@@ -10,6 +11,7 @@ mod templates;
 mod transfer;
 mod volumes;
 
+pub use self::backup::HealthCheck;
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
@@ -25,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use crate::audit::{AuditError, AuditLog, Intent};
+use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
@@ -82,6 +85,8 @@ pub struct Parts {
     pub calls: TaskTracker,
     /// The snapshots that are being made.
     pub snapshots: Snapshots,
+    /// Makes backups.
+    pub backups: Backups,
     /// The last readiness.
     pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
 }
@@ -133,6 +138,9 @@ pub enum AppError {
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
+    /// There is no backup.
+    #[error(transparent)]
+    Backup(BackupError),
     /// The settings were not taken.
     #[error("{0}")]
     Reload(String),
@@ -154,6 +162,7 @@ impl AppError {
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),
             Self::Snapshot(refusal) => refusal.code(),
+            Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",
             Self::Internal(_) => "internal",
         }

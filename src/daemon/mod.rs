@@ -6,8 +6,10 @@
 //!  doors shut -> calls finish -> sessions left or ended -> state     (drain, mod.rs)
 //! ```
 
+mod check;
 pub mod logging;
 mod reload;
+mod restore;
 mod start;
 pub mod tasks;
 
@@ -18,8 +20,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+pub use self::restore::{RestoreOptions, restore};
+
 use self::logging::Logging;
 use self::start::{Ground, House, Refusal};
+use crate::backup::{self, Backups};
 use crate::base::chain::Chain;
 use crate::base::exit::Exit;
 use crate::config::Config;
@@ -30,6 +35,7 @@ use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
 use crate::session::manager::{Sessions, Settings};
+use crate::store::StoreError;
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -97,7 +103,7 @@ fn complain(text: &str) {
 
 fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Result<Exit, Refusal> {
     let signals = Signals::install()?;
-    let ground = match Ground::prepare(&config) {
+    let ground = match Ground::prepare(&config, &options.config) {
         Ok(ground) => Some(ground),
         // A running daemon holds the state; everything else can still be checked.
         Err(refusal) if options.check && refusal.exit == Exit::AlreadyRunning => {
@@ -148,14 +154,36 @@ async fn serve(
         sessions: config.sessions.clone(),
         templates,
     });
-    let reconciled = house.sessions.reconcile().await.map_err(|error| {
+    let reconciled = match &house.restored {
+        Some(mark) => {
+            house.record_restore(mark).await?;
+            house.sessions.reconcile_restored().await
+        }
+        None => house.sessions.reconcile().await,
+    };
+    let reconciled = reconciled.map_err(|error| {
         Refusal::new(
             Exit::Unavailable,
             format!("take up the sessions: {}", Chain(&error)),
         )
     })?;
     tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
+    if house.restored.take().is_some() {
+        backup::swap::forget_mark(&config.state_dir)?;
+    }
     tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
+    tasks.spawn_core(
+        "backup",
+        keep_backups(house.backups.clone(), tasks.stopping()),
+    );
+    tasks.spawn_core(
+        "check",
+        check::keep(
+            house.store.clone(),
+            config.store.check_every,
+            tasks.stopping(),
+        ),
+    );
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let started = AuditEvent::DaemonStart { version };
@@ -213,9 +241,16 @@ async fn serve(
             }
             _ = routine.tick() => {
                 // Fed by what the daemon is for: a commit that goes through.
+                house.store.keep_reserve();
                 match house.store.check_writable().await {
                     Ok(()) => notifier.watchdog(),
-                    Err(error) => warn!(error = %Chain(&error), "the state cannot be written"),
+                    Err(error) => {
+                        warn!(error = %Chain(&error), "the state cannot be written");
+                        // No restart mends the disk, and what can still be read and ended can be only while we live.
+                        if matches!(error, StoreError::Full(_) | StoreError::Damaged { .. }) {
+                            notifier.watchdog();
+                        }
+                    }
                 }
                 let now = house.status();
                 if now != status {
@@ -233,6 +268,12 @@ async fn serve(
 /// Holds sandboxes ready, and lets go of them when the daemon stops.
 async fn keep_warm(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
     sessions.keep_warm(stop).await;
+    Ok(())
+}
+
+/// Makes backups when their time has come.
+async fn keep_backups(backups: Backups, stop: CancellationToken) -> anyhow::Result<()> {
+    backups.keep(stop).await;
     Ok(())
 }
 
@@ -262,6 +303,7 @@ async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house
     for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
         warn!(task = late, "a task did not end in time");
     }
+    house.backups.close().await;
     house.calls.close();
     if tokio::time::timeout(CALL_GRACE, house.calls.wait())
         .await

@@ -54,6 +54,26 @@ impl Admin {
         }
     }
 
+    /// Asks for one thing that takes its time, as long as it tells how far it has come: bytes done, and of how many.
+    pub async fn ask_long(
+        &self,
+        request: Request,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Answer, Failure> {
+        let (mut sink, mut stream) = self.connect().await?.split();
+        let _ = send(&mut sink, envelope(request)?, DEADLINE).await;
+        loop {
+            match tokio::time::timeout(DEADLINE, self.one(&mut stream)).await {
+                Ok(Ok(Answer::Progress {
+                    received_bytes,
+                    total_bytes,
+                })) => progress(received_bytes, total_bytes.unwrap_or(0)),
+                Ok(answer) => return answer,
+                Err(_) => return Err(self.silent(DEADLINE)),
+            }
+        }
+    }
+
     /// Sends an archive; tells `progress` how many bytes the daemon has.
     pub async fn import(
         &self,
@@ -110,24 +130,31 @@ impl Admin {
         mut progress: impl FnMut(u64),
     ) -> Result<Answer, Failure> {
         loop {
-            let frame = match stream.next().await {
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(Failure::mismatch());
-                }
-                Some(Err(_)) | None => {
-                    return Err(Failure::unavailable(format!(
-                        "casemated broke the connection at {} off; it may or may not have done what it was asked to",
-                        self.path.display()
-                    )));
-                }
-            };
-            match serde_json::from_slice(&frame) {
-                Ok(Answer::Progress { received_bytes }) => progress(received_bytes),
-                Ok(Answer::Refused { code, message }) => return Err(refusal(&code, &message)),
-                Ok(answer) => return Ok(answer),
-                Err(_) => return Err(Failure::mismatch()),
+            match self.one(stream).await? {
+                Answer::Progress { received_bytes, .. } => progress(received_bytes),
+                answer => return Ok(answer),
             }
+        }
+    }
+
+    /// The next answer, whatever it is but a refusal.
+    async fn one(&self, stream: &mut SplitStream<Frames>) -> Result<Answer, Failure> {
+        let frame = match stream.next().await {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Failure::mismatch());
+            }
+            Some(Err(_)) | None => {
+                return Err(Failure::unavailable(format!(
+                    "casemated broke the connection at {} off; it may or may not have done what it was asked to",
+                    self.path.display()
+                )));
+            }
+        };
+        match serde_json::from_slice(&frame) {
+            Ok(Answer::Refused { code, message }) => Err(refusal(&code, &message)),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(Failure::mismatch()),
         }
     }
 
