@@ -300,10 +300,11 @@ async fn drain(config: &Config, notifier: &Notifier, tasks: &tasks::Tasks, house
     info!("stopping");
     notifier.stopping("stopping: finishing calls");
     house.sessions.close();
+    // Whoever waits for one is answered before the doors shut.
+    house.backups.close().await;
     for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
         warn!(task = late, "a task did not end in time");
     }
-    house.backups.close().await;
     house.calls.close();
     if tokio::time::timeout(CALL_GRACE, house.calls.wait())
         .await
