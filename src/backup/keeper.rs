@@ -294,12 +294,11 @@ impl Keeper {
         progress: watch::Sender<Progress>,
     ) -> Result<Made, BackupError> {
         let images = tokio::time::timeout(IMAGES_DEADLINE, self.parts.runtime.images()).await;
-        let images = match images {
-            Ok(Ok(images)) => images.into_iter().map(|image| image.digest).collect(),
-            _ => {
-                warn!("podman does not say what images it has; the backup is without their list");
-                Vec::new()
-            }
+        let images = if let Ok(Ok(images)) = images {
+            images.into_iter().map(|image| image.digest).collect()
+        } else {
+            warn!("podman does not say what images it has; the backup is without their list");
+            Vec::new()
         };
         let this = Arc::clone(self);
         let (answer, answered) = tokio::sync::oneshot::channel();
@@ -329,22 +328,7 @@ impl Keeper {
         let is_ours = to.is_none();
         let target = match to {
             Some(target) => target,
-            None => {
-                directory::ensure(&config.directory, directory::STATE_MODE).map_err(|error| {
-                    BackupError::File {
-                        doing: "use the directory",
-                        path: config.directory.clone(),
-                        source: std::io::Error::other(Chain(&error).to_string()),
-                    }
-                })?;
-                let end = if config.recipient.is_some() {
-                    ".age"
-                } else {
-                    ""
-                };
-                let name = format!("{PREFIX}{}.tar.zst{end}", swap::compact(made_at));
-                config.directory.join(name)
-            }
+            None => self.next(made_at)?,
         };
         let (Some(beside), Some(_), true) =
             (target.parent(), target.file_name(), target.is_absolute())
@@ -414,6 +398,25 @@ impl Keeper {
             made_at,
             encrypted: recipient.is_some(),
         })
+    }
+
+    /// The file in the directory of the configuration, which is there then.
+    fn next(&self, made_at: Timestamp) -> Result<PathBuf, BackupError> {
+        let config = &self.parts.config;
+        directory::ensure(&config.directory, directory::STATE_MODE).map_err(|error| {
+            BackupError::File {
+                doing: "use the directory",
+                path: config.directory.clone(),
+                source: std::io::Error::other(Chain(&error).to_string()),
+            }
+        })?;
+        let end = if config.recipient.is_some() {
+            ".age"
+        } else {
+            ""
+        };
+        let name = format!("{PREFIX}{}.tar.zst{end}", swap::compact(made_at));
+        Ok(config.directory.join(name))
     }
 
     /// Where the copy of the database can lie: in the state's directory, or beside the backup when there is no room and the

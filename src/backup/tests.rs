@@ -1,6 +1,7 @@
 //! Backups and restores of real databases, whole and spoiled, on files alone.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -149,9 +150,8 @@ async fn what_was_there_is_there_again_in_a_fresh_directory() {
         "{:?}",
         bench.names("backups")
     );
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(&made.path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    let rights = std::fs::metadata(&made.path).unwrap().permissions();
+    assert_eq!(rights.mode() & 0o777, 0o600);
     assert_eq!(bench.backups.known().last, Some(made.made_at));
     assert!(
         !bench
@@ -269,8 +269,11 @@ async fn a_sealed_backup_is_for_its_identity_alone() {
     );
 }
 
+/// Names and contents.
+type Packing = Vec<(String, Vec<u8>)>;
+
 /// The parts of a backup, to be packed again otherwise.
-fn parts_of(file: &Path) -> Vec<(String, Vec<u8>)> {
+fn parts_of(file: &Path) -> Packing {
     let zstd = zstd::Decoder::new(std::fs::File::open(file).unwrap()).unwrap();
     let mut tar = tar::Archive::new(zstd);
     tar.entries()
@@ -311,13 +314,14 @@ fn honest(parts: &mut [(String, Vec<u8>)]) {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "its cases are its lines")]
 async fn what_is_foreign_newer_cut_changed_or_lies_is_refused_with_a_sentence() {
     let bench = Bench::new();
     bench.note(2_000).await;
     let made = bench.make(None).await.unwrap();
     let whole = std::fs::read(&made.path).unwrap();
     let parts = parts_of(&made.path);
-    let edit = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let edit = |change: &dyn Fn(&mut Packing)| {
         let mut parts = parts.clone();
         change(&mut parts);
         packed(&parts)
@@ -461,7 +465,6 @@ async fn what_is_foreign_newer_cut_changed_or_lies_is_refused_with_a_sentence() 
         let said = error.to_string();
         assert!(said.contains(sentence), "{what}: {said}");
         assert!(names(&place.state_dir).is_empty(), "{what} left something");
-        println!("{what}: {said}");
     }
     // And what was packed again without a lie is taken.
     std::fs::write(&file, edit(&|parts| honest(parts))).unwrap();
@@ -498,6 +501,71 @@ async fn one_at_a_time_and_nothing_is_written_over() {
         matches!(stopping, Err(BackupError::Stopping)),
         "{stopping:?}"
     );
+}
+
+/// A backup whose disk takes only so much, wherever that ends: there is none of it, and those from before stay.
+#[test]
+fn wherever_the_disk_ends_a_backup_is_whole_or_there_is_none() {
+    use crate::host::child;
+    const NAME: &str = "backup::tests::wherever_the_disk_ends_a_backup_is_whole_or_there_is_none";
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    if child::is_child() {
+        let seen = Arc::default();
+        signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen).unwrap();
+        runtime.block_on(async {
+            let bench = Bench::new();
+            bench.note(1_000).await;
+            let to = |n: usize| Some(bench.path(&format!("backups/{n}")));
+            std::fs::create_dir(bench.path("backups")).unwrap();
+            let size = bench.make(to(0)).await.unwrap().size_bytes;
+            let large = bench.store.copy_bytes().unwrap();
+            let (mut made, mut kept) = (0, vec!["0".to_owned()]);
+            // The hard limit cannot be raised again, so the smallest comes last.
+            for (n, most) in [
+                large * 4,
+                large,
+                large - 1,
+                large / 2,
+                size,
+                size - 1,
+                size / 2,
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let resource = nix::sys::resource::Resource::RLIMIT_FSIZE;
+                nix::sys::resource::setrlimit(resource, most, most).unwrap();
+                match bench.make(to(n + 1)).await {
+                    Ok(_) => {
+                        made += 1;
+                        kept.push((n + 1).to_string());
+                    }
+                    Err(error) => assert!(
+                        matches!(
+                            error,
+                            BackupError::Store(_)
+                                | BackupError::File { .. }
+                                | BackupError::Audit(_)
+                        ),
+                        "{error:?}"
+                    ),
+                }
+                assert_eq!(bench.names("backups"), kept, "{most}");
+                assert!(
+                    !bench
+                        .names("state")
+                        .iter()
+                        .any(|name| name.contains("partial"))
+                );
+            }
+            assert!(made >= 1 && kept.len() < 8, "{kept:?}");
+        });
+        return;
+    }
+    child::run(NAME, &[]);
 }
 
 /// Everything that a restore can leave when it is cut short, as its steps leave it: the next one to come makes it whole, the old

@@ -35,7 +35,8 @@ use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
 use crate::session::manager::{Sessions, Settings};
-use crate::store::StoreError;
+use crate::session::reconcile::Reconciled;
+use crate::store::{Store, StoreError};
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -154,23 +155,8 @@ async fn serve(
         sessions: config.sessions.clone(),
         templates,
     });
-    let reconciled = match &house.restored {
-        Some(mark) => {
-            house.record_restore(mark).await?;
-            house.sessions.reconcile_restored().await
-        }
-        None => house.sessions.reconcile().await,
-    };
-    let reconciled = reconciled.map_err(|error| {
-        Refusal::new(
-            Exit::Unavailable,
-            format!("take up the sessions: {}", Chain(&error)),
-        )
-    })?;
+    let reconciled = take_up(&config, &mut house).await?;
     tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
-    if house.restored.take().is_some() {
-        backup::swap::forget_mark(&config.state_dir)?;
-    }
     tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
     tasks.spawn_core(
         "backup",
@@ -241,17 +227,7 @@ async fn serve(
             }
             _ = routine.tick() => {
                 // Fed by what the daemon is for: a commit that goes through.
-                house.store.keep_reserve();
-                match house.store.check_writable().await {
-                    Ok(()) => notifier.watchdog(),
-                    Err(error) => {
-                        warn!(error = %Chain(&error), "the state cannot be written");
-                        // No restart mends the disk, and what can still be read and ended can be only while we live.
-                        if matches!(error, StoreError::Full(_) | StoreError::Damaged { .. }) {
-                            notifier.watchdog();
-                        }
-                    }
-                }
+                feed(&notifier, &house.store).await;
                 let now = house.status();
                 if now != status {
                     notifier.status(&now);
@@ -263,6 +239,42 @@ async fn serve(
     drain(&config, &notifier, &tasks, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Takes up the sessions, of a restored state those whose sandboxes still run.
+async fn take_up(config: &Config, house: &mut House) -> Result<Reconciled, Refusal> {
+    let reconciled = match &house.restored {
+        Some(mark) => {
+            house.record_restore(mark).await?;
+            house.sessions.reconcile_restored().await
+        }
+        None => house.sessions.reconcile().await,
+    };
+    let reconciled = reconciled.map_err(|error| {
+        Refusal::new(
+            Exit::Unavailable,
+            format!("take up the sessions: {}", Chain(&error)),
+        )
+    })?;
+    if house.restored.take().is_some() {
+        backup::swap::forget_mark(&config.state_dir)?;
+    }
+    Ok(reconciled)
+}
+
+/// Tells the service manager that we live: by what the daemon is for, a commit that goes through.
+async fn feed(notifier: &Notifier, store: &Store) {
+    store.keep_reserve();
+    match store.check_writable().await {
+        Ok(()) => notifier.watchdog(),
+        Err(error) => {
+            warn!(error = %Chain(&error), "the state cannot be written");
+            // No restart mends the disk, and what can still be read and ended can be only while we live.
+            if matches!(error, StoreError::Full(_) | StoreError::Damaged { .. }) {
+                notifier.watchdog();
+            }
+        }
+    }
 }
 
 /// Holds sandboxes ready, and lets go of them when the daemon stops.

@@ -43,6 +43,8 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -51,7 +53,6 @@ mod tests {
         assert!(free_bytes(directory.path()).unwrap() > 0);
         let file = File::create(directory.path().join("x")).unwrap();
         hold(&file, 1 << 20).unwrap();
-        use std::os::unix::fs::MetadataExt;
         let found = file.metadata().unwrap();
         assert_eq!(found.len(), 1 << 20);
         assert!(found.blocks() * 512 >= 1 << 20, "it is no hole");

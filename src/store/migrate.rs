@@ -285,6 +285,64 @@ pub(super) mod tests {
         assert_eq!(std::fs::read_dir(backups).unwrap().count(), 3);
     }
 
+    /// An upgrade whose disk takes only so much, whatever it is that does not fit: the copy, its name, the log, the commit.
+    #[test]
+    fn wherever_the_disk_ends_an_upgrade_is_whole_or_was_not_begun() {
+        use crate::host::child;
+        const NAME: &str =
+            "store::migrate::tests::wherever_the_disk_ends_an_upgrade_is_whole_or_was_not_begun";
+        if child::is_child() {
+            let path = std::path::PathBuf::from(std::env::var_os("CASEMATE_TEST_PLACE").unwrap());
+            let most = std::env::var("CASEMATE_TEST_LIMIT")
+                .unwrap()
+                .parse()
+                .unwrap();
+            // Without a handler the signal of the limit would end the process.
+            let seen = std::sync::Arc::default();
+            signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen).unwrap();
+            let resource = nix::sys::resource::Resource::RLIMIT_FSIZE;
+            nix::sys::resource::setrlimit(resource, most, most).unwrap();
+            drop(Store::open(&path));
+            return;
+        }
+        let (mut old, mut new) = (0, 0);
+        for kib in [0, 4, 16, 33, 48, 64, 80, 96, 112, 128, 160, 200, 400] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state.db");
+            leave(&path, 1);
+            let before = rows(&Connection::open(&path).unwrap(), None);
+            let limit = (kib << 10).to_string();
+            let env = [
+                ("CASEMATE_TEST_PLACE", path.to_str().unwrap()),
+                ("CASEMATE_TEST_LIMIT", &limit),
+            ];
+            child::run(NAME, &env);
+            let db = Connection::open(&path).unwrap();
+            match judge(&db, &path).unwrap() {
+                1 => {
+                    assert_eq!(rows(&db, None), before, "{kib}");
+                    old += 1;
+                }
+                version => {
+                    assert_eq!(version, known(), "{kib}");
+                    new += 1;
+                }
+            }
+            drop(db);
+            let backups = std::fs::read_dir(directory.path().join("backups"));
+            for copy in backups.into_iter().flatten() {
+                let copy = copy.unwrap().path();
+                assert_eq!(
+                    rows(&Connection::open(&copy).unwrap(), None),
+                    before,
+                    "{kib}"
+                );
+            }
+            drop(Store::open(&path).unwrap());
+        }
+        assert!(old > 0 && new > 0, "{old} {new}");
+    }
+
     /// `schema.sql` is for people: what all migrations come to. `CASEMATE_WRITE_SCHEMA=1 cargo test -p casemate --lib schema_sql`
     /// writes it anew.
     #[test]

@@ -90,11 +90,13 @@ async fn a_start_refuses_what_is_damaged_in_header_table_or_index_or_cut() {
     ] {
         std::fs::write(&path, &whole).unwrap();
         spoil(&path, at, &noise);
-        println!("{what}: {}", is_refused(&path));
+        let said = is_refused(&path);
+        assert!(said.contains("damaged"), "{what}: {said}");
     }
     for length in [0, 100, 5_000, whole.len() - 1, whole.len() / 2] {
         std::fs::write(&path, &whole[..length]).unwrap();
-        println!("{length} bytes: {}", is_refused(&path));
+        let said = is_refused(&path);
+        assert!(said.contains("damaged"), "{length} bytes: {said}");
     }
     std::fs::write(&path, &whole).unwrap();
     Store::open(&path).unwrap().close().await;
@@ -315,7 +317,7 @@ async fn a_copy_that_is_given_up_or_cannot_be_made_leaves_nothing() {
     store.close().await;
 }
 
-/// A file that only grows so far: what RLIMIT_FSIZE does to a process, in one of its own.
+/// A file that only grows so far: what `RLIMIT_FSIZE` does to a process, in one of its own.
 #[test]
 fn a_write_that_the_disk_does_not_take_is_refused_and_what_was_there_stays() {
     use crate::host::child;

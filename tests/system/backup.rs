@@ -105,11 +105,7 @@ async fn what_was_acknowledged_before_a_backup_under_load_is_there_in_a_fresh_di
         begun.iter().all(|begun| begun.load(Ordering::SeqCst))
     })
     .await;
-    let before = daemon
-        .client
-        .get("/v1/templates?limit=200")
-        .await
-        .expect(200);
+    let before = daemon.client.get("/v1/templates").await.expect(200);
     let made = backup(&daemon, None).await.unwrap();
     stop.store(true, Ordering::SeqCst);
     for writer in writers {
@@ -144,11 +140,7 @@ async fn what_was_acknowledged_before_a_backup_under_load_is_there_in_a_fresh_di
     other.start().await;
     // The key that was made there is known here.
     other.client.key.clone_from(&daemon.client.key);
-    let now = other
-        .client
-        .get("/v1/templates?limit=200")
-        .await
-        .expect(200);
+    let now = other.client.get("/v1/templates").await.expect(200);
     let list = |page: &serde_json::Value| -> BTreeSet<String> {
         let items = page["items"].as_array().unwrap().iter();
         items
