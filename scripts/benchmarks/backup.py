@@ -1,4 +1,4 @@
-"""What a backup of a database of 1 GiB costs 32 writers: scripts/benchmarks/backup.rs measures, this shows."""
+"""What a backup of a database of 1 GiB costs 32 writers: tests/benchmarks/backup.rs measures, this shows."""
 
 import json
 import os
