@@ -233,14 +233,19 @@ impl Store {
     /// [`StoreError::Open`], [`StoreError::NotOurs`], [`StoreError::Newer`], [`StoreError::Damaged`], [`StoreError::NoCopy`],
     /// [`StoreError::Sql`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::open_whole(path).map_err(StoreError::or_damaged)
+        Self::open_whole(path).map_err(|error| match error.or_damaged() {
+            StoreError::Damaged { what } => StoreError::Damaged {
+                what: format!("{}: {what}", path.display()),
+            },
+            other => other,
+        })
     }
 
     fn open_whole(path: &Path) -> Result<Self, StoreError> {
         match std::fs::symlink_metadata(path) {
             Ok(found) if found.is_file() && found.len() == 0 => {
                 return Err(StoreError::Damaged {
-                    what: format!("{} is empty", path.display()),
+                    what: "it is empty".to_owned(),
                 });
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => create(path)?,
