@@ -17,6 +17,7 @@ pub mod api;
 pub mod app;
 
 // 6: lives and schedules
+pub mod backup;
 pub mod session;
 
 // 5: the record

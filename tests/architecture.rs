@@ -19,6 +19,7 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 /// Each outside crate and where it may be named (beginnings of paths below `src/`). One that several folders share is
 /// `""`. A new dependency needs a line here, and so a thought.
 const PLACES: &[(&str, &[&str])] = &[
+    ("age", &["backup/seal.rs"]),
     ("anyhow", &["daemon/", "bin/"]),
     ("async_compression", &["api/v1/archive.rs", "bin/"]),
     ("async_trait", &["runtime/"]),
@@ -49,7 +50,10 @@ const PLACES: &[(&str, &[&str])] = &[
     ("matchit", &["api/"]),
     ("nix", &["host/"]),
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
-    ("ring", &["identity/", "vault/", "bin/"]),
+    (
+        "ring",
+        &["backup/archive.rs", "identity/", "vault/", "bin/"],
+    ),
     ("rusqlite", &["store/"]),
     ("rustix", &["bin/"]),
     ("schemars", &["base/", "model/", "api/"]),
@@ -60,7 +64,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("sha2", &["model/record.rs"]),
     ("signal_hook", &["host/signals.rs"]),
     ("subtle", &["base/secret.rs", "identity/"]),
-    ("tar", &["app/snapshot/", "bin/"]),
+    ("tar", &["app/snapshot/", "backup/archive.rs", "bin/"]),
     ("thiserror", &[""]),
     ("tokio", &[""]),
     (
@@ -70,6 +74,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "api/",
             "app/",
             "audit/",
+            "backup/keeper.rs",
             "daemon/",
             "host/accept.rs",
             "session/",
@@ -90,6 +95,7 @@ const PLACES: &[(&str, &[&str])] = &[
     (
         "zeroize",
         &[
+            "backup/seal.rs",
             "base/secret.rs",
             "daemon/start.rs",
             "identity/",
@@ -98,6 +104,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
+    ("zstd", &["backup/archive.rs"]),
 ];
 
 /// What decides without doing: no I/O, no async, no clock.

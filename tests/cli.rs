@@ -622,13 +622,51 @@ fn a_new_key_is_all_that_stands_on_standard_output() {
 }
 
 #[test]
+fn a_backup_tells_where_it_is_and_names_its_file_from_the_top() {
+    let made = || {
+        let progress = Answer::Progress {
+            received_bytes: 5,
+            total_bytes: Some(10),
+        };
+        let made = Answer::Backup(casemate::admin::protocol::BackupView {
+            path: "/backups/b.tar.zst".into(),
+            size_bytes: 7,
+            made_at: serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap(),
+            encrypted: true,
+        });
+        administer(vec![progress, made])
+    };
+    let daemon = made();
+    let output = daemon
+        .command(&["backup", "--to", "b.tar.zst"])
+        .output()
+        .unwrap();
+    ended(&output, 0);
+    assert_eq!(text(&output.stdout), "/backups/b.tar.zst\n");
+    assert!(text(&output.stderr).contains("encrypted"));
+    let (request, _) = daemon.thread.join().unwrap();
+    let here = std::env::current_dir().unwrap().join("b.tar.zst");
+    assert!(matches!(request, Request::Backup { to: Some(to) } if to == here));
+    let daemon = made();
+    let output = daemon.command(&["backup", "--json"]).output().unwrap();
+    ended(&output, 0);
+    let view: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(view["encrypted"], true);
+    let (request, _) = daemon.thread.join().unwrap();
+    assert!(matches!(request, Request::Backup { to: None }));
+}
+
+#[test]
 fn an_archive_arrives_whole_and_only_its_digest_is_printed() {
     let digest = ImageDigest::from_bytes([7; 32]);
     let archive: Vec<u8> = (0..1_000_003_u32)
         .map(|n| n.to_le_bytes()[0] ^ 0x5a)
         .collect();
     for from_stdin in [false, true] {
-        let progress = Answer::Progress { received_bytes: 5 };
+        let progress = Answer::Progress {
+            received_bytes: 5,
+            total_bytes: None,
+        };
         let daemon = administer(vec![progress, Answer::Image { digest }]);
         let file = daemon.directory.path().join("archive");
         std::fs::write(&file, &archive).unwrap();

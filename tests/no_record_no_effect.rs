@@ -89,6 +89,16 @@ impl Bench {
             },
         });
         let (reload, _) = mpsc::channel(1);
+        let backups = casemate::backup::Backups::new(casemate::backup::keeper::Parts {
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: Arc::clone(&dynamic),
+            clock: clock.clone(),
+            config: casemate::model::settings::BackupConfig::by_hand(
+                directory.path().join("backups"),
+            ),
+            templates: directory.path().join("templates"),
+        });
         let app = App::new(Parts {
             sessions,
             store,
@@ -106,6 +116,7 @@ impl Bench {
             reload,
             calls: TaskTracker::new(),
             snapshots: casemate::app::Snapshots::default(),
+            backups,
             readiness: Mutex::new(None),
         });
         Self {

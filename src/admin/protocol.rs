@@ -6,6 +6,7 @@
 //! one last answer.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::codec::LengthDelimitedCodec;
@@ -101,6 +102,11 @@ pub enum Request {
     AuditKey,
     /// Read the settings again.
     Reload,
+    /// Make a backup.
+    Backup {
+        /// As this file, by its absolute path; in the directory of the configuration without it.
+        to: Option<PathBuf>,
+    },
 }
 
 impl Request {
@@ -120,6 +126,7 @@ impl Request {
             Self::AuditVerify => "audit-verify",
             Self::AuditKey => "audit-key",
             Self::Reload => "reload",
+            Self::Backup { .. } => "backup",
         }
     }
 }
@@ -130,9 +137,14 @@ impl Request {
 pub enum Answer {
     /// So far; more answers follow.
     Progress {
-        /// Bytes that arrived.
+        /// Bytes that arrived, or were carried.
         received_bytes: u64,
+        /// All of them, where that is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        total_bytes: Option<u64>,
     },
+    /// A backup.
+    Backup(BackupView),
     /// Done; there is nothing to tell.
     Done,
     /// How the daemon is.
@@ -196,6 +208,9 @@ pub struct StatusView {
     pub ready: bool,
     /// What it stands on: name, and what is wrong.
     pub checks: Vec<(String, Option<String>)>,
+    /// When the newest backup was made.
+    #[serde(default)]
+    pub last_backup_at: Option<Timestamp>,
     /// Sessions that have not ended.
     pub live_sessions: usize,
     /// The most there may be.
@@ -208,6 +223,19 @@ pub struct StatusView {
     pub runtime_version: String,
     /// Limits that this machine does not enforce from outside the sandbox.
     pub unenforced_limits: Vec<String>,
+}
+
+/// A backup that was made.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct BackupView {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length.
+    pub size_bytes: u64,
+    /// When it was made: what was acknowledged before is in it.
+    pub made_at: Timestamp,
+    /// Whether it is encrypted for the recipient of the configuration.
+    pub encrypted: bool,
 }
 
 /// A new key.
@@ -282,6 +310,7 @@ mod tests {
                 session: None,
                 follow: false,
             },
+            Request::Backup { to: None },
             Request::SessionList {
                 live: true,
                 limit: 1,

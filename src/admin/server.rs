@@ -10,16 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::protocol::{
-    Answer, Envelope, KeyView, Request, SessionLine, StatusView, VERSION, codec,
+    Answer, BackupView, Envelope, KeyView, Request, SessionLine, StatusView, VERSION, codec,
 };
 use super::record;
 use crate::app::{App, AppError};
+use crate::backup::Progress;
 use crate::base::chain::Chain;
 use crate::host::accept::{Bounds, accept};
 use crate::host::peer::Peer;
@@ -45,6 +47,9 @@ const REFUSAL_RECORD_MS: i64 = 1_000;
 
 /// Pieces of an archive on their way to the runtime; a slow runtime slows the sender.
 const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// Time between two reports of a backup's progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How much of an archive arrives between two reports of progress.
 const PROGRESS_STEP_BYTES: u64 = 8 << 20;
@@ -292,21 +297,59 @@ impl Desk {
                 self.app.reload(who).await?;
                 Answer::Done
             }
+            Request::Backup { to } => self.backup(frames, who, to).await?,
         })
+    }
+
+    /// Tells how far it has come until it is made. An operator who goes away stops it not.
+    async fn backup(
+        &self,
+        frames: &mut Frames,
+        who: &Principal,
+        to: Option<PathBuf>,
+    ) -> Result<Answer, AppError> {
+        let (told, progress) = watch::channel(Progress::default());
+        let making = self.app.make_backup(who, to, told);
+        tokio::pin!(making);
+        let mut beat = tokio::time::interval(PROGRESS_INTERVAL);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                made = &mut making => {
+                    let made = made?;
+                    return Ok(Answer::Backup(BackupView {
+                        path: made.path,
+                        size_bytes: made.size_bytes,
+                        made_at: made.made_at,
+                        encrypted: made.encrypted,
+                    }));
+                }
+                _ = beat.tick() => {
+                    let Progress { done_bytes, total_bytes } = *progress.borrow();
+                    let so_far = Answer::Progress {
+                        received_bytes: done_bytes,
+                        total_bytes: Some(total_bytes),
+                    };
+                    send(frames, &so_far).await;
+                }
+            }
+        }
     }
 
     async fn status(&self) -> Answer {
         let readiness = self.app.readiness().await;
+        let checks = self.app.health().await;
         let settings = self.app.settings();
         let facts = self.app.facts();
         Answer::Status(StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: readiness.is_ready(),
-            checks: readiness
-                .checks
+            checks: checks
                 .into_iter()
-                .map(|(name, problem)| (name.to_owned(), problem))
+                .map(|check| (check.name.to_owned(), check.problem))
                 .collect(),
+            last_backup_at: self.app.last_backup(),
             live_sessions: self.app.live_sessions(),
             max_sessions: settings.sessions.max,
             templates: settings.templates.keys().cloned().collect(),
@@ -377,7 +420,11 @@ impl Desk {
                 }
                 if received_bytes - told_bytes >= PROGRESS_STEP_BYTES {
                     told_bytes = received_bytes;
-                    send(frames, &Answer::Progress { received_bytes }).await;
+                    let so_far = Answer::Progress {
+                        received_bytes,
+                        total_bytes: None,
+                    };
+                    send(frames, &so_far).await;
                 }
             }
         };
@@ -424,6 +471,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),
         AppError::Snapshot(refusal) => refusal.code(),
+        AppError::Backup(error) => error.code(),
         AppError::Reload(_) => "not_reloaded",
         AppError::Internal(_) => "internal",
     };

@@ -140,6 +140,9 @@ impl Problem {
 
 impl From<AppError> for Problem {
     fn from(error: AppError) -> Self {
+        if let Some((code, detail)) = error.of_the_state() {
+            return unavailable(code, detail).because(error);
+        }
         match error {
             AppError::Unauthenticated => Self::unauthenticated(),
             AppError::Denied(rule) => Self::new(
@@ -169,6 +172,10 @@ impl From<AppError> for Problem {
             AppError::Runtime(error) => runtime_unavailable(error),
             AppError::Template(refusal) => refusal.into(),
             AppError::Snapshot(refusal) => refusal.into(),
+            // Only operators ask for one, and not here.
+            AppError::Backup(error) => {
+                unavailable("no_backup", "no backup was made").because(error)
+            }
             AppError::Reload(problems) => Self::new(StatusCode::CONFLICT, "not_reloaded", problems),
             AppError::Internal(what) => Self::internal(what),
         }

@@ -3,6 +3,7 @@
 //! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
 //! record the outcome. A front door only translates.
 
+mod backup;
 mod guest;
 pub mod lease;
 mod record;
@@ -11,6 +12,7 @@ mod templates;
 mod transfer;
 mod volumes;
 
+pub use self::backup::HealthCheck;
 pub use self::record::{AuditExport, ocsf_event};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
@@ -27,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
 use crate::audit::{AuditError, AuditLog, Intent};
+use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
@@ -84,6 +87,8 @@ pub struct Parts {
     pub calls: TaskTracker,
     /// The snapshots that are being made.
     pub snapshots: Snapshots,
+    /// Makes backups.
+    pub backups: Backups,
     /// The last readiness.
     pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
 }
@@ -93,6 +98,8 @@ pub struct Parts {
 pub struct Readiness {
     /// Each thing it stands on, and what is wrong with it.
     pub checks: Vec<(&'static str, Option<String>)>,
+    /// What an operator must do about the state, where that is known.
+    pub mend: Option<&'static str>,
 }
 
 impl Readiness {
@@ -136,6 +143,9 @@ pub enum AppError {
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
+    /// There is no backup.
+    #[error(transparent)]
+    Backup(BackupError),
     /// The settings were not taken.
     #[error("{0}")]
     Reload(String),
@@ -158,9 +168,39 @@ impl AppError {
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),
             Self::Snapshot(refusal) => refusal.code(),
+            Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",
             Self::Internal(_) => "internal",
         }
+    }
+}
+
+impl AppError {
+    /// What is wrong with the state itself, where that is why: a stable word, and what to do.
+    #[must_use]
+    pub fn of_the_state(&self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Store(error)
+            | Self::Audit(AuditError::Store(error))
+            | Self::Session(
+                SessionError::Store(error) | SessionError::Audit(AuditError::Store(error)),
+            ) => of_the_state(error),
+            _ => None,
+        }
+    }
+}
+
+const fn of_the_state(error: &StoreError) -> Option<(&'static str, &'static str)> {
+    match error {
+        StoreError::Damaged { .. } => Some((
+            "state_damaged",
+            "the state is damaged, so nothing is written to it any more; an operator must restore a backup (casemated restore)",
+        )),
+        StoreError::Full(_) => Some((
+            "state_full",
+            "the disk of the state is full, so nothing new is taken in; an operator must make room on it",
+        )),
+        _ => None,
     }
 }
 
@@ -428,12 +468,14 @@ impl App {
                 (doing, Some("no answer in time".to_owned()))
             }
         };
+        let mut mend = None;
         let store = tokio::time::timeout(READINESS_PATIENCE, async {
-            self.0
-                .store
-                .check_writable()
-                .await
-                .map_err(|error| Chain(&error).to_string())
+            let store = &self.0.store;
+            let found = store.check_room().and(store.check_writable().await);
+            found.map_err(|error| {
+                mend = of_the_state(&error).map(|(_, mend)| mend);
+                Chain(&error).to_string()
+            })
         });
         let runtime = tokio::time::timeout(READINESS_PATIENCE, async {
             let probed = self.0.runtime.probe().await;
@@ -447,6 +489,7 @@ impl App {
                 ("links", self.0.sessions.links_problem()),
                 ("record", self.0.audit.alarm().map(str::to_owned)),
             ],
+            mend,
         };
         *last = Some((tokio::time::Instant::now(), readiness.clone()));
         readiness
@@ -515,6 +558,12 @@ impl App {
         work: impl Future<Output = Result<T, SessionError>> + Send + 'static,
         told: fn(&T) -> Option<String>,
     ) -> Result<T, AppError> {
+        if matches!(
+            event,
+            AuditEvent::SessionRun { .. } | AuditEvent::ProcessStart { .. }
+        ) {
+            self.0.store.check_room().map_err(AppError::Store)?;
+        }
         // On the heap: what is done in a session can be large, and would be in here twice.
         let work = Box::pin(work).map_err(AppError::Session);
         self.record(principal, Some(id), event, work, told).await

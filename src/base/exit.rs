@@ -15,6 +15,8 @@ pub enum Exit {
     Failed = 1,
     /// The command line is wrong (`EX_USAGE`). No restart mends it.
     Usage = 64,
+    /// The state is damaged (`EX_DATAERR`). No restart mends it, a restore does.
+    Damaged = 65,
     /// Something outside does not answer, podman above all (`EX_UNAVAILABLE`). A restart may help.
     Unavailable = 69,
     /// A defect of ours: a core task ended or panicked (`EX_SOFTWARE`). A restart may help.
@@ -40,10 +42,11 @@ pub enum Exit {
 
 impl Exit {
     /// Every way to end, in the order of their numbers.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
+        Self::Damaged,
         Self::Unavailable,
         Self::Software,
         Self::CantCreate,
@@ -66,7 +69,10 @@ impl Exit {
     /// exactly those for which it could not.
     #[must_use]
     pub const fn restart_may_help(self) -> bool {
-        !matches!(self, Self::Ok | Self::Usage | Self::Refused | Self::Config)
+        !matches!(
+            self,
+            Self::Ok | Self::Usage | Self::Damaged | Self::Refused | Self::Config
+        )
     }
 }
 
@@ -93,6 +99,7 @@ mod tests {
     fn a_wrong_configuration_is_not_a_restart_loop() {
         assert!(!Exit::Config.restart_may_help());
         assert!(!Exit::Refused.restart_may_help());
+        assert!(!Exit::Damaged.restart_may_help());
         assert!(Exit::Unavailable.restart_may_help());
     }
 }

@@ -29,7 +29,8 @@ use section::{Found, Located, Walk};
 
 use crate::model::name::Name;
 use crate::model::settings::{
-    AdminConfig, AuditConfig, HttpConfig, LogConfig, Mode, SessionsConfig, VolumesConfig,
+    AdminConfig, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, SessionsConfig,
+    StoreConfig, VolumesConfig,
 };
 use crate::model::template::TemplateSpec;
 use crate::runtime::RuntimeConfig;
@@ -67,6 +68,10 @@ pub struct Config {
     pub volumes: VolumesConfig,
     /// The record.
     pub audit: AuditConfig,
+    /// The database.
+    pub store: StoreConfig,
+    /// Backups.
+    pub backup: BackupConfig,
     /// The log.
     pub log: LogConfig,
     /// Every key of the main file with the value that holds, as text.
@@ -206,6 +211,12 @@ impl Config {
             }
         }
         problems.finish(config)
+    }
+
+    /// Where the templates' files are that belong to a main file.
+    #[must_use]
+    pub fn templates_beside(path: &Path) -> PathBuf {
+        path.with_file_name(templates::DIRECTORY)
     }
 
     /// Every key of the main file and the value that holds, for people.

@@ -19,7 +19,7 @@ use crate::model::template::TemplateSpec;
 const MAX_FILES: usize = 1024;
 
 /// The directory beside the main file, and what its files are called in problems.
-const DIRECTORY: &str = "templates";
+pub(super) const DIRECTORY: &str = "templates";
 
 /// The files of templates beside a main file, by name.
 pub(super) fn sources(main: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {

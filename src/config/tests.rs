@@ -331,3 +331,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn backups_have_a_time_a_place_and_a_recipient_or_none() {
+    let config = |text: &str| one(format!("version: 1\n{text}"));
+    let default = config("").unwrap().backup;
+    assert_eq!(default.directory, Path::new("/var/lib/casemate/backups"));
+    assert_eq!((default.at, default.recipient), (None, None));
+    assert_eq!(default.every, Some(std::time::Duration::from_secs(86_400)));
+    let off = config("backup: {every_s: 0}\nstore: {check_every_s: 0}").unwrap();
+    assert_eq!((off.backup.every, off.store.check_every), (None, None));
+    assert_eq!(config("backup: {at: 03:30}").unwrap().backup.at, Some(210));
+    for bad in [
+        "{at: 24:00}",
+        "{at: 3:30}",
+        "{at: noon}",
+        "{at: 03:30, every_s: 60}",
+        "{recipient: age1}",
+        "{recipient: AGE-SECRET-KEY-1}",
+        "{keep: 0}",
+        "{directory: backups}",
+    ] {
+        assert!(config(&format!("backup: {bad}")).is_err(), "{bad}");
+    }
+    let secret = config("backup: {recipient: AGE-SECRET-KEY-1HUSH}").unwrap_err();
+    assert!(!secret.to_string().contains("HUSH"), "{secret}");
+}

@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use super::document::Value;
 use super::section::Section;
 use super::{Config, level};
 use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, ArgvRecord, AuditConfig, HttpConfig, LogConfig, Mode, OnShutdown, SessionsConfig,
-    TeamTemplates, VolumesConfig,
+    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, OnShutdown,
+    SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -30,6 +31,9 @@ const MAX_BENEATH_RUNTIME_DIR_BYTES: usize = 52;
 const MAX_PATH_BYTES: usize = 1024;
 
 const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// Most seconds between two backups or checks: a year.
+const MAX_EVERY_S: u64 = 366 * 24 * 3600;
 
 /// The whole configuration. With problems noted, the value is of no use.
 pub(super) fn config(root: &Section<'_>) -> Config {
@@ -66,6 +70,8 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         sandbox_group,
         sessions: sessions(&root.section("sessions")),
         volumes: volumes(&root.section("volumes"), &beside),
+        store: store(&root.section("store")),
+        backup: backup(&root.section("backup"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
         audit: audit(&root.section("audit")),
@@ -212,6 +218,63 @@ fn volumes(keys: &Section<'_>, state_dir: &Path) -> VolumesConfig {
         );
     }
     volumes
+}
+
+/// Zero is never.
+fn often(duration: Duration) -> Option<Duration> {
+    (!duration.is_zero()).then_some(duration)
+}
+
+fn store(keys: &Section<'_>) -> StoreConfig {
+    StoreConfig {
+        check_every: often(keys.seconds("check_every_s", 6 * HOUR, 0..=MAX_EVERY_S)),
+    }
+}
+
+/// Below the state's directory by default, where nobody else reads.
+fn backup(keys: &Section<'_>, state_dir: &Path) -> BackupConfig {
+    let beneath = state_dir.join(crate::store::BACKUPS);
+    let at = |text: &str| match text {
+        "" => Ok(None),
+        text => time_of_day(text).map(Some),
+    };
+    let show = |at: &Option<u32>| {
+        at.map(|at| format!("{:02}:{:02}", at / 60, at % 60))
+            .unwrap_or_default()
+    };
+    // What is wrong here is not repeated: it may be the private key.
+    let recipient = |value: &Value| match value {
+        Value::Text(text) if text.is_empty() => Ok(String::new()),
+        Value::Text(text) => crate::backup::check_recipient(text).map(|()| text.clone()),
+        _ => Err("expected text".to_owned()),
+    };
+    let config = BackupConfig {
+        directory: keys.path("directory", &beneath.to_string_lossy(), MAX_PATH_BYTES),
+        every: often(keys.seconds("every_s", 24 * HOUR, 0..=MAX_EVERY_S)),
+        at: keys.text("at", None, at, show),
+        keep: keys.integer("keep", 7, 1..=10_000),
+        recipient: keys
+            .single("recipient", recipient)
+            .filter(|key| !key.is_empty()),
+    };
+    if keys.is_complete() && config.at.is_some() && keys.is_set("every_s") {
+        keys.problem("at", "is in place of every_s; keep one of them");
+    }
+    config
+}
+
+/// Minutes after midnight.
+/// Minutes after midnight.
+fn time_of_day(text: &str) -> Result<u32, String> {
+    let read = || {
+        let (hours, minutes) = text.split_once(':')?;
+        let number = |text: &str, below: u32| {
+            let number = text.parse::<u32>().ok().filter(|number| *number < below);
+            number.filter(|_| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit()))
+        };
+        Some(number(hours, 24)? * 60 + number(minutes, 60)?)
+    };
+    read().ok_or_else(|| "is not a time of the day, UTC, as in 03:30".to_owned())
 }
 
 fn team_templates(keys: &Section<'_>) -> TeamTemplates {

@@ -6,8 +6,10 @@
 //!  doors shut -> calls finish -> sessions left or ended -> state     (drain, mod.rs)
 //! ```
 
+mod check;
 pub mod logging;
 mod reload;
+mod restore;
 mod start;
 pub mod tasks;
 
@@ -18,9 +20,12 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+pub use self::restore::{RestoreOptions, restore};
+
 use self::logging::{Logging, Sink};
 use self::start::{Ground, House, Refusal};
 use crate::audit::mirror::Mirror;
+use crate::backup::{self, Backups};
 use crate::base::chain::Chain;
 use crate::base::exit::Exit;
 use crate::config::Config;
@@ -32,6 +37,8 @@ use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
 use crate::session::manager::{Sessions, Settings};
+use crate::session::reconcile::Reconciled;
+use crate::store::{Store, StoreError};
 
 /// How long calls in flight may take to finish when the daemon stops.
 const CALL_GRACE: Duration = Duration::from_secs(10);
@@ -102,7 +109,7 @@ fn complain(text: &str) {
 
 fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Result<Exit, Refusal> {
     let signals = Signals::install()?;
-    let ground = match Ground::prepare(&config) {
+    let ground = match Ground::prepare(&config, &options.config) {
         Ok(ground) => Some(ground),
         // A running daemon holds the state; everything else can still be checked.
         Err(refusal) if options.check && refusal.exit == Exit::AlreadyRunning => {
@@ -156,14 +163,21 @@ async fn serve(
         sessions: config.sessions.clone(),
         templates,
     });
-    let reconciled = house.sessions.reconcile().await.map_err(|error| {
-        Refusal::new(
-            Exit::Unavailable,
-            format!("take up the sessions: {}", Chain(&error)),
-        )
-    })?;
+    let reconciled = take_up(&config, &mut house).await?;
     tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
     tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
+    tasks.spawn_core(
+        "backup",
+        keep_backups(house.backups.clone(), tasks.stopping()),
+    );
+    tasks.spawn_core(
+        "check",
+        check::keep(
+            house.store.clone(),
+            config.store.check_every,
+            tasks.stopping(),
+        ),
+    );
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let started = AuditEvent::DaemonStart { version };
@@ -225,10 +239,7 @@ async fn serve(
             }
             _ = routine.tick() => {
                 // Fed by what the daemon is for: a commit that goes through.
-                match house.store.check_writable().await {
-                    Ok(()) => notifier.watchdog(),
-                    Err(error) => warn!(error = %Chain(&error), "the state cannot be written"),
-                }
+                feed(&notifier, &house.store).await;
                 let now = house.status();
                 if now != status {
                     notifier.status(&now);
@@ -278,9 +289,51 @@ async fn keep_record(
     Ok(())
 }
 
+/// Takes up the sessions, of a restored state those whose sandboxes still run.
+async fn take_up(config: &Config, house: &mut House) -> Result<Reconciled, Refusal> {
+    let reconciled = match &house.restored {
+        Some(mark) => {
+            house.record_restore(mark).await?;
+            house.sessions.reconcile_restored().await
+        }
+        None => house.sessions.reconcile().await,
+    };
+    let reconciled = reconciled.map_err(|error| {
+        Refusal::new(
+            Exit::Unavailable,
+            format!("take up the sessions: {}", Chain(&error)),
+        )
+    })?;
+    if house.restored.take().is_some() {
+        backup::swap::forget_mark(&config.state_dir)?;
+    }
+    Ok(reconciled)
+}
+
+/// Tells the service manager that we live: by what the daemon is for, a commit that goes through.
+async fn feed(notifier: &Notifier, store: &Store) {
+    store.keep_reserve();
+    match store.check_writable().await {
+        Ok(()) => notifier.watchdog(),
+        Err(error) => {
+            warn!(error = %Chain(&error), "the state cannot be written");
+            // No restart mends the disk, and what can still be read and ended can be only while we live.
+            if matches!(error, StoreError::Full(_) | StoreError::Damaged { .. }) {
+                notifier.watchdog();
+            }
+        }
+    }
+}
+
 /// Holds sandboxes ready, and lets go of them when the daemon stops.
 async fn keep_warm(sessions: Sessions, stop: CancellationToken) -> anyhow::Result<()> {
     sessions.keep_warm(stop).await;
+    Ok(())
+}
+
+/// Makes backups when their time has come.
+async fn keep_backups(backups: Backups, stop: CancellationToken) -> anyhow::Result<()> {
+    backups.keep(stop).await;
     Ok(())
 }
 
@@ -313,6 +366,8 @@ async fn drain(
     info!("stopping");
     notifier.stopping("stopping: finishing calls");
     house.sessions.close();
+    // Whoever waits for one is answered before the doors shut.
+    house.backups.close().await;
     for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
         warn!(task = late, "a task did not end in time");
     }

@@ -14,11 +14,14 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
 use crate::audit::{AuditLog, Signer};
+use crate::backup::keeper::Parts as BackupParts;
+use crate::backup::{Backups, swap};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
@@ -27,6 +30,7 @@ use crate::config::Config;
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::template::{Template, TemplateSpec};
@@ -34,7 +38,7 @@ use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
 use crate::session::volumes::Volumes;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::vault::{Vault, VaultError};
 
 /// Mode of the directory of links: the sandbox group passes through, and what is made in it belongs
@@ -67,7 +71,8 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         let exit = match error {
             StoreError::Newer { .. } | StoreError::NotOurs { .. } => Exit::Config,
-            StoreError::Open { .. } => Exit::CantCreate,
+            StoreError::Damaged { .. } => Exit::Damaged,
+            StoreError::Open { .. } | StoreError::NoCopy { .. } => Exit::CantCreate,
             _ => Exit::IoError,
         };
         Self::new(exit, Chain(&error).to_string())
@@ -100,6 +105,8 @@ pub(super) struct Ground {
     link_root: PathBuf,
     sandbox_group: u32,
     hasher: KeyHasher,
+    templates: PathBuf,
+    restored: Option<swap::Mark>,
 }
 
 /// What the runtime is, and how to reach it.
@@ -119,14 +126,18 @@ pub(super) struct House {
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
+    pub(super) backups: Backups,
+    /// What the state was restored from, when this is the first daemon since.
+    pub(super) restored: Option<swap::Mark>,
 }
 
 impl Ground {
     /// Makes and checks directories, locks the state, reads the hash key.
-    pub(super) fn prepare(config: &Config) -> Result<Self, Refusal> {
+    pub(super) fn prepare(config: &Config, path: &Path) -> Result<Self, Refusal> {
         directory::ensure(&config.state_dir, directory::STATE_MODE)?;
         directory::probe_writable(&config.state_dir)?;
         let lock = lock::StateLock::acquire(&config.state_dir)?;
+        let restored = restore::settle(config)?;
         directory::ensure(&config.runtime_dir, directory::RUNTIME_MODE)?;
         let link_root = config.runtime_dir.join("link");
         directory::ensure(&link_root, directory::LINKS_MODE)?;
@@ -138,6 +149,8 @@ impl Ground {
             link_root,
             sandbox_group: group,
             hasher,
+            templates: Config::templates_beside(path),
+            restored,
         })
     }
 
@@ -148,8 +161,9 @@ impl Ground {
         machine: Machine,
     ) -> Result<(lock::StateLock, House), Refusal> {
         let Machine { runtime, facts } = machine;
-        let path = config.state_dir.join("state.db");
+        let path = config.state_dir.join(store::FILE_NAME);
         let store = Store::open_with(&path, config.audit.flush_every)?;
+        store.keep_reserve();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (signer, was_signed) = signer(&store, &config.state_dir).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
@@ -177,6 +191,14 @@ impl Ground {
                 templates: BTreeMap::new(),
             },
         });
+        let backups = Backups::new(BackupParts {
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: Arc::clone(&runtime),
+            clock: Arc::clone(&clock),
+            config: config.backup.clone(),
+            templates: self.templates,
+        });
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
@@ -190,6 +212,7 @@ impl Ground {
             reload,
             calls: calls.clone(),
             snapshots: crate::app::Snapshots::default(),
+            backups: backups.clone(),
             readiness: Mutex::new(None),
         });
         let house = House {
@@ -201,6 +224,8 @@ impl Ground {
             calls,
             reloads,
             was_signed,
+            backups,
+            restored: self.restored,
         };
         Ok((self.lock, house))
     }
@@ -247,6 +272,19 @@ impl House {
         Ok(())
     }
 
+    /// Records that the state was restored, before anything is done with it.
+    pub(super) async fn record_restore(&self, mark: &swap::Mark) -> Result<(), Refusal> {
+        let event = AuditEvent::StateRestore {
+            made_at: mark.made_at,
+            restored_at: mark.restored_at,
+        };
+        let recorded = self.audit.fact(&Principal::Daemon, None, event).await;
+        recorded.map_err(|error| {
+            let text = format!("record the restore: {}", Chain(&error));
+            Refusal::new(Exit::IoError, text)
+        })
+    }
+
     /// Closes the state.
     pub(super) async fn close(self) {
         let Self {
@@ -254,17 +292,27 @@ impl House {
             app,
             sessions,
             audit,
+            backups,
             ..
         } = self;
         // The store's threads end only when every handle on it is gone.
-        drop((app, sessions, audit));
+        drop((app, sessions, audit, backups));
         store.close().await;
     }
 
     /// One sentence that an operator wants.
     pub(super) fn status(&self) -> String {
         let max = self.app.settings().sessions.max;
-        format!("ready, {} of {max} sessions", self.app.live_sessions())
+        let live = self.app.live_sessions();
+        if let Err(error) = self.store.check_room() {
+            return format!("{error}; {live} of {max} sessions");
+        }
+        let backup = match (self.backups.known().last, self.backups.problem()) {
+            (_, Some(_)) => "backups fail, see casemate admin status".to_owned(),
+            (Some(at), None) => format!("last backup {at}"),
+            (None, None) => "no backup yet".to_owned(),
+        };
+        format!("ready, {live} of {max} sessions, {backup}")
     }
 }
 

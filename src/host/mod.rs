@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod cgroup;
 pub mod directory;
+pub mod disk;
 pub mod harden;
 pub mod journal;
 pub mod lock;

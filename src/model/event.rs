@@ -249,6 +249,20 @@ pub enum AuditEvent {
     /// An image was loaded into the store.
     #[serde(rename = "image.import")]
     ImageImport {},
+    /// A backup was to be made.
+    #[serde(rename = "backup.make")]
+    BackupMake {
+        /// Whether for a recipient alone.
+        encrypted: bool,
+    },
+    /// The state is one that was restored from a backup: what was recorded after that is not in this log.
+    #[serde(rename = "state.restore")]
+    StateRestore {
+        /// When the backup was made.
+        made_at: Timestamp,
+        /// When it was restored.
+        restored_at: Timestamp,
+    },
     /// Somebody asked at the admin socket.
     #[serde(rename = "admin.command")]
     AdminCommand {
@@ -344,6 +358,8 @@ impl AuditEvent {
             Self::VolumeAttach { .. } => "volume.attach",
             Self::ImageImport {} => "image.import",
             Self::ImageRemove { .. } => "image.remove",
+            Self::BackupMake { .. } => "backup.make",
+            Self::StateRestore { .. } => "state.restore",
             Self::AdminCommand { .. } => "admin.command",
             Self::AdminRefused { .. } => "admin.refused",
             Self::SandboxOrphan { .. } => "sandbox.orphan",

@@ -109,13 +109,15 @@ pub enum Reason {
     VolumeLost,
     /// Its launch could not be written down: the disk of the state is full, or fails.
     StoreFailed,
+    /// The state was restored from a backup, and the sandbox that it knew is no more.
+    Restored,
     /// A defect in Casemate.
     Internal,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Client,
         Self::Operator,
         Self::Deadline,
@@ -129,6 +131,7 @@ impl Reason {
         Self::GuestLost,
         Self::VolumeLost,
         Self::StoreFailed,
+        Self::Restored,
         Self::Internal,
     ];
 
@@ -146,6 +149,7 @@ impl Reason {
             | Self::GuestLost
             | Self::VolumeLost
             | Self::StoreFailed
+            | Self::Restored
             | Self::Internal => false,
         }
     }
@@ -167,6 +171,7 @@ impl Reason {
             Self::GuestLost => "guest_lost",
             Self::VolumeLost => "volume_lost",
             Self::StoreFailed => "store_failed",
+            Self::Restored => "restored",
             Self::Internal => "internal",
         }
     }

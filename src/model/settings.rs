@@ -68,6 +68,42 @@ impl Default for AdminConfig {
     }
 }
 
+/// Backups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupConfig {
+    /// Where they are.
+    pub directory: PathBuf,
+    /// So long after the last one comes the next; `None`: none does by itself.
+    pub every: Option<Duration>,
+    /// Minutes after midnight, UTC, at which one is made each day, in place of `every`.
+    pub at: Option<u32>,
+    /// So many are kept.
+    pub keep: usize,
+    /// The age public key that they are encrypted for.
+    pub recipient: Option<String>,
+}
+
+impl BackupConfig {
+    /// None by itself, and all that are kept in this directory.
+    #[must_use]
+    pub const fn by_hand(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            every: None,
+            at: None,
+            keep: 7,
+            recipient: None,
+        }
+    }
+}
+
+/// The database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Time between two whole checks; `None`: there are none.
+    pub check_every: Option<Duration>,
+}
+
 /// What becomes of sandboxes when the daemon stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnShutdown {

@@ -34,6 +34,18 @@ impl Sessions {
     /// # Errors
     /// When the store or the runtime cannot be read: then the machine is not in a state to start from.
     pub async fn reconcile(&self) -> Result<Reconciled, SessionError> {
+        self.compare(false).await
+    }
+
+    /// The same of a state that was restored from a backup: a session that has no sandbox any more has ended.
+    ///
+    /// # Errors
+    /// As [`Sessions::reconcile`].
+    pub async fn reconcile_restored(&self) -> Result<Reconciled, SessionError> {
+        self.compare(true).await
+    }
+
+    async fn compare(&self, was_restored: bool) -> Result<Reconciled, SessionError> {
         let house = &self.house;
         let live = house
             .store
@@ -68,7 +80,12 @@ impl Sessions {
             let intent = house.audit.unfinished_creation(session.id).await;
             let intent = intent.map_err(SessionError::Audit)?;
             let place = self.place_of(&session);
-            self.spawn(session, Start::Found(states), intent, place);
+            let start = if was_restored && states.is_empty() {
+                Start::Restored
+            } else {
+                Start::Found(states)
+            };
+            self.spawn(session, start, intent, place);
             done.taken_up += 1;
         }
         for orphan in orphans {

@@ -50,6 +50,8 @@ pub(super) enum Start {
     Claimed(Box<Warm>),
     /// Left by a former daemon, with the containers that carry its label.
     Found(Vec<SandboxState>),
+    /// Known from a backup that was restored, and no container carries its label.
+    Restored,
     /// Its former runner panicked.
     Broken,
 }
@@ -104,7 +106,7 @@ impl Runner {
                 sandbox: Traces::Known(warm.sandbox.clone()),
                 door: true,
             },
-            Start::Found(_) | Start::Broken => Remains::anything(),
+            Start::Found(_) | Start::Restored | Start::Broken => Remains::anything(),
         };
         let mut life = Life {
             house,
@@ -229,6 +231,12 @@ impl Life {
             }
             Start::Claimed(warm) => self.settle_in(*warm).await?,
             Start::Found(found) => self.take_up(found).await?,
+            Start::Restored => {
+                return Err(End::new(
+                    Reason::Restored,
+                    "the state was restored from a backup, and this session's sandbox is no more",
+                ));
+            }
             Start::Broken => return Err(End::new(Reason::Internal, "a defect; see the log")),
         };
         loop {

@@ -13,6 +13,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn insert_key(&self, key: ApiKey) -> Result<(), StoreError> {
+        self.check_room()?;
         let doing = "keep an API key";
         self.writer
             .call(doing, Durability::Power, move |db| {

@@ -9,11 +9,15 @@
 //! Casemate is refused, never touched.
 
 mod audit;
+mod backup;
+mod check;
 mod checkpoints;
 mod flush;
+mod guard;
 mod images;
 mod keys;
 mod migrate;
+mod reserve;
 mod sealed;
 mod sessions;
 mod templates;
@@ -22,18 +26,21 @@ mod volumes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
+pub use self::backup::{CopyFacts, VolumeOnFile, look_into};
 pub use self::checkpoints::KeptCheckpoint;
 use self::flush::{Flusher, Flushes};
+use self::guard::{Health, Readers, Writer};
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
-use self::threads::{Readers, Writer};
 pub use self::volumes::{VolumeAdmission, VolumeBudget, VolumeRemoval};
 use crate::base::id::InstallationId;
+use crate::host::disk;
 
 /// How long a caller waits for its turn and its commit. Far above any healthy commit; a disk that
 /// takes longer is reported as a failure instead of piling up callers.
@@ -48,6 +55,16 @@ pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
 
 /// Statements that a connection keeps ready: more than are in use again and again.
 const STATEMENTS: usize = 64;
+/// What the log beside the file may keep of the disk once it was folded into the file: a backup keeps it from being folded,
+/// and it grows as long.
+const LOG_BYTES: u32 = 64 << 20;
+
+/// How the file is called in the state's directory.
+pub const FILE_NAME: &str = "state.db";
+
+/// Where in the state's directory backups are, unless the configuration says otherwise, and the copies from before each
+/// upgrade, always.
+pub const BACKUPS: &str = "backups";
 
 /// Read-only connections. Reads are short; two keep one slow list from blocking the rest.
 const READERS: usize = 2;
@@ -67,8 +84,9 @@ pub enum Durability {
 pub struct Store {
     writer: Writer,
     readers: Readers,
+    health: Health,
     installation: InstallationId,
-    directory: Arc<Path>,
+    path: Arc<Path>,
 }
 
 /// What went wrong, split by what the caller does next.
@@ -104,6 +122,41 @@ pub enum StoreError {
         found: u32,
         /// The newest one that this program knows.
         known: u32,
+    },
+    /// The file is damaged. Refuse to start, and to write; no retry helps.
+    #[error(
+        "the database is damaged ({what}); stop casemated and restore a backup: casemated restore FILE --replace"
+    )]
+    Damaged {
+        /// The first sign of it.
+        what: String,
+    },
+    /// The disk is full. Try again when there is room.
+    #[error("database: the disk of the state is full ({0}); make room on it")]
+    Full(&'static str),
+    /// There is no copy of the database from before an upgrade, so it was not upgraded. Refuse to start.
+    #[error(
+        "no copy of the database could be made before its upgrade from schema {from}, so nothing was changed; make room or mend {}", directory.display()
+    )]
+    NoCopy {
+        /// The schema as it is.
+        from: u32,
+        /// Where the copy should have been.
+        directory: PathBuf,
+        /// Why it could not be made.
+        #[source]
+        source: Box<StoreError>,
+    },
+    /// A file beside the database cannot be made, read or written. Report.
+    #[error("{doing} {}", path.display())]
+    File {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
     },
     /// A statement failed. Report.
     #[error("database: {doing}")]
@@ -161,13 +214,50 @@ impl StoreError {
     fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Self {
         move |source| Self::Sql { doing, source }
     }
+
+    /// Wraps what the file system said.
+    fn file(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> Self {
+        move |source| Self::File {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// What SQLite said of a file that is no whole database.
+    fn what_it_says(&self) -> String {
+        match self {
+            Self::Sql { doing, source } => format!("{doing}: {source}"),
+            Self::Open { source, .. } => source.to_string(),
+            other => other.to_string(),
+        }
+    }
+
+    /// The same, of which is known that the disk is full.
+    const fn as_full(&self) -> Self {
+        match self {
+            Self::Sql { doing, .. } => Self::Full(doing),
+            _ => Self::Full("write"),
+        }
+    }
+
+    /// A file that is no whole database is damaged, whatever was being done.
+    fn or_damaged(self) -> Self {
+        if guard::is_damage(&self) {
+            let what = self.what_it_says();
+            return Self::Damaged { what };
+        }
+        self
+    }
 }
 
 impl Store {
-    /// Opens or creates the database, brings it up to date and starts its threads.
+    /// Opens or creates the database, looks at it, brings it up to date and starts its threads. What is damaged is left as it
+    /// is.
     ///
     /// # Errors
-    /// [`StoreError::Open`], [`StoreError::NotOurs`], [`StoreError::Newer`], [`StoreError::Sql`].
+    /// [`StoreError::Open`], [`StoreError::NotOurs`], [`StoreError::Newer`], [`StoreError::Damaged`], [`StoreError::NoCopy`],
+    /// [`StoreError::Sql`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::open_with(path, FLUSH_EVERY)
     }
@@ -177,14 +267,32 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(path: &Path, flush_every: Duration) -> Result<Self, StoreError> {
-        Self::assemble(path, flush_every, &flush::log_of(path))
+        Self::assemble(path, flush_every, &flush::log_of(path)).map_err(|error| {
+            match error.or_damaged() {
+                StoreError::Damaged { what } => StoreError::Damaged {
+                    what: format!("{}: {what}", path.display()),
+                },
+                other => other,
+            }
+        })
     }
 
     fn assemble(path: &Path, every: Duration, disk: &Flushes) -> Result<Self, StoreError> {
-        let mut connection = connect(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
-        )?;
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.is_file() && found.len() == 0 => {
+                return Err(StoreError::Damaged {
+                    what: "it is empty".to_owned(),
+                });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => create(path)?,
+            // Whatever is wrong with it is said by whoever opens it.
+            _ => {}
+        }
+        let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        migrate::judge(&connection, path)?;
+        if let Some(what) = check::at_start(&mut connection, path)? {
+            return Err(StoreError::Damaged { what });
+        }
         migrate::bring_up_to_date(&mut connection, path)?;
         let installation = migrate::installation(&connection)?;
         let mut readers = Vec::with_capacity(READERS);
@@ -193,18 +301,51 @@ impl Store {
         }
         let checkpoints = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let flusher = Flusher::start(disk, checkpoints, every)?;
+        let health = Health::new(path.parent().unwrap_or(Path::new("/")));
         Ok(Self {
-            writer: Writer::start(connection, flusher)?,
-            readers: Readers::start(readers)?,
+            writer: Writer::start(connection, flusher, health.clone())?,
+            readers: Readers::start(readers, health.clone())?,
+            health,
             installation,
-            directory: path.parent().unwrap_or(Path::new("/")).into(),
+            path: path.into(),
         })
     }
 
     /// The directory of the state, which is nobody else's.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.path.parent().unwrap_or(Path::new("/"))
+    }
+
+    /// Refuses while the disk is full: for whoever would begin something new, before it is recorded.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], [`StoreError::Damaged`].
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        self.health.check()?;
+        self.health.check_room()
+    }
+
+    /// Holds room on the disk for ends and their records, and finds out whether there is room again. Blocks for a moment.
+    pub fn keep_reserve(&self) {
+        self.health.keep_reserve();
+    }
+
+    /// Checks the whole database on a connection of its own, while everybody works on. Blocks, for as long as it takes to read
+    /// all of it or until `stop` is set: for a thread of its own. Damage is told to the guard, so that nothing is written any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`]; any other says that it could not be checked.
+    pub fn check(&self, stop: &Arc<AtomicBool>) -> Result<(), StoreError> {
+        let found = connect(&self.path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .and_then(|mut db| check::whole(&mut db, stop));
+        match found.map_err(StoreError::or_damaged) {
+            Ok(Some(Some(what))) | Err(StoreError::Damaged { what }) => {
+                Err(self.health.damaged(what))
+            }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The name of this installation, chosen when the database was made.
@@ -245,6 +386,39 @@ impl Store {
     }
 }
 
+/// The file beside the database that SQLite calls so.
+fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    name.into()
+}
+
+/// Removes a database that is nobody's, with what lies beside it.
+fn discard(path: &Path) {
+    for end in ["", "-wal", "-shm", "-journal"] {
+        // There may be none; what cannot be removed is told by whoever makes it anew.
+        let _ = std::fs::remove_file(beside(path, end));
+    }
+}
+
+/// Makes the database whole under another name first: one that is there and empty has lost what was in it.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let fresh = path.with_extension("new");
+    discard(&fresh);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+    let mut connection = connect(&fresh, flags)?;
+    migrate::bring_up_to_date(&mut connection, &fresh)?;
+    migrate::installation(&connection)?;
+    // The last connection folds the log into the file and removes it.
+    connection.close().map_err(|(_, source)| StoreError::Open {
+        path: fresh.clone(),
+        source,
+    })?;
+    std::fs::rename(&fresh, path).map_err(StoreError::file("rename", &fresh))?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    disk::sync_directory(directory).map_err(StoreError::file("sync", directory))
+}
+
 /// Opens a connection that trusts nothing in the file.
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let open = |source| StoreError::Open {
@@ -265,90 +439,11 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
         "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA trusted_schema = OFF;"
     };
     connection.execute_batch(pragmas).map_err(open)?;
+    connection
+        .pragma_update(None, "journal_size_limit", LOG_BYTES)
+        .map_err(open)?;
     Ok(connection)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("state.db")).unwrap();
-        (directory, store)
-    }
-
-    #[tokio::test]
-    async fn an_installation_keeps_its_name() {
-        let (directory, store) = store();
-        let name = store.installation();
-        store.check_writable().await.unwrap();
-        store.close().await;
-        let again = Store::open(&directory.path().join("state.db")).unwrap();
-        assert_eq!(again.installation(), name);
-    }
-
-    #[tokio::test]
-    async fn a_newer_database_is_refused_and_left_alone() {
-        let (directory, store) = store();
-        store.close().await;
-        let path = directory.path().join("state.db");
-        let raw = Connection::open(&path).unwrap();
-        raw.execute_batch("PRAGMA user_version = 4711").unwrap();
-        drop(raw);
-        let before = std::fs::read(&path).unwrap();
-        let error = Store::open(&path).err().unwrap();
-        assert!(
-            matches!(error, StoreError::Newer { found: 4711, .. }),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(&path).unwrap(), before);
-    }
-
-    #[tokio::test]
-    async fn a_write_that_is_reported_as_failed_was_not_done() {
-        use std::sync::Arc;
-        use std::sync::atomic::{AtomicBool, Ordering};
-        let (directory, store) = store();
-        let stranger = Connection::open(directory.path().join("state.db")).unwrap();
-        stranger.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let ran = Arc::new(AtomicBool::new(false));
-        let job = {
-            let ran = Arc::clone(&ran);
-            move |_: &Connection| {
-                ran.store(true, Ordering::SeqCst);
-                Ok(())
-            }
-        };
-        let refused = store.writer.call("test", Durability::Process, job).await;
-        assert!(
-            matches!(refused, Err(StoreError::Sql { .. })),
-            "{refused:?}"
-        );
-        assert!(!ran.load(Ordering::SeqCst), "it ran outside a transaction");
-        drop(stranger);
-        store.check_writable().await.unwrap();
-    }
-
-    #[test]
-    fn a_stranger_s_database_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        let raw = Connection::open(&path).unwrap();
-        raw.execute_batch("CREATE TABLE theirs (x); PRAGMA application_id = 7")
-            .unwrap();
-        drop(raw);
-        assert!(matches!(
-            Store::open(&path),
-            Err(StoreError::NotOurs { found: 7, .. })
-        ));
-    }
-
-    #[test]
-    fn a_link_is_not_followed() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
-    }
-}
+mod tests;

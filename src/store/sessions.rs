@@ -61,6 +61,7 @@ impl Store {
         max_live: u32,
         idempotency: Option<Idempotency>,
     ) -> Result<Admission, StoreError> {
+        self.check_room()?;
         self.writer
             .call("record a session", Durability::Process, move |db| {
                 admit(db, &session, &announcement, max_live, idempotency.as_ref())

@@ -100,6 +100,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; then nothing is changed.
     pub async fn put_template(&self, new: NewTemplate) -> Result<TemplatePut, StoreError> {
+        self.check_room()?;
         self.writer
             .call("keep a template", Durability::Power, move |db| put(db, new))
             .await

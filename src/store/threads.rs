@@ -282,7 +282,12 @@ fn commit(
 ) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for write in batch.drain(..) {
-        keep(write.durability, (write.job)(Some(&transaction)));
+        // A full or failing disk can undo the whole transaction: outside of one nothing may run.
+        let is_open = !transaction.is_autocommit();
+        keep(
+            write.durability,
+            (write.job)(is_open.then_some(&*transaction)),
+        );
     }
     transaction.commit()
 }

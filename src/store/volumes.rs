@@ -58,6 +58,7 @@ impl Store {
         volume: Volume,
         budget: VolumeBudget,
     ) -> Result<VolumeAdmission, StoreError> {
+        self.check_room()?;
         self.writer
             .call("record a volume", Durability::Power, move |db| {
                 admit(db, &volume, budget)

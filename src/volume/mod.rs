@@ -27,6 +27,8 @@ const DIRECTORY_MODE: u32 = 0o2710;
 const FILE_MODE: u32 = 0o660;
 /// How a volume's file is called: its identifier and this.
 const SUFFIX: &str = ".img";
+/// And after that, when the state that it belonged to was put aside for another one.
+const ASIDE: &str = "before-restore";
 /// For each program of e2fsprogs: at most a second on a healthy disk, whatever the size, as little is written.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(60);
 /// Most that is kept of what such a program says.
@@ -215,6 +217,22 @@ impl VolumeFiles {
             found.extend(id.and_then(|id| id.parse::<VolumeId>().ok()));
         }
         Ok(found)
+    }
+
+    /// Keeps a file under a name that is no volume's: nobody serves it, and nobody removes it. Where it is then.
+    ///
+    /// # Errors
+    /// [`VolumeError::File`].
+    pub fn set_aside(&self, id: VolumeId) -> Result<PathBuf, VolumeError> {
+        let from = self.path(id);
+        let to = from.with_added_extension(ASIDE);
+        std::fs::rename(&from, &to)
+            .map(|()| to)
+            .map_err(|source| VolumeError::File {
+                doing: "put aside",
+                path: from,
+                source,
+            })
     }
 }
 

@@ -173,9 +173,8 @@ async fn a_database_of_a_newer_version_or_another_program_is_refused_and_not_tou
         "this is no database, but it is long enough to look like one",
     )
     .unwrap();
-    let (code, text) = daemon.run_to_end("casemate", &[]).await;
-    assert!([73, 74, 78].contains(&code), "{code}: {text}");
-    says(&text, &["state.db"]);
+    let text = daemon.refuses(65).await;
+    says(&text, &["state.db", "damaged", "casemated restore"]);
     std::fs::write(&database, &right).unwrap();
     daemon.start().await;
     daemon.client.get("/v1/sessions").await.expect(200);

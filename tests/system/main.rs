@@ -20,6 +20,7 @@ mod archive;
 mod support;
 
 mod admin;
+mod backup;
 mod bad_input;
 mod bad_machine;
 mod crash;

@@ -122,6 +122,14 @@ pub(super) const ROUTES: &[Route] = &[
     )]),
     Route::new(
         Method::GET,
+        "/health/detailed",
+        "health_detailed",
+        "Everything that the daemon looks at, and whether it is well.",
+        |call| Box::pin(health::detailed(call)),
+    )
+    .answer(200, Answer::Json(schema_of::<health::DetailedView>)),
+    Route::new(
+        Method::GET,
         "/openapi.json",
         "openapi",
         "This document.",

@@ -80,6 +80,14 @@ fn app(directory: &tempfile::TempDir) -> App {
             templates: BTreeMap::new(),
         },
     });
+    let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
+        store: store.clone(),
+        audit: audit.clone(),
+        runtime: Arc::clone(&runtime),
+        clock: clock.clone(),
+        config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
+        templates: directory.path().join("templates"),
+    });
     App::new(Parts {
         sessions,
         store,
@@ -97,6 +105,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),
         snapshots: crate::app::Snapshots::default(),
+        backups,
         readiness: tokio::sync::Mutex::new(None),
     })
 }

@@ -104,6 +104,14 @@ impl House {
                 templates: files(),
             },
         });
+        let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: Arc::clone(&runtime),
+            clock: clock.clone(),
+            config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
+            templates: directory.path().join("templates"),
+        });
         let app = App::new(Parts {
             sessions,
             store: store.clone(),
@@ -121,6 +129,7 @@ impl House {
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: crate::app::Snapshots::default(),
+            backups,
             readiness: tokio::sync::Mutex::new(None),
         });
         let operator = Principal::Operator { uid: 0 };

@@ -1,4 +1,4 @@
-//! Alive, and able to work. Strangers may ask, so they learn no more than that.
+//! Alive, and able to work. Strangers may ask, so they learn no more than that; whoever has a key learns what is looked at.
 
 use http::StatusCode;
 use schemars::JsonSchema;
@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
+use crate::base::clock::Timestamp;
 
 /// The daemon is alive.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -26,6 +27,9 @@ pub(crate) struct ReadyView {
     unenforced_limits: Vec<&'static str>,
     /// Whether sessions can have volumes here. Why not is in the log, and told to whoever asks for one.
     volumes: bool,
+    /// What an operator must do about the state, where that is what is wrong and it does not mend itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<&'static str>,
 }
 
 /// One thing that the daemon stands on.
@@ -35,6 +39,61 @@ pub(crate) struct CheckView {
     name: &'static str,
     /// Whether it is well.
     ok: bool,
+}
+
+/// How the daemon is, for whoever has a key.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct DetailedView {
+    /// Whether it can do its work.
+    ready: bool,
+    /// Its version.
+    version: &'static str,
+    /// Everything that is looked at.
+    checks: Vec<DetailedCheckView>,
+    /// Sessions that have not ended, of all teams.
+    live_sessions: usize,
+    /// The most there may be.
+    max_sessions: usize,
+    /// When the newest backup was made; absent while there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_backup_at: Option<Timestamp>,
+    /// What an operator must do about the state, where that is what is wrong and it does not mend itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<&'static str>,
+}
+
+/// One thing that is looked at. Why it is not well is in `casemate admin status` and the log.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct DetailedCheckView {
+    /// What.
+    name: &'static str,
+    /// Whether it is well.
+    ok: bool,
+    /// Whether the daemon cannot do its work while it is not.
+    needed: bool,
+}
+
+/// 200 also when something is wrong: `/ready` is for those who look at the status alone.
+pub(crate) async fn detailed(call: &Call) -> Result<Reply, Problem> {
+    call.principal()?;
+    let (checks, readiness) = (call.app.health().await, call.app.readiness().await);
+    let view = DetailedView {
+        ready: readiness.is_ready(),
+        version: env!("CARGO_PKG_VERSION"),
+        checks: checks
+            .into_iter()
+            .map(|check| DetailedCheckView {
+                name: check.name,
+                ok: check.problem.is_none(),
+                needed: check.is_needed,
+            })
+            .collect(),
+        live_sessions: call.app.live_sessions(),
+        max_sessions: call.app.settings().sessions.max,
+        last_backup_at: call.app.last_backup(),
+        mend: readiness.mend,
+    };
+    Ok(Reply::json(StatusCode::OK, &view))
 }
 
 pub(crate) fn health() -> Reply {
@@ -62,6 +121,7 @@ pub(crate) async fn ready(call: &Call) -> Result<Reply, Problem> {
         checks,
         unenforced_limits: call.app.facts().unenforced_limits.clone(),
         volumes: call.app.volumes_problem().is_none(),
+        mend: readiness.mend,
     };
     let reply = Reply::json(status, &view);
     Ok(if ready {

@@ -70,6 +70,26 @@ impl Admin {
         }
     }
 
+    /// Asks for one thing that takes its time, as long as it tells how far it has come: bytes done, and of how many.
+    pub async fn ask_long(
+        &self,
+        request: Request,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Answer, Failure> {
+        let (mut sink, mut stream) = self.connect().await?.split();
+        let _ = send(&mut sink, envelope(request)?, DEADLINE).await;
+        loop {
+            match tokio::time::timeout(DEADLINE, self.next(&mut stream)).await {
+                Ok(Ok(Answer::Progress {
+                    received_bytes,
+                    total_bytes,
+                })) => progress(received_bytes, total_bytes.unwrap_or(0)),
+                Ok(answer) => return answer,
+                Err(_) => return Err(self.silent(DEADLINE)),
+            }
+        }
+    }
+
     /// Sends an archive; tells `progress` how many bytes the daemon has.
     pub async fn import(
         &self,
@@ -127,7 +147,7 @@ impl Admin {
     ) -> Result<Answer, Failure> {
         loop {
             match self.next(stream).await? {
-                Answer::Progress { received_bytes } => progress(received_bytes),
+                Answer::Progress { received_bytes, .. } => progress(received_bytes),
                 answer => return Ok(answer),
             }
         }

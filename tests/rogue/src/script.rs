@@ -272,12 +272,16 @@ fn tar(kind: u8, size: &str, name: &str) -> Vec<u8> {
         }
     };
     put(0, name.as_bytes());
-    put(100, b"0000777\0000000000\0000000000\0");
+    put(100, b"0000777");
+    put(108, b"0000000");
+    put(116, b"0000000");
     put(124, size.as_bytes());
-    put(136, b"00000000000\0        ");
+    put(136, b"00000000000");
+    put(148, b"        ");
     put(156, &[kind]);
     put(157, b"/etc/passwd");
-    put(257, b"ustar\x0000");
+    put(257, b"ustar");
+    put(263, b"00");
     let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
     let sum = format!("{sum:06o}\0 ");
     for (place, byte) in block.iter_mut().skip(148).zip(sum.bytes()) {

@@ -43,7 +43,7 @@ pub async fn ask_with(socket: &Path, request: Request, chunks: &[Bytes]) -> (Ans
             loop {
                 let frame = answers.next().await.expect("no answer").unwrap();
                 match serde_json::from_slice(&frame).unwrap() {
-                    Answer::Progress { received_bytes } => progress.push(received_bytes),
+                    Answer::Progress { received_bytes, .. } => progress.push(received_bytes),
                     last => return (last, progress),
                 }
             }

@@ -1,6 +1,7 @@
 //! `casemate admin …`: what operators do, over the admin socket.
 
 mod audit;
+mod backup;
 mod image;
 mod session;
 mod status;
@@ -32,6 +33,10 @@ pub enum Command {
     Audit(audit::Audit),
     /// Make casemated read its settings again
     Reload,
+    /// Make a backup now and print where it is
+    Backup(backup::Backup),
+    /// Make a state out of a backup, while casemated does not run
+    Restore(Box<backup::Restore>),
 }
 
 /// What to do with keys.
@@ -57,6 +62,8 @@ impl Command {
             Self::Session(command) => command.execute(context).await?,
             Self::Image(command) => command.execute(context).await?,
             Self::Audit(audit) => audit.execute(context).await?,
+            Self::Backup(backup) => backup.execute(context).await?,
+            Self::Restore(restore) => return Err(restore.execute()),
             Self::Reload => {
                 done(context, Request::Reload).await?;
                 if !context.json {

@@ -61,5 +61,9 @@ fn fields(view: &StatusView) -> Vec<(&'static str, String)> {
         ),
         ("templates", list(templates)),
         ("limits not enforced here", list(unenforced)),
+        (
+            "last backup",
+            or_absent(view.last_backup_at.map(|at| at.to_string())),
+        ),
     ]
 }

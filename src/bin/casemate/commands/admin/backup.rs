@@ -1,0 +1,154 @@
+//! `casemate admin backup` and `restore`.
+
+use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use casemate::admin::protocol::{Answer, Request};
+use casemate::base::exit::Exit;
+use clap::Args;
+
+use super::Context;
+use crate::failure::Failure;
+use crate::output::{self, progress, tell};
+use crate::screen::size;
+
+/// Where the daemon's program is when it is not beside this one.
+const CASEMATED: &str = "/usr/bin/casemated";
+/// Runs a program as another user.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
+/// Make a backup now and print where it is
+#[derive(Args)]
+pub struct Backup {
+    /// Make it this file, which is not there yet, in a directory that casemated may write; without it, in backup.directory
+    #[arg(long, value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
+impl Backup {
+    pub async fn execute(self, context: &Context) -> Result<(), Failure> {
+        let to = self.to.map(std::path::absolute).transpose();
+        let to = to.map_err(|error| Failure::usage(format!("--to: {error}")))?;
+        let is_watched = std::io::stderr().is_terminal();
+        let request = Request::Backup { to };
+        let made = context
+            .admin()
+            .ask_long(request, |done, total| {
+                if is_watched && total > 0 {
+                    let percent = u128::from(done.min(total)) * 100 / u128::from(total);
+                    progress(&format!("{percent} %"));
+                }
+            })
+            .await;
+        if is_watched {
+            progress("");
+        }
+        let Answer::Backup(made) = made? else {
+            return Err(Failure::mismatch());
+        };
+        if context.json {
+            return output::json(&made);
+        }
+        output::line(&made.path.display().to_string())?;
+        let sealed = if made.encrypted { ", encrypted" } else { "" };
+        tell(&format!(
+            "made a backup of {}{sealed}; keep a copy on another machine",
+            size(made.size_bytes)
+        ));
+        Ok(())
+    }
+}
+
+/// Make a state out of a backup, while casemated does not run
+#[derive(Args)]
+pub struct Restore {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// File of the age identity that it is encrypted for; casemated's user must be able to read it
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Put a state that is there aside, whole, and this one in its place
+    #[arg(long)]
+    replace: bool,
+    /// Put the templates' files in the places of those with the same names
+    #[arg(long)]
+    templates: bool,
+    /// Only check the backup, and say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// casemated's main settings file
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/casemate/casemate.yaml"
+    )]
+    config: PathBuf,
+    /// The user that casemated runs as, for when root asks
+    #[arg(long, value_name = "USER", default_value = "casemate")]
+    user: String,
+}
+
+impl Restore {
+    /// Becomes `casemated restore`: only a failure comes back.
+    pub fn execute(&self) -> Failure {
+        match self.start() {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        }
+    }
+
+    fn start(&self) -> Result<std::convert::Infallible, Failure> {
+        let failed = |error| Failure::io(format_args!("read {}", self.file.display()), &error);
+        // Opened by whoever asks: casemated's user may not reach it.
+        let file = std::fs::File::open(&self.file).map_err(failed)?;
+        let program = beside_us("casemated").unwrap_or_else(|| CASEMATED.into());
+        let mut command = if rustix::process::geteuid().is_root() {
+            let mut command = Command::new(SETPRIV);
+            let user = &self.user;
+            command.args(["--reuid", user, "--regid", user, "--init-groups", "--"]);
+            command.arg(&program);
+            command
+        } else {
+            Command::new(&program)
+        };
+        command
+            .arg("restore")
+            .arg("--config")
+            .arg(&self.config)
+            .arg("-")
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(file));
+        if let Some(identity) = &self.identity {
+            let identity = std::path::absolute(identity)
+                .map_err(|error| Failure::usage(format!("--identity: {error}")))?;
+            command.arg("--identity").arg(identity);
+        }
+        for (is_wanted, option) in [
+            (self.replace, "--replace"),
+            (self.templates, "--templates"),
+            (self.dry_run, "--dry-run"),
+        ] {
+            if is_wanted {
+                command.arg(option);
+            }
+        }
+        let error = command.exec();
+        Err(Failure::new(
+            Exit::Unavailable,
+            format!(
+                "cannot run {}: {error}",
+                Path::new(command.get_program()).display()
+            ),
+        ))
+    }
+}
+
+/// The program of this name in our own directory.
+fn beside_us(name: &str) -> Option<PathBuf> {
+    let path = std::env::current_exe().ok()?.with_file_name(name);
+    path.is_file().then_some(path)
+}

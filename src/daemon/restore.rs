@@ -1,0 +1,172 @@
+//! `casemated restore`: a state out of a backup, while no daemon runs on it.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+
+use super::complain;
+use super::start::Refusal;
+use crate::backup::restore::{Place, Restored, Wish, identity, restore as make_state};
+use crate::backup::{BackupError, swap};
+use crate::base::chain::Chain;
+use crate::base::clock::{Clock, SystemClock};
+use crate::base::exit::Exit;
+use crate::config::Config;
+use crate::host::{directory, harden, lock};
+use crate::store::StoreError;
+use crate::volume::VolumeFiles;
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The main configuration file: it says where the state is.
+    pub config: PathBuf,
+    /// The backup; `-` is standard input.
+    pub file: PathBuf,
+    /// The file of the identity that it is encrypted for.
+    pub identity: Option<PathBuf>,
+    /// Put a state that is there aside.
+    pub replace: bool,
+    /// Put the templates' files in their places.
+    pub templates: bool,
+    /// Only look.
+    pub dry_run: bool,
+}
+
+/// Restores a backup; how that ended.
+#[must_use]
+pub fn restore(options: &RestoreOptions) -> Exit {
+    match restored(options) {
+        Ok(()) => Exit::Ok,
+        Err(refusal) => {
+            complain(&refusal.text);
+            refusal.exit
+        }
+    }
+}
+
+fn restored(options: &RestoreOptions) -> Result<(), Refusal> {
+    let config = Config::load(&options.config)
+        .map_err(|problems| Refusal::new(Exit::Config, problems.to_string()))?;
+    harden::refuse_root()?;
+    harden::restrict()?;
+    directory::ensure(&config.state_dir, directory::STATE_MODE)?;
+    let _lock = lock::StateLock::acquire(&config.state_dir)?;
+    let key = options.identity.as_deref().map(identity).transpose()?;
+    let from: Box<dyn Read> = if options.file.as_os_str() == "-" {
+        Box::new(std::io::stdin())
+    } else {
+        let file = std::fs::File::open(&options.file).map_err(|source| BackupError::File {
+            doing: "open",
+            path: options.file.clone(),
+            source,
+        })?;
+        Box::new(file)
+    };
+    let place = Place {
+        volumes: VolumeFiles::new(&config.volumes.dir),
+        templates: Config::templates_beside(&options.config),
+        state_dir: config.state_dir,
+    };
+    let wish = Wish {
+        replace: options.replace,
+        templates: options.templates,
+        dry_run: options.dry_run,
+    };
+    let done = make_state(from, key.as_ref(), &place, wish, SystemClock.now())?;
+    // Nothing is left to do when nobody listens.
+    let _ = std::io::stdout()
+        .lock()
+        .write_all(words(&done, options, &place).as_bytes());
+    Ok(())
+}
+
+/// What was done, or would be.
+fn words(done: &Restored, options: &RestoreOptions, place: &Place) -> String {
+    let Restored {
+        manifest,
+        before,
+        templates,
+        volumes_missing,
+    } = done;
+    let would = if options.dry_run { "would be " } else { "" };
+    let mut text = format!(
+        "the backup of {} from {}, made by Casemate {} (schema {}, {} bytes), is whole\n",
+        manifest.installation,
+        manifest.made_at,
+        manifest.casemate,
+        manifest.schema,
+        manifest.size_bytes(),
+    );
+    let mut line = |words: String| {
+        text.push_str(&words);
+        text.push('\n');
+    };
+    if let Some(before) = before {
+        line(format!(
+            "the state that was there {would}kept in {}",
+            before.display()
+        ));
+    }
+    line(format!(
+        "the state in {} {would}restored",
+        place.state_dir.display()
+    ));
+    if let Some(templates) = templates {
+        let also = if options.templates {
+            format!(", and {would}put into {}", place.templates.display())
+        } else {
+            String::new()
+        };
+        line(format!(
+            "the templates' files {would}kept in {}{also}",
+            templates.display()
+        ));
+    }
+    for volume in volumes_missing {
+        line(format!(
+            "the volume {} of the team {} ({}) has no file: put it back as {}",
+            volume.name,
+            volume.team,
+            volume.id,
+            place.volumes.path(volume.id).display(),
+        ));
+    }
+    if !manifest.images.is_empty() {
+        line(format!(
+            "podman had {} images then; they are not in a backup",
+            manifest.images.len()
+        ));
+    }
+    if options.dry_run {
+        line("nothing was changed".to_owned());
+    } else {
+        line("start casemated now: sessions whose sandboxes are gone will be ended, and sandboxes that nobody owns removed".to_owned());
+    }
+    text
+}
+
+impl From<BackupError> for Refusal {
+    fn from(error: BackupError) -> Self {
+        let exit = match &error {
+            BackupError::StateThere(_)
+            | BackupError::Sealed
+            | BackupError::WrongIdentity
+            | BackupError::BadIdentity(_) => Exit::Refused,
+            BackupError::Foreign(_)
+            | BackupError::NewerFormat { .. }
+            | BackupError::Damaged(_)
+            | BackupError::BadDatabase(
+                StoreError::Damaged { .. } | StoreError::Newer { .. } | StoreError::NotOurs { .. },
+            ) => Exit::Damaged,
+            BackupError::NoRoom { .. } => Exit::CantCreate,
+            _ => Exit::IoError,
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
+/// Takes up what a restore left that was cut short; what the state was restored from, when nobody has taken it up yet.
+pub(super) fn settle(config: &Config) -> Result<Option<swap::Mark>, Refusal> {
+    swap::settle(&config.state_dir, &VolumeFiles::new(&config.volumes.dir))?;
+    Ok(swap::mark(&config.state_dir)?)
+}
