@@ -51,7 +51,7 @@ impl AuditLog {
             }
             Some(_) => {
                 // With the record that it covers, whose own text the checkpoint speaks of.
-                let verification = self.verify(seq - 1, i64::MAX).await?;
+                let verification = self.verify((seq - 1).max(0), i64::MAX).await?;
                 verification.finding.map(|found| (found.seq, found.text))
             }
         };

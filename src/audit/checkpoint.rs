@@ -9,10 +9,12 @@ use tracing::{error, info};
 
 use super::{AuditError, AuditLog};
 use crate::base::chain::Chain;
+use crate::base::clock::Timestamp;
 use crate::base::id::InstallationId;
 use crate::model::record::{Checkpoint, Digest, SignedCheckpoint, key_name};
 use crate::model::verify::Signed;
-use crate::vault::{PUBLIC_KEY_BYTES, SigningKey, is_signed_by};
+use crate::store::{Store, StoreError};
+use crate::vault::{PUBLIC_KEY_BYTES, SigningKey, Vault, VaultError, is_signed_by};
 
 /// How long after one that failed the next checkpoint is tried.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
@@ -26,7 +28,56 @@ pub struct Signer {
     name: String,
 }
 
+/// The name under which the key is sealed.
+const KEY: &str = "record-signing-key";
+
+/// The key that signs cannot be had. Refuse to start.
+#[derive(Debug, thiserror::Error)]
+pub enum SignerError {
+    /// The vault refuses.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The store refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl Signer {
+    /// With the key that is kept, or with a new one; `true` says that it was there before. A new one signs at once what the record
+    /// is then: from there on a record without a checkpoint is one whose checkpoints were taken away.
+    ///
+    /// # Errors
+    /// [`SignerError`].
+    pub async fn open(
+        store: &Store,
+        vault: &Vault,
+        now: Timestamp,
+    ) -> Result<(Self, bool), SignerError> {
+        if let Some(sealed) = store.sealed(KEY).await? {
+            let key = vault.signing_key(KEY, &sealed)?;
+            return Ok((Self::new(store.installation(), key), true));
+        }
+        let sealed = vault.make_signing_key(KEY)?;
+        let signer = Self::new(store.installation(), vault.signing_key(KEY, &sealed)?);
+        let (seq, digest) = store.audit_head().await?;
+        let line = signer.sign(seq, digest, now);
+        store.keep_signing_key(KEY, sealed, seq, line).await?;
+        Ok((signer, false))
+    }
+
+    /// The line of a checkpoint.
+    fn sign(&self, seq: i64, digest: Digest, at: Timestamp) -> String {
+        let checkpoint = Checkpoint {
+            installation: self.installation.to_string(),
+            seq,
+            digest,
+            count: seq,
+            at,
+            key: self.name.clone(),
+        };
+        checkpoint.line(&self.key.sign(checkpoint.unsigned().as_bytes()))
+    }
+
     /// With this key.
     #[must_use]
     pub fn new(installation: InstallationId, key: SigningKey) -> Self {
@@ -89,15 +140,7 @@ impl AuditLog {
                 return Ok((seq, line));
             }
         }
-        let checkpoint = Checkpoint {
-            installation: signer.installation.to_string(),
-            seq,
-            digest,
-            count: seq,
-            at: self.clock.now(),
-            key: signer.name.clone(),
-        };
-        let line = checkpoint.line(&signer.key.sign(checkpoint.unsigned().as_bytes()));
+        let line = signer.sign(seq, digest, self.clock.now());
         // An empty record has no row to tie it to, and needs none.
         if seq > 0 {
             let kept = self.store.keep_checkpoint(seq, digest, line.clone()).await;

@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use tracing::error;
 
 pub use self::check::Verification;
-pub use self::checkpoint::Signer;
+pub use self::checkpoint::{Signer, SignerError};
 use self::tally::{Refusal, Tally};
 use crate::base::clock::Clock;
 use crate::base::id::{EventId, SessionId};

@@ -28,19 +28,10 @@ fn settings() -> AuditConfig {
 /// A log on the state in this directory, with the key that is kept there.
 async fn log_with(directory: &Path, settings: AuditConfig) -> (Store, AuditLog) {
     let store = Store::open(&directory.join("state.db")).unwrap();
-    let sealed = store.sealed("k").await.unwrap();
-    let vault = Vault::open(None, directory, sealed.is_some()).unwrap();
-    let sealed = if let Some(sealed) = sealed {
-        sealed
-    } else {
-        let sealed = vault.make_signing_key("k").unwrap();
-        store.keep_sealed("k", sealed.clone()).await.unwrap();
-        sealed
-    };
-    let signer = Signer::new(
-        store.installation(),
-        vault.signing_key("k", &sealed).unwrap(),
-    );
+    let has_sealed = store.has_sealed().await.unwrap();
+    let vault = Vault::open(None, directory, has_sealed).unwrap();
+    let now = crate::base::clock::Timestamp::from_millis(5);
+    let (signer, _) = Signer::open(&store, &vault, now).await.unwrap();
     let log = AuditLog::new(store.clone(), Arc::new(ManualClock::at(5)));
     (store, log.with(settings, signer))
 }
@@ -218,6 +209,19 @@ async fn whoever_edits_the_database_raises_the_alarm_at_the_next_start() {
         };
         assert_eq!(*found, position, "{sql}");
     }
+}
+
+#[tokio::test]
+async fn whoever_dies_before_the_first_checkpoint_raises_no_alarm() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, first) = log(directory.path()).await;
+    first.check_end(false).await.unwrap();
+    append(&first, 4).await;
+    close(store, first).await;
+    let (_store, next) = log(directory.path()).await;
+    next.check_end(true).await.unwrap();
+    assert_eq!(next.alarm(), None);
+    assert_eq!(next.verify(0, i64::MAX).await.unwrap().finding, None);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::model::image::ImageDigest;
 use crate::model::principal::Principal;
 use crate::model::settings::BackupConfig;
 use crate::runtime::SandboxRuntime;
-use crate::store::{Durability, Store};
+use crate::store::Store;
 
 /// How a backup's name begins and ends; between them stands when it was made.
 const PREFIX: &str = "casemate-";

@@ -18,7 +18,7 @@ use crate::model::image::ImageDigest;
 use crate::model::principal::Principal;
 use crate::model::settings::BackupConfig;
 use crate::runtime::fake::FakeRuntime;
-use crate::store::{Durability, Store};
+use crate::store::Store;
 use crate::volume::VolumeFiles;
 
 const NOW: i64 = 1_700_000_000_120;

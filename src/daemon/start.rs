@@ -19,7 +19,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
-use crate::audit::{AuditLog, Signer};
+use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
 use crate::backup::{Backups, swap};
 use crate::base::chain::Chain;
@@ -86,6 +86,15 @@ impl From<VaultError> for Refusal {
             _ => Exit::Refused,
         };
         Self::new(exit, Chain(&error).to_string())
+    }
+}
+
+impl From<SignerError> for Refusal {
+    fn from(error: SignerError) -> Self {
+        match error {
+            SignerError::Vault(error) => error.into(),
+            SignerError::Store(error) => error.into(),
+        }
     }
 }
 
@@ -165,7 +174,7 @@ impl Ground {
         let store = Store::open_with(&path, config.audit.flush_every)?;
         store.keep_reserve();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (signer, was_signed) = signer(&store, &config.state_dir).await?;
+        let (signer, was_signed) = signer(&store, &config.state_dir, clock.as_ref()).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
         let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
@@ -364,25 +373,16 @@ pub(super) async fn check_images(
     ))
 }
 
-/// The name of the sealed key that signs the record.
-const RECORD_KEY: &str = "record-signing-key";
-
-/// What signs the record, and whether it did so before; its key is made at the first start.
-async fn signer(store: &Store, state_dir: &Path) -> Result<(Signer, bool), Refusal> {
+/// What signs the record, and whether it did so before this start.
+async fn signer(
+    store: &Store,
+    state_dir: &Path,
+    clock: &dyn Clock,
+) -> Result<(Signer, bool), Refusal> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let is_sealed = store.has_sealed().await?;
     let vault = Vault::open(credentials.as_deref(), state_dir, is_sealed)?;
-    let kept = store.sealed(RECORD_KEY).await?;
-    let was_signed = kept.is_some();
-    let sealed = if let Some(sealed) = kept {
-        sealed
-    } else {
-        let sealed = vault.make_signing_key(RECORD_KEY)?;
-        store.keep_sealed(RECORD_KEY, sealed.clone()).await?;
-        sealed
-    };
-    let key = vault.signing_key(RECORD_KEY, &sealed)?;
-    Ok((Signer::new(store.installation(), key), was_signed))
+    Ok(Signer::open(store, &vault, clock.now()).await?)
 }
 
 /// The key of the keyed hash of API keys; made when there is none.

@@ -293,7 +293,16 @@ pub struct AuditConfig {
 
 impl Default for AuditConfig {
     fn default() -> Self {
-        let power = ["admin", "credential", "image", "key", "policy", "template"];
+        let power = [
+            "admin",
+            "backup",
+            "credential",
+            "image",
+            "key",
+            "policy",
+            "state",
+            "template",
+        ];
         Self {
             power: power.map(str::to_owned).to_vec(),
             flush_every: Duration::from_millis(200),

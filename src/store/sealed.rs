@@ -36,11 +36,18 @@ impl Store {
             .await
     }
 
-    /// Keeps what was sealed under a name that has nothing yet; it survives a power cut once this returns.
+    /// Keeps a sealed key of a name that has none yet, with the checkpoint of the record up to `seq` that was signed with it: one is
+    /// never there without the other. It survives a power cut once this returns.
     ///
     /// # Errors
     /// [`StoreError`], also when the name has something.
-    pub async fn keep_sealed(&self, name: &'static str, value: Vec<u8>) -> Result<(), StoreError> {
+    pub async fn keep_signing_key(
+        &self,
+        name: &'static str,
+        value: Vec<u8>,
+        seq: i64,
+        line: String,
+    ) -> Result<(), StoreError> {
         let doing = "keep what is sealed";
         self.writer
             .call(doing, Durability::Power, move |db| {
@@ -48,6 +55,12 @@ impl Store {
                     "INSERT INTO sealed (name, value) VALUES (?1, ?2)",
                     params![name, value],
                 )
+                .and_then(|_| {
+                    db.execute(
+                        "INSERT INTO checkpoints (seq, line) VALUES (?1, ?2)",
+                        params![seq, line],
+                    )
+                })
                 .map(drop)
                 .map_err(StoreError::sql(doing))
             })

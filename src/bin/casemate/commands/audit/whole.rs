@@ -76,13 +76,13 @@ pub async fn key(context: &Context) -> Result<(), Failure> {
         der.push(byte.ok_or_else(Failure::mismatch)?);
     }
     let pem = format!(
-        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----",
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
         STANDARD.encode(&der)
     );
     if context.json {
         return output::json(&json!({"name": name, "public_key": public, "pem": pem}));
     }
-    output::line(&pem)?;
+    output::text(pem.as_bytes())?;
     tell(&format!(
         "this is the key {name}; keep it where whoever could change the record cannot change it too"
     ));
