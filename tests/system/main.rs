@@ -42,3 +42,4 @@ mod snapshot;
 mod storm;
 mod templates;
 mod volumes;
+mod warm_up;
