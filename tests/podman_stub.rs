@@ -161,6 +161,7 @@ fn spec() -> SandboxSpec {
         allow_root: false,
         link_dir: "/nowhere".into(),
         volumes_dir: "/nowhere.volumes".into(),
+        warmth: casemate::model::sandbox::Warmth::None,
     }
 }
 

@@ -27,6 +27,13 @@ STAGGER_S = 0.2
 # A stop takes no longer than the daemon's own deadlines.
 PATIENCE_S = 90
 
+# What a template warms up: about what a notebook or an agent imports at its start.
+IMPORTS = ("import asyncio, json, sqlite3, email.message, http.client, http.server, unittest, unittest.mock, xml.dom.minidom,"
+           " xml.sax, decimal, fractions, multiprocessing, concurrent.futures, logging.config, ssl, urllib.request, ctypes,"
+           " tarfile, zipfile, csv, difflib, doctest, pdb, pydoc, statistics, uuid, xmlrpc.client, smtplib, ftplib, imaplib,"
+           " curses, wsgiref.simple_server, socket, time;"
+           " s = socket.create_server(('127.0.0.1', 8001)); time.sleep(1e9)")
+
 # Runs `true` in a bundle for each line that it is told, as directly as it can be done: podman's user namespace, an overlay
 # that podman mounted, and runsc with the flags that our sandboxes have.
 RAW = r"""
@@ -100,6 +107,7 @@ class Casemated:
         base = read(f"{theirs}/templates/base.yaml")
         self.write(f"{self.files}/templates/base.yaml", base)
         self.write(f"{self.files}/templates/warm.yaml", f"{base}\npool: {POOL}\n")
+        self.write(f"{self.files}/templates/imports.yaml", f"{base}\n" + IMPORTING)
         self.process = None
         self.start()
         self.key = self.admin("key", "create", "bench")
@@ -154,6 +162,17 @@ class Casemated:
         return (int(fields[11]) + int(fields[12])) * 1000 // os.sysconf("SC_CLK_TCK")
 
 
+# The session that asks for one file less than the template gives has its own warm-up.
+IMPORTING = f"""
+warm_up:
+  argv: [python3, -c, {json.dumps(IMPORTS)}]
+  ready:
+    port: 8001
+    interval_ms: 50
+"""
+LESS = {"open_files": 8191}
+
+
 def until(what, look):
     deadline = time.monotonic() + PATIENCE_S
     while not look():
@@ -162,8 +181,8 @@ def until(what, look):
         time.sleep(0.01)
 
 
-def first_command(api, template):
-    session = api.call("POST", "/v1/sessions", {"template": template})
+def first_command(api, template, **wanted):
+    session = api.call("POST", "/v1/sessions", {"template": template, **wanted})
     answer = api.call("POST", f"/v1/sessions/{session['id']}/run", {"argv": ["true"]})
     if answer["exit_code"] != 0:
         raise SystemExit(f"bench: true ended with {answer}")
@@ -186,6 +205,31 @@ def one_by_one(bench, daemon, rounds):
     finally:
         raw.close()
     return {name: summary(samples) for name, samples in figures.items()}
+
+
+def warm_ups(bench, daemon, rounds):
+    """A template that warms up: sessions that begin as its checkpoint, and sessions in which that is done."""
+    api = daemon.api()
+    api.call("DELETE", f"/v1/sessions/{first_command(api, 'imports')}")
+
+    def checkpoint():
+        return api.call("GET", "/v1/templates/imports")["checkpoint"]
+
+    until("there is a checkpoint", lambda: checkpoint()["is_there"])
+    figures, memory = {"restored": [], "live": []}, {"restored": [], "live": []}
+    for _ in range(rounds):
+        for kind, wanted in (("restored", {}), ("live", {"limits": LESS})):
+            took, session = timed(lambda: first_command(api, "imports", **wanted))
+            figures[kind].append(took)
+            container = bench.ask_podman("ps", "--no-trunc", "--quiet", "--filter", f"name=casemate-{session}").strip()
+            memory[kind].append(proportional_kb(container)["runsc"])
+            api.call("DELETE", f"/v1/sessions/{session}")
+    if not checkpoint()["is_there"]:
+        raise SystemExit(f"bench: the checkpoint was lost: {checkpoint()}")
+    figures = {name: summary(samples) for name, samples in figures.items()}
+    figures["warm_up"] = {f"{kind}_kb": round(statistics.median(kb)) for kind, kb in memory.items()}
+    figures["warm_up"]["checkpoint_kb"] = checkpoint()["size_bytes"] // 1024
+    return figures
 
 
 class Watch:
@@ -334,6 +378,7 @@ def measure(rounds, idle_count):
     try:
         figures = {"daemon_idle_kb": resident_kb(daemon.process.pid)}
         figures.update(one_by_one(bench, daemon, rounds))
+        figures.update(warm_ups(bench, daemon, max(10, rounds // 4)))
         for name, template, stagger in (("staggered_warm", "warm", STAGGER_S), ("staggered_cold", "base", STAGGER_S),
                                         ("burst_warm", "warm", 0), ("burst_cold", "base", 0)):
             figures[name] = many(daemon, daemon.process.pid, template, stagger)
@@ -350,6 +395,7 @@ def measure(rounds, idle_count):
     figures["ratios"] = {
         "warm / raw runsc run true (<= 0.15)": ratio("warm", "runsc"),
         "cold / podman run (<= 1.10)": ratio("cold", "podman"),
+        "begun as a checkpoint / warmed up live (<= 0.5)": ratio("restored", "live"),
     }
     return figures
 
@@ -360,6 +406,8 @@ def show(figures):
         ("raw runsc run … true", "runsc"),
         ("create to first command, cold", "cold"),
         ("podman run --rm … true", "podman"),
+        ("create to first command, begun as a checkpoint", "restored"),
+        ("create to first command, warmed up live", "live"),
         (f"{AT_ONCE} creates, one every 200 ms, warm", "staggered_warm"),
         (f"{AT_ONCE} creates, one every 200 ms, cold", "staggered_cold"),
         (f"{AT_ONCE} creates at once, warm", "burst_warm"),
@@ -374,6 +422,9 @@ def show(figures):
         row = figures[name]
         refused = ", ".join(f"{count} × {kind}" for kind, count in row["refused"].items()) or "none"
         print(f"{name}: {row['all_ms']} ms in all, refused: {refused}, daemon at most {row['daemon_most_kb']} kB")
+    kept = figures["warm_up"]
+    print(f"a checkpoint of {kept['checkpoint_kb']} kB; idle in gVisor: begun as it {kept['restored_kb']} kB, "
+          f"warmed up live {kept['live_kb']} kB")
     quiet = figures["idle"]
     for label, value, unit in (
         ("daemon without sessions", figures["daemon_idle_kb"], "kB"),

@@ -18,6 +18,7 @@ pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
 pub use self::volumes::VolumeSeen;
+pub use crate::session::checkpoints::CheckpointState;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use crate::model::principal::Principal;
 use crate::model::settings::TeamTemplates;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
 use crate::policy::Action;
+use crate::session::checkpoints::CheckpointState;
 use crate::store::{NewTemplate, TemplatePut, TemplateRemoval};
 
 /// What became of a template that was put.
@@ -119,6 +120,12 @@ impl App {
     #[must_use]
     pub fn standing(&self, template: &Template) -> usize {
         self.0.sessions.standing(template)
+    }
+
+    /// The checkpoint of this version of a template, which has a warm-up.
+    #[must_use]
+    pub fn checkpoint(&self, template: &Template) -> CheckpointState {
+        self.0.sessions.checkpoint(template)
     }
 
     /// Keeps a template of the principal's team.

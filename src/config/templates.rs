@@ -11,8 +11,9 @@ use super::{ConfigProblems, files_in, read};
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::setup::{
-    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand,
+    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, WarmUp,
 };
+use crate::model::signal;
 use crate::model::template::TemplateSpec;
 
 /// Most files of templates that are read.
@@ -67,7 +68,8 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
         max_timeout_s: keys.whole("max_timeout_s", default.max_timeout_s, |_| Ok(())),
         setup: Setup {
             user: keys.optional("user"),
-            start: start(keys),
+            warm_up: warm_up(keys),
+            start: command(keys, "start", &keys.section("start")),
             ready: ready(keys),
             ports: keys.list("ports", port).unwrap_or_default(),
         },
@@ -92,8 +94,22 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
     image.map(|_| spec)
 }
 
-fn start(root: &Section<'_>) -> Option<StartCommand> {
-    let keys = root.section("start");
+fn warm_up(root: &Section<'_>) -> Option<WarmUp> {
+    let keys = root.section("warm_up");
+    let (run, ready) = (command(root, "warm_up", &keys), ready(&keys));
+    let signal = keys.single("signal", |value| {
+        let signal = signal::parse(&text(value)?);
+        signal.ok_or_else(|| "is not a signal's name, such as USR1".to_owned())
+    });
+    Some(WarmUp {
+        run: run?,
+        ready,
+        signal,
+    })
+}
+
+/// What a section says of a program, if it says anything.
+fn command(root: &Section<'_>, section: &str, keys: &Section<'_>) -> Option<StartCommand> {
     let (argv, command) = (keys.list("argv", text), keys.optional("command"));
     let (env, cwd, user) = (
         keys.texts("env"),
@@ -111,7 +127,7 @@ fn start(root: &Section<'_>) -> Option<StartCommand> {
             let both = keys.is_set("argv") && keys.is_set("command");
             // One that was not understood was noted.
             if neither || both {
-                root.problem("start", "needs either argv or command");
+                root.problem(section, "needs either argv or command");
             }
             // Stands in for it, so that the rest is looked at.
             Program::Command("true".to_owned())

@@ -119,7 +119,15 @@ fn every_key_of_a_template_stands_in_the_shipped_one_with_its_default() {
     assert_eq!(found.problems, []);
     for key in &found.keys {
         // Of these the file shows one, and names the others.
-        let is_alternative = ["start.argv", "ready.file", "ready.command"].contains(&&*key.path);
+        let is_alternative = [
+            "start.argv",
+            "ready.file",
+            "ready.command",
+            "warm_up.argv",
+            "warm_up.ready.file",
+            "warm_up.ready.command",
+        ]
+        .contains(&&*key.path);
         let name = key.path.rsplit('.').next().unwrap();
         assert!(
             key.is_set || is_alternative && text.contains(&format!(" {name}: ")),

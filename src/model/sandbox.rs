@@ -220,6 +220,30 @@ impl Limits {
     }
 }
 
+/// What a sandbox has to do with what its template warms up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Warmth {
+    /// Nothing: its template warms nothing up.
+    #[default]
+    None,
+    /// The warm-up runs in it.
+    Live,
+    /// The same, and then a checkpoint is taken of it, which is kept for as long as this file is there.
+    Source(PathBuf),
+    /// It begins as the checkpoint that is kept with this file, where that is there and was taken on the same ground; else as
+    /// any other.
+    Restored(PathBuf),
+}
+
+/// A checkpoint that sandboxes can begin as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// What its file is called; see [`Warmth::Source`].
+    pub name: String,
+    /// Its size on the disk.
+    pub size_bytes: u64,
+}
+
 /// What to build for a session.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SandboxSpec {
@@ -240,6 +264,8 @@ pub struct SandboxSpec {
     /// The directory on the host in which the session's volumes are mounted when it has any; what is in its `mounts` is seen
     /// inside at `/volumes`.
     pub volumes_dir: PathBuf,
+    /// Whether it is warmed up, and how.
+    pub warmth: Warmth,
 }
 
 /// Names a container: 64 hexadecimal digits.

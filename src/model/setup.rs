@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Setup {
     /// Who processes run as inside when they do not say; the guest's `user` when absent.
     pub user: Option<String>,
+    /// What is done in a sandbox before it is anybody's.
+    pub warm_up: Option<WarmUp>,
     /// What is started before the session is ready, and runs on.
     pub start: Option<StartCommand>,
     /// What must be the case before the session is ready.
@@ -19,11 +21,22 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Whether a session is ready as soon as its guest answers.
+    /// Whether a session is ready as soon as its guest answers, in a sandbox that is warmed up where that is asked for.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.start.is_none() && self.ready.is_none()
     }
+}
+
+/// What is done in a sandbox before it is anybody's, and kept as a checkpoint that others begin as. It may end or run on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmUp {
+    /// What runs. It knows nothing of a session: its environment is the template's and its own over it.
+    pub run: StartCommand,
+    /// When it is done; absent: when it has ended with 0.
+    pub ready: Option<Readiness>,
+    /// Which signal its processes get in each session, before that is ready, if they run on: they are many that began as one.
+    pub signal: Option<i32>,
 }
 
 /// A command that is started in every session.

@@ -22,6 +22,14 @@ pub fn parse(text: &str) -> Option<i32> {
     i32::try_from(place + 1).ok()
 }
 
+/// A signal as [`parse`] reads it: its name without `SIG`, or its number where it has none.
+#[must_use]
+pub fn name(signal: i32) -> String {
+    let place = usize::try_from(signal).ok().and_then(|n| n.checked_sub(1));
+    let known = place.and_then(|place| NAMES.get(place));
+    known.map_or_else(|| signal.to_string(), |name| (*name).to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +44,7 @@ mod tests {
             ("SIGSYS", 31),
         ] {
             assert_eq!(parse(text), Some(signal), "{text}");
+            assert_eq!(parse(&name(signal)), Some(signal), "{text}");
         }
         for text in ["", "0", "65", "-9", "SIGSIG", "TERMINATE", "9 "] {
             assert_eq!(parse(text), None, "{text}");

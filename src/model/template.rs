@@ -11,7 +11,7 @@ use super::image::ImageDigest;
 use super::name::Name;
 use super::sandbox::Limits;
 use super::session::MAX_TIMEOUT_S;
-use super::setup::{Probe, Program, Readiness, Setup, StartCommand};
+use super::setup::{Probe, Program, Readiness, Setup, StartCommand, WarmUp};
 use crate::base::clock::Timestamp;
 
 /// Most entries of an environment.
@@ -159,6 +159,21 @@ impl TemplateSpec {
         self.teams.as_ref().is_none_or(|teams| teams.contains(team))
     }
 
+    /// What is done in its sessions, where the warm-up needs nothing more of the template: it must be the same in a session
+    /// as before there is one.
+    #[must_use]
+    pub fn session_setup(&self) -> Setup {
+        let mut setup = self.setup.clone();
+        if let Some(WarmUp { run, .. }) = &mut setup.warm_up {
+            let mut env = self.env.clone();
+            env.append(&mut run.env);
+            run.env = env;
+            run.cwd = run.cwd.take().or_else(|| self.workdir.clone());
+            run.user = run.user.take().or_else(|| setup.user.clone());
+        }
+        setup
+    }
+
     /// Everything that is wrong with it.
     #[must_use]
     pub fn problems(&self) -> Vec<TemplateProblem> {
@@ -187,11 +202,18 @@ impl TemplateSpec {
             );
         }
         check.user(&["user"], self.setup.user.as_deref(), self.allow_root);
+        if let Some(warm_up) = &self.setup.warm_up {
+            check.start(&["warm_up"], &warm_up.run, self.allow_root);
+            if let Some(ready) = &warm_up.ready {
+                check.ready(&["warm_up", "ready"], ready);
+            }
+            check.signal(&["warm_up", "signal"], warm_up.signal);
+        }
         if let Some(start) = &self.setup.start {
-            check.start(start, self.allow_root);
+            check.start(&["start"], start, self.allow_root);
         }
         if let Some(ready) = &self.setup.ready {
-            check.ready(ready);
+            check.ready(&["ready"], ready);
         }
         check.ports(&self.setup.ports);
         if self.pool > MAX_POOL {
@@ -295,26 +317,27 @@ impl Check {
         }
     }
 
-    fn start(&mut self, start: &StartCommand, allow_root: bool) {
+    fn start(&mut self, field: &[&str], start: &StartCommand, allow_root: bool) {
+        let within = |key| [field, &[key]].concat();
         match &start.program {
             Program::Argv(words) if words.first().is_none_or(String::is_empty) => {
-                self.say(&["start", "argv"], "names no program");
+                self.say(&within("argv"), "names no program");
             }
             Program::Argv(words) if words.len() > MAX_ARGV_WORDS => {
                 self.say(
-                    &["start", "argv"],
+                    &within("argv"),
                     format!("has more than {MAX_ARGV_WORDS} words"),
                 );
             }
             Program::Argv(words) => {
                 let text = words.iter().map(String::as_str);
-                self.command(&["start", "argv"], text);
+                self.command(&within("argv"), text);
             }
-            Program::Command(line) => self.line(&["start", "command"], line),
+            Program::Command(line) => self.line(&within("command"), line),
         }
-        self.env(&["start", "env"], &start.env);
-        self.path(&["start", "cwd"], start.cwd.as_deref());
-        self.user(&["start", "user"], start.user.as_deref(), allow_root);
+        self.env(&within("env"), &start.env);
+        self.path(&within("cwd"), start.cwd.as_deref());
+        self.user(&within("user"), start.user.as_deref(), allow_root);
     }
 
     fn line(&mut self, field: &[&str], line: &str) {
@@ -333,23 +356,34 @@ impl Check {
         }
     }
 
-    fn ready(&mut self, ready: &Readiness) {
+    fn signal(&mut self, field: &[&str], signal: Option<i32>) {
+        // What ends or stops whoever gets it, and cannot be handled.
+        if signal.is_some_and(|signal| matches!(signal, 9 | 19) || !(1..=64).contains(&signal)) {
+            self.say(
+                field,
+                "is not a signal that a program can handle, such as USR1",
+            );
+        }
+    }
+
+    fn ready(&mut self, field: &[&str], ready: &Readiness) {
+        let within = |key| [field, &[key]].concat();
         match &ready.probe {
-            Probe::Port(port) => self.port(&["ready", "port"], *port),
-            Probe::File(path) => self.path(&["ready", "file"], Some(path)),
-            Probe::Command(line) => self.line(&["ready", "command"], line),
+            Probe::Port(port) => self.port(&within("port"), *port),
+            Probe::File(path) => self.path(&within("file"), Some(path)),
+            Probe::Command(line) => self.line(&within("command"), line),
         }
         let timeout_s = ready.timeout_s;
         if !(1..=MAX_READY_TIMEOUT_S).contains(&timeout_s) {
             self.say(
-                &["ready", "timeout_s"],
+                &within("timeout_s"),
                 format!("must be 1 to {MAX_READY_TIMEOUT_S}, not {timeout_s}"),
             );
         }
         let ((least, most), interval_ms) = (READY_INTERVAL_MS, ready.interval_ms);
         if !(least..=most).contains(&interval_ms) {
             self.say(
-                &["ready", "interval_ms"],
+                &within("interval_ms"),
                 format!("must be {least} to {most}, not {interval_ms}"),
             );
         }
@@ -422,6 +456,55 @@ mod tests {
     }
 
     #[test]
+    fn a_warm_up_has_what_the_template_gives_and_is_judged_as_a_start_command_is() {
+        let warm = |run: StartCommand, signal| TemplateSpec {
+            env: [("A", "template"), ("B", "template")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            workdir: Some("/w".into()),
+            setup: Setup {
+                user: Some("app".into()),
+                warm_up: Some(WarmUp {
+                    run,
+                    ready: Some(Readiness {
+                        probe: Probe::Port(0),
+                        timeout_s: 0,
+                        interval_ms: 1,
+                    }),
+                    signal,
+                }),
+                ..Setup::default()
+            },
+            ..spec()
+        };
+        let run = StartCommand {
+            env: [("A".to_owned(), "own".to_owned())].into(),
+            ..start(Program::Command(String::new()))
+        };
+        let bad = warm(run.clone(), Some(9));
+        let fields: Vec<_> = bad.problems().iter().map(|p| p.field.join(".")).collect();
+        let expected = [
+            "command",
+            "ready.port",
+            "ready.timeout_s",
+            "ready.interval_ms",
+            "signal",
+        ];
+        assert_eq!(fields, expected.map(|field| format!("warm_up.{field}")));
+
+        let run = bad.session_setup().warm_up.unwrap().run;
+        let env: Vec<_> = run.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        assert_eq!(env, ["A=own", "B=template"]);
+        assert_eq!(
+            (run.cwd.as_deref(), run.user.as_deref()),
+            (Some("/w"), Some("app"))
+        );
+        // What has all of it already, as one that came of another, stays so.
+        let again = warm(run.clone(), None).session_setup().warm_up.unwrap();
+        assert_eq!(again.run, run);
+    }
+
+    #[test]
     fn the_default_and_the_most_of_everything_are_right() {
         assert_eq!(spec().problems(), []);
         let full = TemplateSpec {
@@ -439,6 +522,11 @@ mod tests {
                     interval_ms: READY_INTERVAL_MS.1,
                 }),
                 ports: (1..).take(MAX_PORTS).collect(),
+                warm_up: Some(WarmUp {
+                    run: start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS])),
+                    ready: None,
+                    signal: Some(64),
+                }),
             },
             pool: MAX_POOL,
             timeout_s: MAX_TIMEOUT_S,
@@ -667,6 +755,7 @@ mod tests {
                             interval_ms,
                         }),
                         ports,
+                        ..Setup::default()
                     },
                     ..spec()
                 }

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,7 +24,9 @@ use super::{
 };
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest};
-use crate::model::sandbox::{Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState};
+use crate::model::sandbox::{
+    Checkpoint, Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState, Warmth,
+};
 
 /// What is kept of a running sandbox's first process; dropped when the sandbox ends.
 pub type Running = Box<dyn Any + Send>;
@@ -47,6 +49,10 @@ pub enum FakeCall {
     Resume,
     /// [`SandboxRuntime::attach`].
     Attach,
+    /// [`SandboxRuntime::checkpoint`].
+    Checkpoint,
+    /// [`SandboxRuntime::checkpoints`].
+    Checkpoints,
     /// [`SandboxRuntime::inspect`].
     Inspect,
     /// [`SandboxRuntime::wait`].
@@ -108,6 +114,8 @@ pub struct FakeRuntime {
 struct State {
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     images: Vec<FakeImage>,
+    /// The files that checkpoints are kept with.
+    checkpoints: Vec<PathBuf>,
     /// Calls made so far, by kind.
     calls: HashMap<FakeCall, u64>,
     /// Failures to come: the call's kind and number.
@@ -397,6 +405,7 @@ fn capability_bits(spec: &SandboxSpec) -> u64 {
             "CAP_SETPCAP" => 1 << 8,
             "CAP_NET_BIND_SERVICE" => 1 << 10,
             "CAP_SYS_CHROOT" => 1 << 18,
+            "CAP_SYS_ADMIN" => 1 << 21,
             // One that the fake does not know must not pass for none.
             _ => 1 << 63,
         })
@@ -490,6 +499,41 @@ impl SandboxRuntime for FakeRuntime {
             sandbox.served.extend(served);
         }
         verdict.answer(())
+    }
+
+    /// Keeps nothing of the sandbox but that there is a checkpoint of it.
+    async fn checkpoint(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let verdict = self.enter(FakeCall::Checkpoint).await?;
+        let running = {
+            let mut state = self.state();
+            let sandbox = state.sandboxes.get_mut(id);
+            let sandbox = sandbox.filter(|sandbox| sandbox.phase == SandboxPhase::Running);
+            let sandbox = sandbox.ok_or_else(|| refused("it does not run"))?;
+            let Warmth::Source(file) = &sandbox.spec.warmth else {
+                return Err(refused("it was not made for a checkpoint"));
+            };
+            let (file, running) = (file.clone(), sandbox.running.take());
+            sandbox.end(0);
+            state.checkpoints.push(file);
+            running
+        };
+        drop(running);
+        self.ended.notify_waiters();
+        verdict.answer(())
+    }
+
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>, RuntimeError> {
+        let verdict = self.enter(FakeCall::Checkpoints).await?;
+        let mut state = self.state();
+        state.checkpoints.retain(|file| file.exists());
+        let names = state.checkpoints.iter().filter_map(|file| file.file_name());
+        let checkpoints = names.map(|name| Checkpoint {
+            name: name.to_string_lossy().into_owned(),
+            size_bytes: 1 << 20,
+        });
+        let checkpoints = checkpoints.collect();
+        drop(state);
+        verdict.answer(checkpoints)
     }
 
     async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError> {

@@ -7,6 +7,7 @@
 //! nothing is believed because it was asked for.
 
 mod alive;
+mod checkpoints;
 pub mod fake;
 mod fake_image;
 mod forgotten;
@@ -30,7 +31,7 @@ use futures_util::stream::BoxStream;
 
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest, LayerDigest};
-use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, SandboxState};
+use crate::model::sandbox::{Checkpoint, Limits, SandboxId, SandboxSpec, SandboxState};
 use groups::Strain;
 
 /// What the runtime stands on, found by [`SandboxRuntime::probe`].
@@ -133,6 +134,20 @@ pub trait SandboxRuntime: Send + Sync {
     /// # Errors
     /// [`RuntimeError::Failed`] with what is in the way; [`RuntimeError::Unavailable`].
     async fn attach(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// Takes a checkpoint of a running sandbox that was made for it ([`crate::model::sandbox::Warmth::Source`]), which ends with
+    /// it. Its guest must have let go of everything of the host's before. When this fails there is no checkpoint.
+    ///
+    /// # Errors
+    /// As [`SandboxRuntime::pause`].
+    async fn checkpoint(&self, id: &SandboxId) -> Result<(), RuntimeError>;
+
+    /// The checkpoints that there are, whole and kept, of all installations. One whose file is gone goes with the next
+    /// [`SandboxRuntime::tidy`], if not before.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>, RuntimeError>;
 
     /// The sandbox now; `None` when there is none.
     ///

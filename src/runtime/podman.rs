@@ -32,12 +32,14 @@ use super::verify::verify;
 use super::volumes::{self, ATTACH_SIGNAL};
 use super::{
     ArchiveStream, Dialler, EXEC_OUTPUT_BYTES, ExecOutcome, Makeup, RuntimeConfig, RuntimeError,
-    RuntimeFacts, SandboxRuntime, alive, images, probe,
+    RuntimeFacts, SandboxRuntime, alive, checkpoints, images, probe,
 };
 use crate::base::chain::Chain;
 use crate::base::id::InstallationId;
 use crate::model::image::{Image, ImageDigest, SNAPSHOT_LABEL};
-use crate::model::sandbox::{Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState};
+use crate::model::sandbox::{
+    Checkpoint, Limits, SandboxId, SandboxPhase, SandboxSpec, SandboxState,
+};
 
 /// Most that is kept of what a sandbox's first process said.
 const LAST_WORDS_BYTES: usize = 8 << 10;
@@ -466,6 +468,17 @@ impl SandboxRuntime for Podman {
         let path = format!("/containers/{id}/kill?signal={ATTACH_SIGNAL}");
         let call = self.slow_call(Method::POST, path, "attach volumes");
         self.libpod.send(call).await.map_err(volumes::explain)
+    }
+
+    async fn checkpoint(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let doing = "take a checkpoint of a sandbox";
+        self.signal(id, checkpoints::CHECKPOINT_SIGNAL, doing).await
+    }
+
+    async fn checkpoints(&self) -> Result<Vec<Checkpoint>, RuntimeError> {
+        Ok(checkpoints::read(probe::runtime_version(
+            &self.info().await?,
+        )))
     }
 
     async fn inspect(&self, id: &SandboxId) -> Result<Option<SandboxState>, RuntimeError> {

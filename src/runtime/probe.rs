@@ -24,10 +24,16 @@ const SUB_UIDS: i64 = 65_535;
 
 /// Where sandboxes have control groups of their own here, by the word of the OCI runtime.
 pub(super) fn groups(info: &Info) -> Groups {
+    Groups::read(runtime_version(info))
+}
+
+/// All that the OCI runtime says when it is asked for its version.
+pub(super) fn runtime_version(info: &Info) -> &str {
     let host = info.host.as_ref();
     let runtime = host.and_then(|h| h.oci_runtime.as_ref());
-    let version = runtime.and_then(|r| r.version.as_deref());
-    version.map(Groups::read).unwrap_or_default()
+    runtime
+        .and_then(|r| r.version.as_deref())
+        .unwrap_or_default()
 }
 
 /// Judges podman's account of itself.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::RuntimeError;
 use super::groups::Bounds;
 use crate::base::id::SessionId;
-use crate::model::sandbox::{MAX_OPEN_FILES, SandboxSpec};
+use crate::model::sandbox::{MAX_OPEN_FILES, SandboxSpec, Warmth};
 
 /// Where the guest's binary is in every sandbox; it is PID 1.
 pub const GUEST_PATH: &str = "/run/casemate/guest";
@@ -32,6 +32,13 @@ pub const VOLUMES_PATH: &str = "/volumes";
 const MEMORY_ANNOTATION: &str = "io.casemate.memory-max-bytes";
 const CPU_ANNOTATION: &str = "io.casemate.cpu-quota-us";
 const PIDS_ANNOTATION: &str = "io.casemate.pids-max";
+
+/// The annotation from which it takes with which file the checkpoint is kept that is to be taken of a sandbox.
+const CHECKPOINT_ANNOTATION: &str = "io.casemate.checkpoint";
+/// The annotation from which it takes with which file the checkpoint is kept that a sandbox begins as.
+const RESTORE_ANNOTATION: &str = "io.casemate.restore";
+/// What the names of all annotations begin with that the wrapper understands.
+pub(super) const OUR_ANNOTATIONS: &str = "io.casemate.";
 
 /// All that the guest holds: it starts programs as other users and ends them, and reads every file for a snapshot
 /// (`docs/decisions/0002-capabilities.md`).
@@ -55,6 +62,30 @@ const ROOT_CAPABILITIES: [&str; 10] = [
     "CAP_SETGID",
     "CAP_SETPCAP",
     "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+/// What the guest holds besides where something is warmed up: a sandbox that was restored is given its own host name. It gives
+/// this up before the first program of the session runs (`docs/decisions/0025-warm-ups.md`).
+const WARM_CAPABILITIES: [&str; 6] = [
+    "CAP_DAC_READ_SEARCH",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+];
+/// The same where programs may be root, who never get it.
+const WARM_ROOT_CAPABILITIES: [&str; 11] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
     "CAP_SYS_CHROOT",
 ];
 /// The guest's word for it that programs may be root.
@@ -202,7 +233,7 @@ impl CreateRequest {
             umask: "0022",
             hostname: spec.hostname.clone(),
             labels: labels(spec).into(),
-            annotations: annotations(spec).into(),
+            annotations: annotations(spec).into_iter().collect(),
             cap_drop: ["all"],
             cap_add: capabilities(spec),
             no_new_privileges: true,
@@ -241,10 +272,11 @@ impl CreateRequest {
 
 /// The capabilities of a sandbox, all of them of gVisor's own kernel.
 pub(super) const fn capabilities(spec: &SandboxSpec) -> &'static [&'static str] {
-    if spec.allow_root {
-        &ROOT_CAPABILITIES
-    } else {
-        &CAPABILITIES
+    match (&spec.warmth, spec.allow_root) {
+        (Warmth::None, false) => &CAPABILITIES,
+        (Warmth::None, true) => &ROOT_CAPABILITIES,
+        (_, false) => &WARM_CAPABILITIES,
+        (_, true) => &WARM_ROOT_CAPABILITIES,
     }
 }
 
@@ -345,9 +377,9 @@ pub(super) fn labels(spec: &SandboxSpec) -> [(&'static str, String); 2] {
 
 /// What the runtime's wrapper is told: not by podman's own resource limits, which it would bring to groups of its own that
 /// runsc cannot use, and where there are none it only warns.
-pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 5] {
+pub(super) fn annotations(spec: &SandboxSpec) -> Vec<(&'static str, String)> {
     let bounds = Bounds::of(&spec.limits);
-    [
+    let mut all = vec![
         (
             FILE_LIMIT_ANNOTATION,
             spec.limits.file_limit_bytes().to_string(),
@@ -356,7 +388,13 @@ pub(super) fn annotations(spec: &SandboxSpec) -> [(&'static str, String); 5] {
         (CPU_ANNOTATION, bounds.cpu_quota_us.to_string()),
         (PIDS_ANNOTATION, bounds.pids.to_string()),
         (VOLUMES_ANNOTATION, spec.volumes_dir.display().to_string()),
-    ]
+    ];
+    match &spec.warmth {
+        Warmth::None | Warmth::Live => {}
+        Warmth::Source(file) => all.push((CHECKPOINT_ANNOTATION, file.display().to_string())),
+        Warmth::Restored(file) => all.push((RESTORE_ANNOTATION, file.display().to_string())),
+    }
+    all
 }
 
 /// Limits that gVisor itself keeps, whatever the machine can do. Names as podman wants them: a
@@ -403,6 +441,7 @@ pub(super) mod tests {
             hostname: "box".into(),
             link_dir: "/run/casemate/link/ses_0".into(),
             volumes_dir: "/run/casemate/link/ses_0.volumes".into(),
+            warmth: Warmth::None,
         }
     }
 
@@ -424,6 +463,44 @@ pub(super) mod tests {
             "{}",
             serde_json::to_string_pretty(&request).unwrap()
         );
+    }
+
+    #[test]
+    fn a_warm_sandbox_differs_in_one_capability_and_in_what_the_wrapper_is_told() {
+        let golden: Value = serde_json::from_str(GOLDEN).unwrap();
+        let cases = [
+            (Warmth::Live, None),
+            (
+                Warmth::Source("/run/l/a".into()),
+                Some("io.casemate.checkpoint"),
+            ),
+            (
+                Warmth::Restored("/run/l/a".into()),
+                Some("io.casemate.restore"),
+            ),
+        ];
+        for (allow_root, held) in [(false, 5), (true, 10)] {
+            for (warmth, annotation) in cases.clone() {
+                let spec = SandboxSpec {
+                    allow_root,
+                    warmth,
+                    ..spec()
+                };
+                let request = CreateRequest::new(&spec, &ground()).unwrap();
+                let mut request = serde_json::to_value(request).unwrap();
+                let mut caps = request["cap_add"].as_array().unwrap().clone();
+                assert!(caps.contains(&json!("CAP_SYS_ADMIN")));
+                caps.retain(|cap| cap != "CAP_SYS_ADMIN");
+                assert_eq!(caps.len(), held);
+                let annotations = request["annotations"].as_object_mut().unwrap();
+                let told = annotation.and_then(|name| annotations.remove(name));
+                assert_eq!(told, annotation.map(|_| json!("/run/l/a")));
+                for field in ["command", "cap_add"] {
+                    request[field] = golden[field].clone();
+                }
+                assert_eq!(request, golden);
+            }
+        }
     }
 
     #[test]

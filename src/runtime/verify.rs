@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::RuntimeError;
 use super::libpod::bounded;
 use super::spec::{
-    Bind, GUEST_PATH, Ground, LOG_SIZE, annotations, binds, capabilities, container_name,
-    guest_arguments, labels, rlimits, tmpfs,
+    Bind, GUEST_PATH, Ground, LOG_SIZE, OUR_ANNOTATIONS, annotations, binds, capabilities,
+    container_name, guest_arguments, labels, rlimits, tmpfs,
 };
 use crate::model::sandbox::SandboxSpec;
 
@@ -132,7 +132,8 @@ fn verify_labels(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError
 fn verify_annotations(inspect: &Value, spec: &SandboxSpec) -> Result<(), RuntimeError> {
     let field = "Config.Annotations";
     let found = at(inspect, field)?;
-    for (annotation, wanted) in annotations(spec) {
+    let ours = annotations(spec);
+    for (annotation, wanted) in &ours {
         let found = found.get(annotation).unwrap_or(&Value::Null);
         same(field, found, &json!(wanted))?;
     }
@@ -140,10 +141,16 @@ fn verify_annotations(inspect: &Value, spec: &SandboxSpec) -> Result<(), Runtime
         .as_object()
         .into_iter()
         .flat_map(serde_json::Map::keys);
-    match keys.into_iter().find(|key| key.starts_with("dev.gvisor.")) {
-        Some(key) => Err(differs(field, key, "without flags for gVisor")),
-        None => Ok(()),
+    for key in keys {
+        if key.starts_with("dev.gvisor.") {
+            return Err(differs(field, key, "without flags for gVisor"));
+        }
+        // The wrapper would take an image's word for ours, and begin a sandbox as another's checkpoint.
+        if key.starts_with(OUR_ANNOTATIONS) && ours.iter().all(|(name, _)| name != key) {
+            return Err(differs(field, key, "without orders that are not ours"));
+        }
     }
+    Ok(())
 }
 
 fn verify_binds(inspect: &Value, wanted: &[Bind]) -> Result<(), RuntimeError> {
@@ -375,6 +382,10 @@ mod tests {
             (
                 "Config.Annotations",
                 annotated("dev.gvisor.flag.network", "host"),
+            ),
+            (
+                "Config.Annotations",
+                annotated("io.casemate.restore", "/run/casemate/link/a"),
             ),
             ("HostConfig.Privileged", json!(true)),
             ("HostConfig.NetworkMode", json!("host")),

@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::manager::House;
+use super::pool::Edition;
 use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
-use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
+use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, Warmth};
 use crate::model::session::{Reason, Session};
 use crate::runtime::{Dialler, RuntimeError};
 
@@ -171,9 +172,7 @@ impl Door {
         write_token(&token_path(root, id), &token)?;
         volumes::build(root, id)?;
         DirBuilder::new().mode(0o700).create(&directory)?;
-        // The process's umask keeps the group out of new files; here it is let in on purpose.
-        write_token(&directory.join("token"), &token)?
-            .set_permissions(Permissions::from_mode(0o640))?;
+        show_token(&directory, &token)?;
         std::fs::set_permissions(&directory, Permissions::from_mode(0o2750))?;
         Self::open(directory, limits, token).await
     }
@@ -197,6 +196,12 @@ impl Door {
             listener,
             strangers: 0,
         })
+    }
+
+    /// Lays the token out again, for another sandbox behind the same door.
+    fn invite(&mut self) -> io::Result<()> {
+        gone(std::fs::remove_file(self.directory.join("token")))?;
+        show_token(&self.directory, &self.token)
     }
 
     /// Removes the directory of a session and the token beside it; none is success.
@@ -304,7 +309,41 @@ pub(super) fn spec(house: &House, session: &Session, link_dir: PathBuf) -> Sandb
         hostname: hostname(session.id, session.spec.name.as_ref()),
         link_dir,
         volumes_dir: volumes::room(&house.link_root, session.id),
+        warmth: Warmth::None,
     }
+}
+
+/// What to make when a sandbox could not be started: where that began as a checkpoint, the same without it. The first is
+/// removed, and the checkpoint is not used again.
+pub(super) async fn without(
+    house: &House,
+    spec: SandboxSpec,
+    edition: Option<&Edition>,
+    sandbox: &SandboxId,
+    door: &mut Door,
+    end: End,
+) -> Result<SandboxSpec, End> {
+    let is_its_fault = matches!(spec.warmth, Warmth::Restored(_))
+        && !matches!(
+            end.reason,
+            Reason::RuntimeUnavailable | Reason::ImageMissing
+        );
+    if !is_its_fault {
+        return Err(end);
+    }
+    warn!(session = %spec.session, error = end.message, "a sandbox could not begin as its checkpoint; making one without");
+    if let Some(edition) = edition {
+        let why = end.message.unwrap_or_default();
+        let message = format!("it could not be restored: {why}");
+        house.checkpoints.spoil(edition, message);
+    }
+    let removed = house.runtime.remove(sandbox).await;
+    removed.map_err(|error| refused(&error))?;
+    door.invite().map_err(|error| failed(&error))?;
+    Ok(SandboxSpec {
+        warmth: Warmth::Live,
+        ..spec
+    })
 }
 
 /// Makes and verifies a sandbox behind its door.
@@ -432,6 +471,12 @@ fn write_token(path: &Path, token: &LinkToken) -> io::Result<std::fs::File> {
         .open(path)?;
     file.write_all(token.expose().as_bytes())?;
     Ok(file)
+}
+
+/// Puts the token where the guest looks for it.
+fn show_token(directory: &Path, token: &LinkToken) -> io::Result<()> {
+    // The process's umask keeps the group out of new files; here it is let in on purpose.
+    write_token(&directory.join("token"), token)?.set_permissions(Permissions::from_mode(0o640))
 }
 
 /// What is gone already has been removed.

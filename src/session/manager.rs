@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::SessionError;
 use super::VolumeRefusal;
+use super::checkpoints::Checkpoints;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::images::Images;
@@ -54,11 +55,16 @@ pub(super) struct House {
     /// Cancelled when runners shall leave their sandboxes running and end.
     pub(super) leave: CancellationToken,
     settings: watch::Receiver<Arc<Settings>>,
+    pub(super) checkpoints: Checkpoints,
 }
 
 impl House {
     pub(super) fn settings(&self) -> SessionsConfig {
         self.settings.borrow().sessions.clone()
+    }
+
+    pub(super) fn recipes(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
     }
 }
 
@@ -166,6 +172,7 @@ impl Sessions {
                 launches,
                 leave: CancellationToken::new(),
                 settings: receiver,
+                checkpoints: Checkpoints::default(),
             }),
             table: Arc::default(),
             places,
@@ -620,7 +627,7 @@ fn admit(
         limits,
         allow_root: recipe.allow_root,
         timeout_s,
-        setup: recipe.setup.clone(),
+        setup: recipe.session_setup(),
         // Looked up by who has the store.
         volumes: Vec::new(),
     };

@@ -24,12 +24,13 @@ use tracing::{info, warn};
 
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::{House, Sessions};
-use super::ready;
+use super::ready::{self, Unready};
 use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
-use crate::model::sandbox::{Limits, SandboxId, SandboxSpec};
+use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, Warmth};
+use crate::model::session::Reason;
 use crate::model::template::{Origin, Template, TemplateSpec};
 use crate::store::StoreError;
 
@@ -49,14 +50,14 @@ const CHECK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Whose launches those for the shelves are, among the teams that take turns.
-const TEAM: &str = "pool";
+pub(super) const TEAM: &str = "pool";
 
 /// What makes two sandboxes alike.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Edition {
-    origin: Origin,
-    name: Name,
-    version: u32,
+    pub(super) origin: Origin,
+    pub(super) name: Name,
+    pub(super) version: u32,
 }
 
 impl Edition {
@@ -163,6 +164,20 @@ impl Pool {
         })
     }
 
+    /// An identity of what is made for nobody, until it is dropped.
+    pub(super) fn reserve(self: &Arc<Self>, id: SessionId) -> Identity {
+        self.state().ids.insert(id);
+        Identity {
+            pool: Arc::clone(self),
+            id,
+        }
+    }
+
+    /// Has the shelves looked at now.
+    pub(super) fn look_again(&self) {
+        self.taken.notify_one();
+    }
+
     /// Whether something of this identity is the pool's.
     pub(super) fn has(&self, id: SessionId) -> bool {
         self.state().ids.contains(&id)
@@ -246,8 +261,13 @@ impl Sessions {
             .flatten()
     }
 
-    /// Keeps the shelves filled until `stop`; then there is nothing on them.
+    /// Keeps the shelves filled, and the checkpoints that are wanted, until `stop`; then there is nothing on the shelves.
     pub async fn keep_warm(self, stop: CancellationToken) {
+        let checkpoints = Box::pin(self.keep_checkpoints(stop.clone()));
+        tokio::join!(checkpoints, Box::pin(self.keep_shelves(stop)));
+    }
+
+    async fn keep_shelves(&self, stop: CancellationToken) {
         let (mut checked, mut started) = (Instant::now(), None);
         loop {
             let filling = async {
@@ -292,10 +312,12 @@ impl Sessions {
                     return false;
                 }
             };
-            let (out, missing) = self.pool.tidy(&wanted);
+            let (out, mut missing) = self.pool.tidy(&wanted);
             for warm in out {
                 self.throw_out(warm).await;
             }
+            // What is warmed up waits for the checkpoint that it is to begin as.
+            missing.retain(|edition| !self.is_awaited(edition, &wanted));
             if missing.is_empty() {
                 return true;
             }
@@ -317,7 +339,7 @@ impl Sessions {
                 return true;
             };
             *started = Some(Instant::now());
-            match self.make(spec, stop).await {
+            match self.make(&edition, spec, stop).await {
                 Ok(warm) => {
                     if let Some(warm) = self.pool.put(edition, warm) {
                         self.throw_out(warm).await;
@@ -334,7 +356,9 @@ impl Sessions {
     }
 
     /// How many of which editions are to be held ready.
-    async fn wanted(&self) -> Result<BTreeMap<Edition, (usize, TemplateSpec)>, StoreError> {
+    pub(super) async fn wanted(
+        &self,
+    ) -> Result<BTreeMap<Edition, (usize, TemplateSpec)>, StoreError> {
         let settings = self.settings();
         let of_teams = self.house.store.pooled_templates().await?;
         let all = settings.templates.values().chain(&of_teams);
@@ -347,8 +371,24 @@ impl Sessions {
             .collect())
     }
 
+    /// Whether an edition is to have a checkpoint, and has none yet.
+    fn is_awaited(
+        &self,
+        edition: &Edition,
+        wanted: &BTreeMap<Edition, (usize, TemplateSpec)>,
+    ) -> bool {
+        let spec = wanted.get(edition).map(|(_, spec)| spec);
+        spec.is_some_and(|spec| spec.setup.warm_up.is_some())
+            && self.house.checkpoints.is_awaited(edition)
+    }
+
     /// Makes a sandbox that belongs to nobody.
-    async fn make(&self, template: &TemplateSpec, stop: &CancellationToken) -> Result<Warm, End> {
+    async fn make(
+        &self,
+        edition: &Edition,
+        template: &TemplateSpec,
+        stop: &CancellationToken,
+    ) -> Result<Warm, End> {
         let house = &self.house;
         let id = SessionId::generate(house.clock.now()).map_err(|error| launch::failed(&error))?;
         self.pool.state().ids.insert(id);
@@ -359,7 +399,7 @@ impl Sessions {
         let made = tokio::select! {
             biased;
             () = stop.cancelled() => Err(launch::stopping()),
-            made = self.launch(id, template, &mut remains) => made,
+            made = self.launch(id, edition, template, &mut remains) => made,
         };
         if made.is_err() {
             if let Err(error) = remains.clear(house, id).await {
@@ -373,6 +413,7 @@ impl Sessions {
     async fn launch(
         &self,
         id: SessionId,
+        edition: &Edition,
         template: &TemplateSpec,
         remains: &mut Remains,
     ) -> Result<Warm, End> {
@@ -384,7 +425,7 @@ impl Sessions {
         let mut door = Door::build(&house.link_root, id, template.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
-        let spec = SandboxSpec {
+        let mut spec = SandboxSpec {
             installation: house.store.installation(),
             session: id,
             image: template.image,
@@ -393,9 +434,19 @@ impl Sessions {
             hostname: launch::hostname(id, None),
             link_dir: door.directory.clone(),
             volumes_dir: volumes::room(&house.link_root, id),
+            warmth: house.warmth(edition, template),
         };
-        let sandbox = launch::create(house, spec, &mut remains.sandbox).await?;
-        let link = launch::start(house, &sandbox, &mut door).await?;
+        let (sandbox, link) = loop {
+            let sandbox = launch::create(house, spec.clone(), &mut remains.sandbox).await?;
+            match launch::start(house, &sandbox, &mut door).await {
+                Ok(link) => break (sandbox, link),
+                Err(end) => {
+                    let edition = Some(edition);
+                    spec = launch::without(house, spec, edition, &sandbox, &mut door, end).await?;
+                }
+            }
+        };
+        warm_up(house, id, edition, template, &spec, &link).await?;
         rehearse(&link).await;
         info!(session = %id, sandbox = %sandbox, "a sandbox stands ready");
         Ok(Warm {
@@ -432,6 +483,36 @@ impl Sessions {
             .map(|warm| self.throw_out(warm));
         futures_util::future::join_all(all).await;
     }
+}
+
+/// Has what the template warms up in a sandbox, which is there already if it began as its checkpoint.
+async fn warm_up(
+    house: &House,
+    id: SessionId,
+    edition: &Edition,
+    template: &TemplateSpec,
+    spec: &SandboxSpec,
+    link: &Link,
+) -> Result<(), End> {
+    let setup = template.session_setup();
+    let Some(warm_up) = &setup.warm_up else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + ready::patience(warm_up);
+    let warmed = async {
+        let identity = ready::identify(link, &spec.hostname).await?;
+        if !identity.is_restored {
+            if matches!(spec.warmth, Warmth::Restored(_)) {
+                house.checkpoints.lose(edition);
+            }
+            ready::warm(link, id, &setup, warm_up, deadline).await?;
+        }
+        ready::wake(link, warm_up).await
+    };
+    warmed.await.map_err(|unready| match unready {
+        Unready::Never(end) => end,
+        Unready::LinkLost => End::new(Reason::GuestLost, "the guest was lost"),
+    })
 }
 
 /// Runs a program that does nothing. The first one of a sandbox takes half as long again as those after it: gVisor has an

@@ -1,4 +1,5 @@
-//! What a template has done in a sandbox before its session is ready: its start command runs, and what it waits for is so.
+//! What a template has done in a sandbox before its session is ready: what it warms up is there, its start command runs, and
+//! what it waits for is so.
 //!
 //! Everything goes over the link, and everything that comes back is the sandbox's word: it decides when this one session is
 //! ready, or that it never will be, and nothing else. The start command is known by its tag: when the link was lost in the
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 use casemate_link::daemon::{Link, LinkError, Process, ProcessEvent};
 use casemate_link::file::{Place, StatRequest};
-use casemate_link::process::{AttachRequest, LoginShell, ProcessInfo, Selector};
+use casemate_link::process::{AttachRequest, LoginShell, Selector};
+use casemate_link::warm_up::Identity;
 use casemate_link::{OnDetach, ProcessExit, ProcessSpec};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::info;
@@ -18,10 +20,15 @@ use super::launch::End;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::session::{Reason, SessionSpec};
-use crate::model::setup::{Probe, Program, Readiness};
+use crate::model::setup::{
+    Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, WarmUp,
+};
 
 /// What the start command is called among the session's processes.
 pub const START_TAG: &str = "start";
+
+/// What the warm-up is called there.
+pub const WARM_UP_TAG: &str = "warm-up";
 
 /// How long one run of a readiness command may take.
 const TRY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,38 +62,124 @@ impl From<LinkError> for Unready {
 /// The start command as a process of the session, if its template has one.
 pub(super) fn start_process(spec: &SessionSpec) -> Option<ProcessSpec> {
     let start = spec.setup.start.as_ref()?;
-    let (argv, shell) = match &start.program {
+    Some(kept_process(&Surroundings::of(spec), start, START_TAG))
+}
+
+/// What a process has that says nothing of itself.
+struct Surroundings<'a> {
+    env: &'a BTreeMap<String, String>,
+    cwd: Option<&'a String>,
+    user: Option<&'a String>,
+}
+
+impl<'a> Surroundings<'a> {
+    fn of(spec: &'a SessionSpec) -> Self {
+        Self {
+            env: &spec.env,
+            cwd: spec.workdir.as_ref(),
+            user: spec.setup.user.as_ref(),
+        }
+    }
+
+    /// Of a warm-up: nothing of a session's.
+    fn before(setup: &'a Setup, warm_up: &'a WarmUp) -> Self {
+        Self {
+            env: &warm_up.run.env,
+            cwd: warm_up.run.cwd.as_ref(),
+            user: setup.user.as_ref(),
+        }
+    }
+
+    fn process(
+        &self,
+        argv: Vec<String>,
+        shell: Option<&String>,
+        env: &BTreeMap<String, String>,
+    ) -> ProcessSpec {
+        let mut all = self.env.clone();
+        all.extend(env.clone());
+        ProcessSpec {
+            shell: shell.map(|line| LoginShell {
+                command: Some(line.clone()),
+            }),
+            env: all,
+            cwd: self.cwd.cloned(),
+            user: self.user.cloned(),
+            stdin: false,
+            ..ProcessSpec::new(argv)
+        }
+    }
+}
+
+/// A command of a template's as a process that nobody has to listen to.
+fn kept_process(around: &Surroundings<'_>, command: &StartCommand, tag: &str) -> ProcessSpec {
+    let (argv, shell) = match &command.program {
         Program::Argv(argv) => (argv.clone(), None),
         Program::Command(line) => (Vec::new(), Some(line)),
     };
-    let mut process = process(spec, argv, shell, &start.env);
-    process.cwd = start.cwd.clone().or(process.cwd);
-    process.user = start.user.clone().or(process.user);
-    process.tag = Some(START_TAG.to_owned());
+    let mut process = around.process(argv, shell, &command.env);
+    process.cwd = command.cwd.clone().or(process.cwd);
+    process.user = command.user.clone().or(process.user);
+    process.tag = Some(tag.to_owned());
     process.on_detach = OnDetach::Keep;
     // Readers are bounded by what is kept, not by what was ever written.
     process.max_stdout_bytes = u64::MAX;
     process.max_stderr_bytes = u64::MAX;
-    Some(process)
+    process
 }
 
-fn process(
-    spec: &SessionSpec,
-    argv: Vec<String>,
-    shell: Option<&String>,
-    env: &BTreeMap<String, String>,
-) -> ProcessSpec {
-    let mut all = spec.env.clone();
-    all.extend(env.clone());
-    ProcessSpec {
-        shell: shell.map(|line| LoginShell {
-            command: Some(line.clone()),
-        }),
-        env: all,
-        cwd: spec.workdir.clone(),
-        user: spec.setup.user.clone(),
-        stdin: false,
-        ..ProcessSpec::new(argv)
+/// How long a warm-up may take.
+pub(super) fn patience(warm_up: &WarmUp) -> Duration {
+    let ready = warm_up.ready.as_ref();
+    Duration::from_secs(ready.map_or(READY_TIMEOUT_S, |ready| ready.timeout_s))
+}
+
+/// Tells a sandbox its name; what its guest says of it then. Nothing runs in one whose guest could still name it otherwise.
+pub(super) async fn identify(link: &Link, hostname: &str) -> Result<Identity, Unready> {
+    let told = link.identify(hostname).await;
+    let identity = refused("give the sandbox its name", told)?;
+    if identity.is_privileged {
+        return Err(Unready::Never(End::new(
+            Reason::LaunchFailed,
+            "the guest did not give up CAP_SYS_ADMIN",
+        )));
+    }
+    Ok(identity)
+}
+
+/// Has the warm-up done in a sandbox, unless it was before.
+pub(super) async fn warm(
+    link: &Link,
+    id: SessionId,
+    setup: &Setup,
+    warm_up: &WarmUp,
+    deadline: Instant,
+) -> Result<(), Unready> {
+    let around = Surroundings::before(setup, warm_up);
+    let stage = Stage {
+        what: "warm-up",
+        process: Some(kept_process(&around, &warm_up.run, WARM_UP_TAG)),
+        around,
+        until: match &warm_up.ready {
+            Some(ready) => Until::Met(ready),
+            None => Until::Ended,
+        },
+        deadline,
+        patience_s: patience(warm_up).as_secs(),
+    };
+    stage.settle(link, id).await
+}
+
+/// Tells what runs on of a warm-up that it is a session's from here on, if the template says how.
+pub(super) async fn wake(link: &Link, warm_up: &WarmUp) -> Result<(), Unready> {
+    let Some(signal) = warm_up.signal else {
+        return Ok(());
+    };
+    let process = Selector::Tag(WARM_UP_TAG.to_owned());
+    match link.signal(process, signal).await {
+        // It has ended.
+        Ok(()) | Err(LinkError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -94,41 +187,108 @@ fn process(
 pub(super) struct Opening<'a> {
     id: SessionId,
     spec: &'a SessionSpec,
-    deadline: Instant,
+    /// Its host name, where it is still to be warmed up.
+    hostname: Option<String>,
+    warm_by: Instant,
+    /// Until when it is to be ready, once its start command began.
+    deadline: Option<Instant>,
+    /// Whether its sandbox began as a checkpoint; `None` as long as nobody asked.
+    pub(super) is_restored: Option<bool>,
 }
 
 impl<'a> Opening<'a> {
-    /// Begins now: the time of the template's readiness runs from here.
-    pub(super) fn begin(id: SessionId, spec: &'a SessionSpec) -> Self {
-        let ready = spec.setup.ready.as_ref();
-        let patience = ready.map_or(Duration::ZERO, |ready| Duration::from_secs(ready.timeout_s));
+    /// Begins now. A sandbox that stood ready `is_warm`.
+    pub(super) fn begin(id: SessionId, spec: &'a SessionSpec, is_warm: bool) -> Self {
+        let warm_up = spec.setup.warm_up.as_ref().filter(|_| !is_warm);
         Self {
             id,
             spec,
-            deadline: Instant::now() + patience,
+            hostname: warm_up.map(|_| super::launch::hostname(id, spec.name.as_ref())),
+            warm_by: Instant::now() + warm_up.map_or(Duration::ZERO, patience),
+            deadline: None,
+            is_restored: None,
         }
     }
 
-    /// Starts the start command, unless it runs, and waits until the session is ready.
-    pub(super) async fn settle(&self, link: &Link) -> Result<(), Unready> {
-        let started = match start_process(self.spec) {
-            Some(process) => Some(self.start_once(link, process).await?),
+    /// Has the session warmed up, starts the start command, unless it runs, and waits until the session is ready.
+    pub(super) async fn settle(&mut self, link: &Link) -> Result<(), Unready> {
+        let setup = &self.spec.setup;
+        if let (Some(hostname), Some(warm_up)) = (&self.hostname, &setup.warm_up) {
+            let identity = identify(link, hostname).await?;
+            self.is_restored = Some(identity.is_restored);
+            if !identity.is_restored {
+                warm(link, self.id, setup, warm_up, self.warm_by).await?;
+            }
+            wake(link, warm_up).await?;
+            self.hostname = None;
+        }
+        let patience_s = setup.ready.as_ref().map_or(0, |ready| ready.timeout_s);
+        let now = Instant::now();
+        let stage = Stage {
+            what: "start command",
+            process: start_process(self.spec),
+            around: Surroundings::of(self.spec),
+            until: setup.ready.as_ref().map_or(Until::Started, Until::Met),
+            deadline: *self
+                .deadline
+                .get_or_insert(now + Duration::from_secs(patience_s)),
+            patience_s,
+        };
+        stage.settle(link, self.id).await
+    }
+}
+
+/// When a command of a template's has done what it was started for.
+enum Until<'a> {
+    Started,
+    Met(&'a Readiness),
+    Ended,
+}
+
+/// A command of a template's, and what is waited for.
+struct Stage<'a> {
+    what: &'static str,
+    process: Option<ProcessSpec>,
+    around: Surroundings<'a>,
+    until: Until<'a>,
+    deadline: Instant,
+    patience_s: u64,
+}
+
+impl Stage<'_> {
+    async fn settle(mut self, link: &Link, id: SessionId) -> Result<(), Unready> {
+        let started = match self.process.take() {
+            Some(process) => Some(self.start_once(link, id, process).await?),
             None => None,
         };
-        let Some(ready) = &self.spec.setup.ready else {
-            return Ok(());
-        };
-        let what = ready.probe.describe();
-        let why = tokio::select! {
-            biased;
-            met = self.until_met(link, ready) => return met,
-            exit = until_failed(link, started) => {
-                format!("the start command ended {} before {what} was there", in_words(&exit))
+        let (what, seconds) = (self.what, self.patience_s);
+        let why = match self.until {
+            Until::Started => return Ok(()),
+            Until::Met(ready) => {
+                let there = ready.probe.describe();
+                tokio::select! {
+                    biased;
+                    met = self.until_met(link, ready) => return met,
+                    exit = until_failed(link, started) => {
+                        format!("the {what} ended {} before {there} was there", in_words(&exit))
+                    }
+                    () = sleep_until(self.deadline) => {
+                        format!("{there} was not there within {seconds} s")
+                    }
+                    () = link.closed() => return Err(Unready::LinkLost),
+                }
             }
-            () = sleep_until(self.deadline) => {
-                format!("{what} was not there within {} s", ready.timeout_s)
-            }
-            () = link.closed() => return Err(Unready::LinkLost),
+            Until::Ended => tokio::select! {
+                biased;
+                exit = exit_of(link, started) => match exit? {
+                    exit if exit.exit_code == Some(0) => return Ok(()),
+                    exit => format!("the {what} ended {}", in_words(&exit)),
+                },
+                () = sleep_until(self.deadline) => {
+                    format!("the {what} did not end within {seconds} s, and the template does not say when it is done else (warm_up.ready)")
+                }
+                () = link.closed() => return Err(Unready::LinkLost),
+            },
         };
         let words = match started {
             Some(number) => timeout(WORDS_PATIENCE, last_words(link, number)).await,
@@ -136,19 +296,25 @@ impl<'a> Opening<'a> {
         };
         let message = match words.ok().flatten() {
             Some(words) => {
-                format!("{why}; the end of the start command's standard error: {words}")
+                format!("{why}; the end of the {what}'s standard error: {words}")
             }
             None => why,
         };
         Err(Unready::Never(End::new(Reason::LaunchFailed, message)))
     }
 
-    /// The guest's number of the start command, which is started unless it was before.
-    async fn start_once(&self, link: &Link, process: ProcessSpec) -> Result<u64, Unready> {
+    /// The guest's number of the command, which is started unless it was before.
+    async fn start_once(
+        &self,
+        link: &Link,
+        id: SessionId,
+        process: ProcessSpec,
+    ) -> Result<u64, Unready> {
+        let what = self.what;
         let listed = link.processes().await;
-        if let Some(known) = refused("look for the start command", listed)?
+        if let Some(known) = refused(&format!("look for the {what}"), listed)?
             .into_iter()
-            .find(is_start)
+            .find(|known| known.tag == process.tag)
         {
             return Ok(known.process);
         }
@@ -159,8 +325,8 @@ impl<'a> Opening<'a> {
         };
         let started = starting.await.unwrap_or(Err(LinkError::Gone));
         // It is kept when the handle on it goes.
-        let number = refused("run the template's start command", started)?;
-        info!(session = %self.id, "the template's start command was started");
+        let number = refused(&format!("run the template's {what}"), started)?;
+        info!(session = %id, "the template's {what} was started");
         Ok(number)
     }
 
@@ -186,7 +352,7 @@ impl<'a> Opening<'a> {
         let request = StatRequest {
             place: Place {
                 path: path.to_owned(),
-                user: self.spec.setup.user.clone(),
+                user: self.around.user.cloned(),
             },
             follow: true,
         };
@@ -200,7 +366,9 @@ impl<'a> Opening<'a> {
             timeout_ms: Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             max_stdout_bytes: TRY_OUTPUT_BYTES,
             max_stderr_bytes: TRY_OUTPUT_BYTES,
-            ..process(self.spec, Vec::new(), Some(command), &BTreeMap::new())
+            ..self
+                .around
+                .process(Vec::new(), Some(command), &BTreeMap::new())
         };
         let mut process = link.start(spec).await?;
         let exit = until_exit(&mut process).await?;
@@ -211,10 +379,6 @@ impl<'a> Opening<'a> {
 async fn is_open(link: &Link, port: u16) -> Result<bool, LinkError> {
     let ports = link.ports().await?;
     Ok(ports.iter().any(|open| open.port == port))
-}
-
-fn is_start(process: &ProcessInfo) -> bool {
-    process.tag.as_deref() == Some(START_TAG)
 }
 
 /// What the guest says no to ends the session.
@@ -228,24 +392,28 @@ fn refused<T>(doing: &str, result: Result<T, LinkError>) -> Result<T, Unready> {
     })
 }
 
-/// Resolves when the start command has failed. One that ends with 0 may have left what it started behind.
+/// Resolves when the command has failed. One that ends with 0 may have left what it started behind.
 async fn until_failed(link: &Link, started: Option<u64>) -> ProcessExit {
-    if let Some(number) = started {
-        let request = AttachRequest {
-            process: Selector::Process(number),
-            stdout_offset: 0,
-            stderr_offset: 0,
-            output: false,
-        };
-        if let Ok((_, mut process)) = link.attach(request).await
-            && let Ok(exit) = until_exit(&mut process).await
-            && exit.exit_code != Some(0)
-        {
-            return exit;
-        }
+    match exit_of(link, started).await {
+        Ok(exit) if exit.exit_code != Some(0) => exit,
+        // A lost link is noticed by others.
+        _ => std::future::pending().await,
     }
-    // A lost link is noticed by others.
-    std::future::pending().await
+}
+
+/// How the command ended, when it has.
+async fn exit_of(link: &Link, started: Option<u64>) -> Result<ProcessExit, LinkError> {
+    let Some(number) = started else {
+        return std::future::pending().await;
+    };
+    let request = AttachRequest {
+        process: Selector::Process(number),
+        stdout_offset: 0,
+        stderr_offset: 0,
+        output: false,
+    };
+    let (_, mut process) = link.attach(request).await?;
+    until_exit(&mut process).await
 }
 
 pub(super) async fn until_exit(process: &mut Process) -> Result<ProcessExit, LinkError> {

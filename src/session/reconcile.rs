@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::SessionError;
 use super::launch::Door;
-use super::manager::Sessions;
+use super::manager::{House, Sessions};
 use super::runner::Start;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
@@ -204,7 +204,7 @@ impl Sessions {
             let name = entry.map_err(failed)?.file_name();
             if let Some(id) = name.to_str().and_then(Door::owner_of) {
                 doors.insert(id);
-            } else {
+            } else if !name.to_str().is_some_and(House::is_checkpoint) {
                 // Not ours to judge.
                 warn!(name = ?name, "something strange lies in the link directory");
             }

@@ -18,7 +18,7 @@ use super::activity::Activity;
 use super::handle::RunnerEnds;
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::House;
-use super::pool::Warm;
+use super::pool::{Edition, Warm};
 use super::reached::Reached;
 use super::ready::{Opening, Unready};
 use super::state::{self, Answer, Event};
@@ -32,7 +32,7 @@ use crate::model::event::{AuditEvent, Outcome, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease};
 use crate::model::limit::Limit;
 use crate::model::principal::Principal;
-use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxState};
+use crate::model::sandbox::{SandboxId, SandboxPhase, SandboxState, Warmth};
 use crate::model::session::{Phase, Reason, Session};
 
 /// First and longest pause between tries to clear up or to write down an end.
@@ -128,6 +128,14 @@ impl Runner {
         };
         life.tear_down(why).await;
     }
+}
+
+/// How a session came to its sandbox.
+enum Before {
+    /// It stood ready, and is warmed up if it is to be.
+    Warm,
+    /// It was launched; if it was asked to begin as one, as the checkpoint of this edition.
+    Launched(Option<Edition>),
 }
 
 /// What happens to a session that is linked or paused.
@@ -382,15 +390,28 @@ impl Life {
             .await
             .map_err(|error| launch::failed(&error))?;
         let directory = door.directory.clone();
-        let traces = &mut self.remains.sandbox;
-        let spec = launch::spec(&house, &self.session, directory);
-        let sandbox = launch::create(&house, spec, traces).await?;
-        self.session.sandbox = Some(sandbox.clone());
-        self.keep().await?;
-        let link = launch::start(&house, &sandbox, &mut door).await?;
+        let mut spec = launch::spec(&house, &self.session, directory);
+        let (warmth, edition) = house.warmth_of(&self.session).await;
+        spec.warmth = warmth;
+        let (sandbox, link) = loop {
+            let traces = &mut self.remains.sandbox;
+            let sandbox = launch::create(&house, spec.clone(), traces).await?;
+            self.session.sandbox = Some(sandbox.clone());
+            self.keep().await?;
+            match launch::start(&house, &sandbox, &mut door).await {
+                Ok(link) => break (sandbox, link),
+                Err(end) => {
+                    let edition = edition.as_ref();
+                    spec = launch::without(&house, spec, edition, &sandbox, &mut door, end).await?;
+                }
+            }
+        };
         // What a template waits for may take minutes, in which others can be launched.
         drop(turn);
-        let link = self.open_up(&mut door, &sandbox, link).await?;
+        let restored = edition.filter(|_| matches!(spec.warmth, Warmth::Restored(_)));
+        let link = self
+            .open_up(&mut door, &sandbox, link, Before::Launched(restored))
+            .await?;
         self.session.ready_at = Some(self.house.clock.now());
         self.change(Event::Linked).await?;
         self.finish_intent(Outcome::Ok { detail: None }).await;
@@ -411,7 +432,9 @@ impl Life {
             self.change(Event::Claimed).await?;
         } else {
             self.change(Event::Begin).await?;
-            link = self.open_up(&mut door, &sandbox, link).await?;
+            link = self
+                .open_up(&mut door, &sandbox, link, Before::Warm)
+                .await?;
             self.session.ready_at = Some(self.house.clock.now());
             self.change(Event::Linked).await?;
         }
@@ -474,7 +497,9 @@ impl Life {
         let patience = house.settings().reattach_timeout;
         let mut link = door.await_guest(&house, &sandbox, patience).await?;
         if self.session.status.phase == Phase::Starting {
-            link = self.open_up(&mut door, &sandbox, link).await?;
+            link = self
+                .open_up(&mut door, &sandbox, link, Before::Launched(None))
+                .await?;
             self.session.ready_at = Some(house.clock.now());
             self.change(Event::Linked).await?;
         }
@@ -489,17 +514,19 @@ impl Life {
         door: &mut Door,
         sandbox: &SandboxId,
         mut link: Link,
+        before: Before,
     ) -> Result<Link, End> {
         volumes::attach(&self.house, &self.session, sandbox).await?;
         let spec = self.session.spec.clone();
-        let opening = Opening::begin(self.session.id, &spec);
+        let is_warm = matches!(before, Before::Warm);
+        let mut opening = Opening::begin(self.session.id, &spec, is_warm);
         loop {
             let again = tokio::select! {
                 biased;
                 () = over(&self.house, self.session.lease.ends_at) => {
                     return Err(End::new(Reason::Deadline, "its time was over"));
                 }
-                settled = opening.settle(&link) => match settled {
+                settled = Box::pin(opening.settle(&link)) => match settled {
                     Ok(()) => break,
                     Err(Unready::Never(end)) => return Err(end),
                     Err(Unready::LinkLost) => None,
@@ -511,6 +538,9 @@ impl Life {
                 Some(again) => again,
                 None => self.linked_again(door).await?,
             };
+        }
+        if let (Before::Launched(Some(edition)), Some(false)) = (&before, opening.is_restored) {
+            self.house.checkpoints.lose(edition);
         }
         // Nobody could use it until now.
         self.activity.touch();

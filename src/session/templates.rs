@@ -2,10 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use super::manager::Sessions;
+use super::manager::{House, Sessions};
 use crate::model::name::Name;
 use crate::model::template::Template;
 use crate::store::StoreError;
+
+impl House {
+    /// See [`Sessions::template`].
+    pub(super) async fn template(
+        &self,
+        team: &Name,
+        name: &Name,
+    ) -> Result<Option<Template>, StoreError> {
+        if let Some(template) = self.file_template(team, name) {
+            return Ok(Some(template));
+        }
+        let store = &self.store;
+        store.team_template(team.clone(), name.clone()).await
+    }
+
+    fn file_template(&self, team: &Name, name: &Name) -> Option<Template> {
+        let settings = self.recipes();
+        let template = settings.templates.get(name);
+        template
+            .filter(|template| template.spec.is_for(team))
+            .cloned()
+    }
+}
 
 impl Sessions {
     /// The template that a team means by a name; `None` also where there is one that is not for it.
@@ -13,21 +36,13 @@ impl Sessions {
     /// # Errors
     /// [`StoreError`].
     pub async fn template(&self, team: &Name, name: &Name) -> Result<Option<Template>, StoreError> {
-        if let Some(template) = self.file_template(team, name) {
-            return Ok(Some(template));
-        }
-        let store = &self.house.store;
-        store.team_template(team.clone(), name.clone()).await
+        self.house.template(team, name).await
     }
 
     /// The template that a team means by a name, if it comes from a file.
     #[must_use]
     pub fn file_template(&self, team: &Name, name: &Name) -> Option<Template> {
-        let settings = self.settings();
-        let template = settings.templates.get(name);
-        template
-            .filter(|template| template.spec.is_for(team))
-            .cloned()
+        self.house.file_template(team, name)
     }
 
     /// Every template that a team may use, by name.

@@ -428,7 +428,7 @@ fn bad_row(doing: &'static str, what: String) -> StoreError {
 mod tests {
     use super::*;
     use crate::model::image::ImageDigest;
-    use crate::model::setup::{Probe, Program, Readiness, Setup, StartCommand};
+    use crate::model::setup::{Probe, Program, Readiness, Setup, StartCommand, WarmUp};
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
@@ -459,6 +459,20 @@ mod tests {
                     interval_ms: 100,
                 }),
                 ports: vec![8000, 80],
+                warm_up: Some(WarmUp {
+                    run: StartCommand {
+                        program: Program::Command("import".into()),
+                        env: [("D".to_owned(), "e".to_owned())].into(),
+                        cwd: None,
+                        user: None,
+                    },
+                    ready: Some(Readiness {
+                        probe: Probe::File("/tmp/warm".into()),
+                        timeout_s: 5,
+                        interval_ms: 100,
+                    }),
+                    signal: Some(10),
+                }),
             },
             pool: 2,
             teams: Some([name("red")].into()),

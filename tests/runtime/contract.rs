@@ -9,7 +9,7 @@ use std::time::Duration;
 use casemate::base::clock::Timestamp;
 use casemate::base::id::{InstallationId, SessionId};
 use casemate::model::image::ImageDigest;
-use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec};
+use casemate::model::sandbox::{GIB, Limits, SandboxId, SandboxPhase, SandboxSpec, Warmth};
 use casemate::runtime::{RuntimeError, SandboxRuntime};
 use futures_util::{FutureExt, StreamExt, stream};
 
@@ -76,6 +76,7 @@ impl<'a> Bench<'a> {
             hostname: "box".into(),
             link_dir,
             volumes_dir,
+            warmth: Warmth::None,
         }
     }
 
@@ -125,6 +126,7 @@ pub async fn contract(bench: &Bench<'_>) {
         exec_tells_exit_code_and_output(bench).await;
         what_stands_still_goes_on_and_can_be_removed(bench).await;
         what_cannot_be_attached_is_refused_and_may_be_asked_again(bench).await;
+        a_checkpoint_ends_its_sandbox_and_goes_with_its_file(bench).await;
         a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench).await;
         garbage_is_a_bad_archive(bench).await;
         the_image_is_listed(bench).await;
@@ -168,6 +170,61 @@ async fn what_cannot_be_attached_is_refused_and_may_be_asked_again(bench: &Bench
     bench.runtime.remove(&id).await.unwrap();
     let gone = bench.runtime.attach(&id).await;
     assert!(matches!(gone, Err(RuntimeError::Failed { .. })), "{gone:?}");
+}
+
+async fn a_checkpoint_ends_its_sandbox_and_goes_with_its_file(bench: &Bench<'_>) {
+    let runtime = bench.runtime;
+    let refused = |result: Result<(), RuntimeError>| {
+        assert!(
+            matches!(result, Err(RuntimeError::Failed { .. })),
+            "{result:?}"
+        );
+    };
+    // Not of a sandbox that was not made for it, nor of one that does not run.
+    let plain = bench.running().await;
+    refused(runtime.checkpoint(&plain).await);
+    assert_eq!(bench.phase(&plain).await, Some(SandboxPhase::Running));
+    runtime.remove(&plain).await.unwrap();
+
+    let spec = bench.spec();
+    let file = spec.link_dir.with_added_extension("checkpoint");
+    let name = file.file_name().unwrap().to_string_lossy().into_owned();
+    std::fs::write(&file, "").unwrap();
+    let known = async || {
+        let all = runtime.checkpoints().await.unwrap();
+        all.into_iter().find(|checkpoint| checkpoint.name == name)
+    };
+    let source = SandboxSpec {
+        warmth: Warmth::Source(file.clone()),
+        ..spec
+    };
+    let id = runtime.create(&source).await.unwrap();
+    refused(runtime.checkpoint(&id).await);
+    runtime.start(&id).await.unwrap();
+    assert_eq!(known().await, None);
+    runtime.checkpoint(&id).await.unwrap();
+    assert!(known().await.unwrap().size_bytes > 0);
+    assert!(runtime.wait(&id).await.unwrap().is_some());
+    runtime.remove(&id).await.unwrap();
+    assert!(known().await.is_some());
+
+    let begun = SandboxSpec {
+        warmth: Warmth::Restored(file.clone()),
+        ..bench.spec()
+    };
+    let id = runtime.create(&begun).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    assert_eq!(bench.phase(&id).await, Some(SandboxPhase::Running));
+    assert_eq!(runtime.exec(&id, &["true"]).await.unwrap().exit_code, 0);
+    std::fs::remove_file(&file).unwrap();
+    runtime.tidy().await.unwrap();
+    assert_eq!(known().await, None);
+    runtime.remove(&id).await.unwrap();
+    // Without one it begins as any other.
+    let id = runtime.create(&begun).await.unwrap();
+    runtime.start(&id).await.unwrap();
+    assert_eq!(bench.phase(&id).await, Some(SandboxPhase::Running));
+    runtime.remove(&id).await.unwrap();
 }
 
 async fn a_life_from_create_to_gone(bench: &Bench<'_>) {

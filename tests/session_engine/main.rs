@@ -11,6 +11,7 @@ mod next_daemon;
 mod pool;
 mod ready;
 mod volumes;
+mod warm_up;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -28,6 +28,7 @@ impl Bench {
                 .join("link")
                 .join(stranger.to_string()),
             volumes_dir: "/nowhere".into(),
+            warmth: casemate::model::sandbox::Warmth::None,
         };
         std::fs::create_dir(&orphan.link_dir).unwrap();
         std::fs::write(orphan.link_dir.with_added_extension("token"), "stale").unwrap();
@@ -174,6 +175,7 @@ async fn another_installation_s_sandbox_is_not_touched() {
         hostname: "theirs".into(),
         link_dir: bench.directory.path().to_owned(),
         volumes_dir: "/nowhere".into(),
+        warmth: casemate::model::sandbox::Warmth::None,
     };
     bench.runtime.create(&theirs).await.unwrap();
     let found = bench.sessions.reconcile().await.unwrap();

@@ -303,6 +303,7 @@ fn setup(probe: Probe) -> Setup {
         start: Some(serve()),
         ready: Some(when(probe)),
         ports: vec![8000],
+        ..Setup::default()
     }
 }
 

@@ -44,3 +44,4 @@ mod snapshot;
 mod storm;
 mod templates;
 mod volumes;
+mod warm_up;

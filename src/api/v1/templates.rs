@@ -12,14 +12,15 @@ use crate::api::body::{self, Query};
 use crate::api::error::Problem;
 use crate::api::range::{self, ETag};
 use crate::api::route::{Call, Reply};
-use crate::app::{Kept, TemplateRefusal};
+use crate::app::{CheckpointState, Kept, TemplateRefusal};
 use crate::base::clock::Timestamp;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, WantedLimits};
 use crate::model::setup::{
-    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand,
+    INTERVAL_MS, Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, WarmUp,
 };
+use crate::model::signal;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
 
 /// What a template shall be.
@@ -48,6 +49,8 @@ pub(crate) struct PutTemplate {
     timeout_s: Option<u64>,
     /// Longest lifetime that a session may ask for, in seconds.
     max_timeout_s: Option<u64>,
+    /// What is done in a sandbox before it is anybody's, and kept as a checkpoint that later sandboxes begin as.
+    warm_up: Option<WarmUpDocument>,
     /// What is started before a session is ready, and runs on.
     start: Option<StartDocument>,
     /// What must be the case before a session is ready.
@@ -79,6 +82,44 @@ pub(crate) struct StartDocument {
     cwd: Option<String>,
     /// Who it runs as inside; as other processes when absent.
     user: Option<String>,
+}
+
+/// What is done in a sandbox before it is anybody's: `argv`, or `command` for a shell. It may end with 0 or run on.
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WarmUpDocument {
+    /// Program and arguments; the program is looked up in `PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    argv: Option<Vec<String>>,
+    /// A command line for the user's login shell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<String>,
+    /// Over the template's environment; of a session's it knows nothing.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    /// Where it starts; as other processes when absent.
+    cwd: Option<String>,
+    /// Who it runs as inside; as other processes when absent.
+    user: Option<String>,
+    /// When it is done; absent: when it has ended with 0, within 60 seconds.
+    ready: Option<ReadyDocument>,
+    /// A signal that its processes get in each session before that is ready, if they run on, such as `USR1`. They were copied
+    /// with all that is in their memory, the state of their random numbers included.
+    signal: Option<String>,
+}
+
+/// Of a warm-up: the checkpoint that sandboxes begin as.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct CheckpointView {
+    /// Whether there is one of this version. Else the warm-up is done in each session before it is ready, and one is made
+    /// meanwhile.
+    is_there: bool,
+    /// Its size on the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<u64>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 /// When a session is ready: one of `port`, `file` and `command`.
@@ -131,6 +172,10 @@ pub(crate) struct TemplateView {
     user: Option<String>,
     timeout_s: u64,
     max_timeout_s: u64,
+    warm_up: Option<WarmUpDocument>,
+    /// Where there is a warm-up: how its checkpoint is now, which is nothing of the version's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint: Option<CheckpointView>,
     start: Option<StartDocument>,
     ready: Option<ReadyDocument>,
     ports: Vec<u16>,
@@ -166,7 +211,9 @@ pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
     let items = templates.into_iter();
     let items = items.map(|one| {
         let pool_ready = Some(call.app.standing(&one));
+        let checkpoint = checkpoint(call, &one);
         TemplateView {
+            checkpoint,
             pool_ready,
             ..view(one, team)
         }
@@ -184,8 +231,27 @@ pub(crate) async fn get(call: &Call) -> Result<Reply, Problem> {
     if let Err(unmet) = range::check(&call.headers, Some(&tag), true) {
         return unmet.answer(Some(&tag));
     }
-    let reply = Reply::json(StatusCode::OK, &view(template, principal.team()));
+    let checkpoint = checkpoint(call, &template);
+    let view = TemplateView {
+        checkpoint,
+        ..view(template, principal.team())
+    };
+    let reply = Reply::json(StatusCode::OK, &view);
     Ok(reply.with(header::ETAG, tag.value()))
+}
+
+fn checkpoint(call: &Call, template: &Template) -> Option<CheckpointView> {
+    template.spec.setup.warm_up.as_ref()?;
+    let (size_bytes, problem) = match call.app.checkpoint(template) {
+        CheckpointState::There { size_bytes } => (Some(size_bytes), None),
+        CheckpointState::Absent => (None, None),
+        CheckpointState::Failed { message } => (None, Some(message)),
+    };
+    Some(CheckpointView {
+        is_there: size_bytes.is_some(),
+        size_bytes,
+        problem,
+    })
 }
 
 pub(crate) async fn put(call: &Call) -> Result<Reply, Problem> {
@@ -259,7 +325,8 @@ impl PutTemplate {
             max_timeout_s: self.max_timeout_s.unwrap_or(default.max_timeout_s),
             setup: Setup {
                 user: self.user,
-                start: self.start.map(StartDocument::read).transpose()?,
+                warm_up: self.warm_up.map(WarmUpDocument::read).transpose()?,
+                start: self.start.map(|start| start.read("start")).transpose()?,
                 ready: self.ready.map(ReadyDocument::read).transpose()?,
                 ports: self.ports,
             },
@@ -269,13 +336,67 @@ impl PutTemplate {
     }
 }
 
+impl WarmUpDocument {
+    fn read(self) -> Result<WarmUp, Problem> {
+        let signal = self.signal.map(|name| {
+            let known = signal::parse(&name);
+            known.ok_or_else(|| invalid("warm_up", "its signal is none, such as USR1"))
+        });
+        let start = StartDocument {
+            argv: self.argv,
+            command: self.command,
+            env: self.env,
+            cwd: self.cwd,
+            user: self.user,
+        };
+        Ok(WarmUp {
+            run: start.read("warm_up")?,
+            ready: self.ready.map(ReadyDocument::read).transpose()?,
+            signal: signal.transpose()?,
+        })
+    }
+
+    fn view(warm_up: WarmUp) -> Self {
+        let StartDocument {
+            argv,
+            command,
+            env,
+            cwd,
+            user,
+        } = StartDocument::view(warm_up.run);
+        Self {
+            argv,
+            command,
+            env,
+            cwd,
+            user,
+            ready: warm_up.ready.map(ReadyDocument::view),
+            signal: warm_up.signal.map(signal::name),
+        }
+    }
+}
+
 impl StartDocument {
-    fn read(self) -> Result<StartCommand, Problem> {
+    fn view(start: StartCommand) -> Self {
+        let (argv, command) = match start.program {
+            Program::Argv(argv) => (Some(argv), None),
+            Program::Command(command) => (None, Some(command)),
+        };
+        Self {
+            argv,
+            command,
+            env: start.env,
+            cwd: start.cwd,
+            user: start.user,
+        }
+    }
+
+    fn read(self, field: &str) -> Result<StartCommand, Problem> {
         let program = match (self.argv, self.command) {
             (Some(argv), None) => Program::Argv(argv),
             (None, Some(command)) => Program::Command(command),
             (None, None) | (Some(_), Some(_)) => {
-                return Err(invalid("start", "needs either argv or command"));
+                return Err(invalid(field, "needs either argv or command"));
             }
         };
         Ok(StartCommand {
@@ -288,6 +409,22 @@ impl StartDocument {
 }
 
 impl ReadyDocument {
+    fn view(ready: Readiness) -> Self {
+        let mut document = Self {
+            port: None,
+            file: None,
+            command: None,
+            timeout_s: ready.timeout_s,
+            interval_ms: ready.interval_ms,
+        };
+        match ready.probe {
+            Probe::Port(port) => document.port = Some(port),
+            Probe::File(file) => document.file = Some(file),
+            Probe::Command(command) => document.command = Some(command),
+        }
+        document
+    }
+
     fn read(self) -> Result<Readiness, Problem> {
         let probe = match (self.port, self.file, self.command) {
             (Some(port), None, None) => Probe::Port(port),
@@ -323,6 +460,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
     } = template;
     let Setup {
         user,
+        warm_up,
         start,
         ready,
         ports,
@@ -345,34 +483,10 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         user,
         timeout_s: spec.timeout_s,
         max_timeout_s: spec.max_timeout_s,
-        start: start.map(|start| {
-            let (argv, command) = match start.program {
-                Program::Argv(argv) => (Some(argv), None),
-                Program::Command(command) => (None, Some(command)),
-            };
-            StartDocument {
-                argv,
-                command,
-                env: start.env,
-                cwd: start.cwd,
-                user: start.user,
-            }
-        }),
-        ready: ready.map(|ready| {
-            let mut document = ReadyDocument {
-                port: None,
-                file: None,
-                command: None,
-                timeout_s: ready.timeout_s,
-                interval_ms: ready.interval_ms,
-            };
-            match ready.probe {
-                Probe::Port(port) => document.port = Some(port),
-                Probe::File(file) => document.file = Some(file),
-                Probe::Command(command) => document.command = Some(command),
-            }
-            document
-        }),
+        warm_up: warm_up.map(WarmUpDocument::view),
+        checkpoint: None,
+        start: start.map(StartDocument::view),
+        ready: ready.map(ReadyDocument::view),
         ports,
         pool: spec.pool,
         pool_ready: None,

@@ -36,7 +36,8 @@ pub(crate) fn confine(allow_root: bool) -> io::Result<()> {
     prctl::set_dumpable(false)?;
     let mut kept = Vec::new();
     for capability in 0..CAPABILITIES {
-        let known = if allow_root {
+        // It is the guest's own, for a moment ([`crate::identity`]), and no program's.
+        let known = if allow_root && capability != sys::CAP_SYS_ADMIN {
             sys::is_in_bounding_set(capability).map(|held| kept.extend(held.then_some(capability)))
         } else {
             sys::drop_from_bounding_set(capability)

@@ -13,6 +13,7 @@ mod boot;
 mod child;
 mod ends;
 mod files;
+mod identity;
 mod input;
 mod kernel;
 mod life;
@@ -22,6 +23,7 @@ mod process;
 mod processes;
 mod pump;
 mod reaper;
+mod rest;
 mod ring;
 mod serve;
 mod stop;
@@ -89,6 +91,8 @@ fn run(options: Options) -> std::io::Result<()> {
         .max_blocking_threads(files::THREADS + casemate_link::limits::MAX_CHANNELS)
         .thread_keep_alive(files::THREAD_KEEP_ALIVE)
         .thread_stack_size(files::THREAD_STACK_BYTES)
+        // Only the first thread is ever to use it, and gives it up in time.
+        .on_thread_start(|| drop(sys::give_up(sys::CAP_SYS_ADMIN)))
         .build()?;
     let ended = LocalSet::new().block_on(&runtime, async {
         let mut orders = stop::Orders::listen()?;

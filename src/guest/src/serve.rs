@@ -8,6 +8,7 @@ use casemate_link::file::Offer;
 use casemate_link::guest::Dialer;
 use casemate_link::process::{DetachRequest, ResizeRequest, Selector, SignalRequest};
 use casemate_link::refusal::{Refusal, code};
+use casemate_link::warm_up::{Identity, IdentityRequest};
 use casemate_link::wire::Chunk;
 use casemate_link::{Health, limits, route};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -23,7 +24,9 @@ use tokio::time::timeout;
 use crate::body::{Answer, read_document};
 use crate::child::refusal;
 use crate::files::{self, Channels, Offered};
+use crate::identity;
 use crate::processes::Processes;
+use crate::rest::Rest;
 use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
 use crate::wakeful::Wakeful;
@@ -33,6 +36,7 @@ use crate::{VERSION, ports, say, usage};
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
     // Of all links together: what an old one has open is not closed at once.
     let places = Channels::places();
+    let rest = Rc::new(Rest::default());
     loop {
         let mut told = String::new();
         let opening = dialer.dial(|error| {
@@ -50,16 +54,25 @@ pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infalli
         let channels = dialer
             .channels()
             .map(|dialer| Channels::new(dialer, &places));
-        serve(socket, &processes, channels.as_ref()).await;
+        serve(socket, &processes, channels, &rest).await;
         say(format_args!("link: gone"));
+        if rest.is_due() {
+            dialer.rest().await;
+            rest.end();
+        }
     }
 }
 
 /// Serves one connection to its end. Every stream of it is dropped then, which its process sees.
-async fn serve(socket: UnixStream, processes: &Rc<Processes>, channels: Option<&Channels>) {
+async fn serve(
+    socket: UnixStream,
+    processes: &Rc<Processes>,
+    channels: Option<Channels>,
+    rest: &Rc<Rest>,
+) {
     let service = service_fn(|request| {
-        let (processes, channels) = (Rc::clone(processes), channels.cloned());
-        async move { Ok::<_, Infallible>(answer(request, &processes, channels).await) }
+        let (processes, channels, rest) = (Rc::clone(processes), channels.clone(), Rc::clone(rest));
+        async move { Ok::<_, Infallible>(answer(request, &processes, channels, &rest).await) }
     });
     let connection = http2::Builder::new(OnThisThread)
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
@@ -72,8 +85,12 @@ async fn serve(socket: UnixStream, processes: &Rc<Processes>, channels: Option<&
         .max_local_error_reset_streams(limits::MAX_ERROR_RESETS)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Wakeful::new(socket)), service);
-    // However it ended, the daemon is dialed again.
-    let _ = connection.await;
+    tokio::select! {
+        // However it ended, the daemon is dialed again.
+        _ = connection => {}
+        // Not in order, since a client that is told to go does not wait for the end: this one has to see it.
+        () = rest.begins() => {}
+    }
 }
 
 /// Runs HTTP/2's tasks on the guest's one thread.
@@ -90,11 +107,17 @@ async fn answer(
     request: Request<Incoming>,
     processes: &Rc<Processes>,
     channels: Option<Channels>,
+    rest: &Rest,
 ) -> Response<Answer> {
     let (head, body) = request.into_parts();
     match (&head.method, head.uri.path()) {
         (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
         (&Method::GET, route::USAGE) => document(StatusCode::OK, &usage::read(processes.started)),
+        (&Method::POST, route::IDENTITY) => done(identify(body, rest).await),
+        (&Method::POST, route::REST) => {
+            rest.ask();
+            document(StatusCode::OK, &serde_json::Map::new())
+        }
         (&Method::POST, route::PROCESS_START) => framed(stream::start(body, processes).await),
         (&Method::POST, route::PROCESS_ATTACH) => framed(stream::attach(body, processes).await),
         (&Method::POST, route::PROCESS_INPUT) => done(stream::input(body, processes).await),
@@ -210,6 +233,11 @@ async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
         Some(Err(error)) => Err(refusal(code::BAD_REQUEST, &error.to_string())),
         None => Err(gone()),
     }
+}
+
+async fn identify(body: Incoming, rest: &Rest) -> Result<Identity, Refusal> {
+    let IdentityRequest { hostname } = asked(body).await?;
+    identity::assume(&hostname, rest)
 }
 
 async fn resize(body: Incoming, processes: &Processes) -> Result<(), Refusal> {

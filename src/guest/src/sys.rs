@@ -146,6 +146,60 @@ pub(crate) fn drop_from_bounding_set(capability: libc::c_ulong) -> io::Result<()
     }
 }
 
+/// Number of the capability to name a host and to mount, among much else (capabilities(7)).
+pub(crate) const CAP_SYS_ADMIN: libc::c_ulong = 21;
+
+/// Which capabilities a thread has (capget(2)): effective, permitted and inheritable, the low 32 and the high.
+type CapabilitySets = [[u32; 3]; 2];
+
+/// What capget(2) and capset(2) want first: the version of the layout, and nobody but the calling thread.
+const CAPABILITY_HEADER: [u32; 2] = [0x2008_0522, 0];
+
+#[expect(unsafe_code, reason = "capget has no safe wrapper")]
+fn capability_sets() -> io::Result<CapabilitySets> {
+    let (mut header, mut sets) = (CAPABILITY_HEADER, CapabilitySets::default());
+    // SAFETY: in the third version of the layout the kernel reads and writes two numbers of the header, and writes six of
+    // the sets; both are as large.
+    done(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, &raw mut sets) })?;
+    Ok(sets)
+}
+
+/// Where a capability is in each set: which half, which bit.
+fn capability_place(capability: libc::c_ulong) -> (usize, u32) {
+    (usize::from(capability >= 32), 1 << (capability % 32))
+}
+
+/// Whether the calling thread has a capability in any set but the bounding one, or there.
+///
+/// # Errors
+/// When the kernel does not say.
+pub(crate) fn holds(capability: libc::c_ulong) -> io::Result<bool> {
+    let (half, bit) = capability_place(capability);
+    let sets = capability_sets()?;
+    let held = sets
+        .get(half)
+        .into_iter()
+        .flatten()
+        .any(|set| set & bit != 0);
+    Ok(held || is_in_bounding_set(capability)?)
+}
+
+/// Takes a capability out of the calling thread's sets, for good where it is not in the bounding set; the ambient set never
+/// has what the permitted one has not. Not held is success.
+///
+/// # Errors
+/// What the kernel says.
+#[expect(unsafe_code, reason = "capset has no safe wrapper")]
+pub(crate) fn give_up(capability: libc::c_ulong) -> io::Result<()> {
+    let (half, bit) = capability_place(capability);
+    let (mut header, mut sets) = (CAPABILITY_HEADER, capability_sets()?);
+    for set in sets.get_mut(half).into_iter().flatten() {
+        *set &= !bit;
+    }
+    // SAFETY: as with capget; the kernel reads the sets.
+    done(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, &raw const sets) })
+}
+
 /// Gives every ignored signal its default action again, except SIGPIPE, which std handles for us and our children.
 #[expect(
     unsafe_code,

@@ -29,6 +29,10 @@ pub struct Introduction {
 /// A connection that lived for so long starts the delays from their beginning again.
 const SETTLED: Duration = Duration::from_secs(2);
 
+/// How often a guest that rests looks for a new token. It rests for as long as a checkpoint takes, and then is looked for at
+/// once when it goes on.
+const REST_LOOK: Duration = Duration::from_millis(5);
+
 /// Dials the daemon of one link directory.
 #[derive(Debug)]
 pub struct Dialer {
@@ -71,6 +75,16 @@ impl Dialer {
                 Err(error) => report(&error),
             }
             sleep(self.backoff.next_delay()).await;
+        }
+    }
+
+    /// Forgets whom it dialed, and waits until there is a new token: then it is somebody else's, who has not let it in yet.
+    pub async fn rest(&mut self) {
+        self.token = None;
+        self.linked_at = None;
+        self.backoff = Backoff::new();
+        while !self.token_file.exists() {
+            sleep(REST_LOOK).await;
         }
     }
 
@@ -221,6 +235,35 @@ mod tests {
         let expected = token(&other);
         let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
         assert!(answered.is_err() && dialled.is_err());
+        let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+        answered.unwrap();
+        dialled.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_dialer_that_rested_waits_for_a_new_token_and_believes_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let listener = UnixListener::bind(dir.path().join("link.sock")).unwrap();
+        let introduction = Introduction {
+            guest_version: String::new(),
+            kernel: KernelReport::default(),
+        };
+        let mut dialer = Dialer::new(dir.path(), introduction);
+        let (one, other) = ("1".repeat(32), "2".repeat(32));
+        std::fs::write(&file, &one).unwrap();
+        let expected = LinkToken::parse(&one).unwrap();
+        let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
+        answered.unwrap();
+        dialled.unwrap();
+        std::fs::remove_file(&file).unwrap();
+
+        // Nothing wakes it but the token.
+        let waited = timeout(10 * REST_LOOK, dialer.rest()).await;
+        assert!(waited.is_err() && dialer.channels().is_none());
+        std::fs::write(&file, &other).unwrap();
+        timeout(HANDSHAKE_DEADLINE, dialer.rest()).await.unwrap();
+        let expected = LinkToken::parse(&other).unwrap();
         let (dialled, answered) = tokio::join!(dialer.dial_once(), heard(&listener, &expected));
         answered.unwrap();
         dialled.unwrap();

@@ -20,6 +20,7 @@ pub mod route;
 pub mod snapshot;
 pub mod token;
 pub mod usage;
+pub mod warm_up;
 pub mod wire;
 
 pub use process::{OnDetach, ProcessExit, ProcessSpec};

@@ -77,6 +77,12 @@ pub const PORT_CONNECT: &str = "/v1/port/connect";
 /// `POST`: no head; the answer is transfer frames, a [`crate::port::OpenPort`] an item.
 pub const PORT_LIST: &str = "/v1/port/list";
 
+/// `POST`: a [`crate::warm_up::IdentityRequest`]; the answer is a [`crate::warm_up::Identity`].
+pub const IDENTITY: &str = "/v1/identity";
+
+/// `POST`: an empty document. The guest lets go of its link, and of everything else of the host's, until it finds a new token.
+pub const REST: &str = "/v1/rest";
+
 /// Content type of a body of frames.
 pub const FRAMES: &str = "application/vnd.casemate.frames";
 

@@ -11,6 +11,7 @@ use casemate_link::limits;
 use casemate_link::port::OpenPort;
 use casemate_link::process::{InputSummary, Lost, ProcessExit, ProcessInfo, Started};
 use casemate_link::refusal::Refusal;
+use casemate_link::warm_up::Identity;
 use casemate_link::wire::{Chunk, ResponseFrame, TransferFrame, WireError};
 use casemate_link::{Health, LinkToken, Usage};
 use serde::de::DeserializeOwned;
@@ -117,6 +118,11 @@ fn document(json: &[u8]) {
         && let Ok(usage) = check::usage(usage)
     {
         assert!(usage.hostname.len() <= limits::MAX_HOSTNAME_BYTES);
+    }
+    if let Some(identity) = read::<Identity>(json)
+        && let Ok(identity) = check::identity(identity)
+    {
+        assert!(identity.hostname.len() <= limits::MAX_HOSTNAME_BYTES);
     }
     drop(read::<Health>(json));
     let _ = read::<InputSummary>(json);
@@ -304,6 +310,11 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         TransferFrame::Failed(a_refusal()).encode(),
     ];
     let transfer: Vec<u8> = transfer.into_iter().flat_map(bytes_of).collect();
+    let identity = Identity {
+        hostname: "ses-1".into(),
+        is_restored: true,
+        is_privileged: false,
+    };
     let health = Health {
         guest_version: "0.1.0".into(),
         uptime_ms: 1,
@@ -332,6 +343,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             "usage",
             input(2, &json(serde_json::to_vec(&Usage::default()))),
         ),
+        ("identity", input(2, &json(serde_json::to_vec(&identity)))),
         ("health", input(2, &json(serde_json::to_vec(&health)))),
         ("hello", input(3, &framed(&hello))),
         ("greeting", input(4, &hello)),

@@ -12,6 +12,7 @@ use casemate_link::process::{
     AttachRequest, DetachRequest, InputRequest, LoginShell, PtySize, ResizeRequest, Selector,
     SignalRequest,
 };
+use casemate_link::warm_up::IdentityRequest;
 use casemate_link::wire::{Chunk, RequestFrame, TransferFrame, WireError};
 use casemate_link::{LinkToken, ProcessSpec};
 use serde::de::DeserializeOwned;
@@ -142,6 +143,7 @@ fn request(json: &[u8]) {
     let _ = read::<ResizeRequest>(json);
     let _ = read::<DetachRequest>(json);
     let _ = read::<ConnectRequest>(json);
+    drop(read::<IdentityRequest>(json));
 }
 
 fn path(path: &str) {
@@ -272,6 +274,9 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         process: Selector::Process(3),
         signum: 15,
     };
+    let identity = IdentityRequest {
+        hostname: "ses-1".into(),
+    };
     let refused = Welcome::Refused {
         code: "bad_token".into(),
         message: "no".into(),
@@ -284,6 +289,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("transfer", input(1, &transfer)),
         ("write", input(2, &json(serde_json::to_vec(&write)))),
         ("signal", input(2, &json(serde_json::to_vec(&signal)))),
+        ("identity", input(2, &json(serde_json::to_vec(&identity)))),
         ("welcome", input(3, &framed(&accepted))),
         ("refused", input(4, &json(serde_json::to_vec(&refused)))),
     ]

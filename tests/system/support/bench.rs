@@ -8,6 +8,8 @@ use std::sync::OnceLock;
 pub struct Bench {
     /// Podman's API socket.
     pub socket: PathBuf,
+    /// Where podman keeps everything.
+    pub podman_state: PathBuf,
     /// The wrapper of runsc that podman was started with.
     pub runtime: PathBuf,
     pub guest: PathBuf,
@@ -28,6 +30,7 @@ pub fn bench() -> &'static Bench {
     static BENCH: OnceLock<Bench> = OnceLock::new();
     BENCH.get_or_init(|| Bench {
         socket: env("CASEMATE_TEST_PODMAN_SOCKET").into(),
+        podman_state: env("CASEMATE_TEST_PODMAN_STATE").into(),
         runtime: env("CASEMATE_TEST_RUNTIME").into(),
         guest: env("CASEMATE_TEST_GUEST").into(),
         rogue: env("CASEMATE_TEST_ROGUE").into(),

@@ -365,6 +365,19 @@ impl Daemon {
 
     /// Link directories, and the tokens and rooms for volumes beside them.
     pub fn link_entries(&self) -> Vec<String> {
+        let mut entries = self.beside_links();
+        entries.retain(|name| !name.ends_with(".checkpoint"));
+        entries
+    }
+
+    /// The files with which checkpoints are kept, which outlive a daemon.
+    pub fn checkpoints(&self) -> Vec<String> {
+        let mut entries = self.beside_links();
+        entries.retain(|name| name.ends_with(".checkpoint"));
+        entries
+    }
+
+    fn beside_links(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.run.join("link")) else {
             return Vec::new();
         };

@@ -24,7 +24,14 @@ use crate::screen::{or_absent, size};
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
 
 /// What the daemon says of a template beside its document.
-const NOT_OF_THE_DOCUMENT: [&str; 5] = ["name", "version", "origin", "made_at", "made_by"];
+const NOT_OF_THE_DOCUMENT: [&str; 6] = [
+    "name",
+    "version",
+    "origin",
+    "made_at",
+    "made_by",
+    "checkpoint",
+];
 
 /// What to do with templates.
 #[derive(Subcommand)]
@@ -84,12 +91,23 @@ struct TemplateView {
     user: Option<String>,
     timeout_s: u64,
     max_timeout_s: u64,
+    #[serde(default)]
+    warm_up: Option<Value>,
+    #[serde(default)]
+    checkpoint: Option<Checkpoint>,
     start: Option<Value>,
     ready: Option<Value>,
     ports: Vec<u16>,
     pool: u32,
     pool_ready: Option<usize>,
     teams: Option<Vec<String>>,
+}
+
+/// Of a warm-up: what sandboxes begin as.
+#[derive(Deserialize)]
+struct Checkpoint {
+    size_bytes: Option<u64>,
+    problem: Option<String>,
 }
 
 impl Command {
@@ -132,7 +150,7 @@ async fn list(context: &Context) -> Result<(), Failure> {
     let page: Page<TemplateView> = client.read(&answer)?;
     let rows: Vec<_> = page.items.into_iter().map(row).collect();
     let headings = [
-        "NAME", "VERSION", "FROM", "MEMORY", "CPUS", "PORTS", "START", "POOL", "MADE",
+        "NAME", "VERSION", "FROM", "MEMORY", "CPUS", "PORTS", "WARM-UP", "START", "POOL", "MADE",
     ];
     output::table(&headings, &rows)
 }
@@ -226,10 +244,29 @@ fn row(template: TemplateView) -> Vec<String> {
         or_absent(limits.memory_bytes.map(size)),
         or_absent(limits.cpus),
         ports(&template.ports),
+        warm_up(template.warm_up.is_some(), template.checkpoint),
         (if template.start.is_some() { "yes" } else { "-" }).to_owned(),
         pool(template.pool, template.pool_ready),
         template.made_at,
     ]
+}
+
+/// Whether something is warmed up, and how large what it is kept as.
+fn warm_up(is_there: bool, checkpoint: Option<Checkpoint>) -> String {
+    match checkpoint.unwrap_or(Checkpoint {
+        size_bytes: None,
+        problem: None,
+    }) {
+        _ if !is_there => "-".to_owned(),
+        Checkpoint {
+            size_bytes: Some(bytes),
+            ..
+        } => size(bytes),
+        Checkpoint {
+            problem: Some(_), ..
+        } => "fails".to_owned(),
+        _ => "yes".to_owned(),
+    }
 }
 
 /// How many of the pool stand ready, of how many that shall.
@@ -302,6 +339,18 @@ fn details(template: TemplateView) -> Vec<(&'static str, String)> {
         ("env", or_absent((!env.is_empty()).then(|| env.join(" ")))),
         ("workdir", or_absent(template.workdir)),
         ("user", or_absent(template.user)),
+        ("warm-up", or_absent(template.warm_up)),
+        (
+            "checkpoint",
+            template.checkpoint.map_or_else(
+                || "-".to_owned(),
+                |checkpoint| match (checkpoint.size_bytes, checkpoint.problem) {
+                    (Some(bytes), _) => size(bytes),
+                    (None, Some(problem)) => problem,
+                    (None, None) => "none yet".to_owned(),
+                },
+            ),
+        ),
         ("start", or_absent(template.start)),
         ("ready", or_absent(template.ready)),
         ("ports", ports(&template.ports)),

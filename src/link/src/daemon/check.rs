@@ -12,6 +12,7 @@ use crate::limits::{
 use crate::process::ProcessInfo;
 use crate::refusal::Refusal;
 use crate::usage::Usage;
+use crate::warm_up::Identity;
 
 /// A file's entry within its bounds.
 ///
@@ -70,6 +71,15 @@ pub fn process(info: ProcessInfo) -> Result<ProcessInfo, LinkError> {
 pub fn usage(usage: Usage) -> Result<Usage, LinkError> {
     let is_sane = usage.hostname.len() <= MAX_HOSTNAME_BYTES;
     sane(is_sane, "a host name over its bound").map(|()| usage)
+}
+
+/// Who a sandbox is, within its bounds.
+///
+/// # Errors
+/// [`LinkError::Protocol`].
+pub fn identity(identity: Identity) -> Result<Identity, LinkError> {
+    let is_sane = identity.hostname.len() <= MAX_HOSTNAME_BYTES;
+    sane(is_sane, "a host name over its bound").map(|()| identity)
 }
 
 /// Makes an error of the guest's refusal; its texts may end in logs and on terminals, so they are cleaned.

@@ -29,6 +29,7 @@ use crate::process::{
 use crate::refusal::code;
 use crate::route;
 use crate::usage::{Health, Usage};
+use crate::warm_up::{Identity, IdentityRequest};
 
 type Connection = http2::Connection<TokioIo<UnixStream>, RequestBody, UntilClosed>;
 
@@ -214,6 +215,41 @@ impl Link {
     pub async fn usage(&self) -> Result<Usage, LinkError> {
         self.needs("usage")?;
         check::usage(self.control(Method::GET, route::USAGE, &()).await?)
+    }
+
+    /// Tells the guest who its sandbox is, and has it give up what it needed for that.
+    ///
+    /// # Errors
+    /// `Refused`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn identify(&self, hostname: &str) -> Result<Identity, LinkError> {
+        self.needs("warm-up")?;
+        let hostname = hostname.to_owned();
+        let request = IdentityRequest { hostname };
+        let told = self.control(Method::POST, route::IDENTITY, &request);
+        check::identity(told.await?)
+    }
+
+    /// Has the guest let go of everything of the host's, so that a checkpoint can be taken; it has when this returns. The
+    /// link is gone then, also when this fails.
+    ///
+    /// # Errors
+    /// `Refused`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn rest(&self) -> Result<(), LinkError> {
+        let rested = async {
+            self.needs("warm-up")?;
+            let _: serde::de::IgnoredAny = self
+                .control(Method::POST, route::REST, &serde_json::Map::new())
+                .await?;
+            // The guest hangs up: what ends the connection is that its end of it is closed.
+            in_time(limits::CONTROL_DEADLINE, async {
+                self.closed().await;
+                Ok(())
+            })
+            .await
+        };
+        let rested = rested.await;
+        self.close();
+        rested
     }
 
     /// Whether the guest said that it can do this ([`crate::handshake::CAPABILITIES`]).
