@@ -196,6 +196,11 @@ fn events() -> Vec<AuditEvent> {
             position: 7,
             found: text("record 7 is missing"),
         },
+        AuditEvent::BackupMake { encrypted: true },
+        AuditEvent::StateRestore {
+            made_at: Timestamp::from_millis(1),
+            restored_at: Timestamp::from_millis(2),
+        },
     ]
 }
 

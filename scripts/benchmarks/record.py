@@ -11,14 +11,11 @@ from .common import REPO
 
 
 def measure(seconds):
-    build = ["cargo", "build", "--quiet", "--release", "--locked", "--example", "record_bench"]
-    if subprocess.run(build, cwd=REPO, check=False).returncode:
-        sys.exit("bench: the measuring program was not built; see above")
-    program = f"{os.environ.get('CARGO_TARGET_DIR', f'{REPO}/target')}/release/examples/record_bench"
     # On a disk: what is in memory only is flushed at once.
     directory = tempfile.mkdtemp(prefix="casemate-record-", dir=os.environ.get("CASEMATE_BENCH_DIR", "/var/tmp"))
     try:
-        done = subprocess.run([program, directory, str(seconds)], stdout=subprocess.PIPE, check=False)
+        command = ["cargo", "bench", "--quiet", "--locked", "--profile", "release", "-p", "casemate", "--bench", "record", "--"]
+        done = subprocess.run([*command, directory, str(seconds)], cwd=REPO, stdout=subprocess.PIPE, check=False)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:

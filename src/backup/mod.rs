@@ -31,6 +31,11 @@ pub enum BackupError {
     /// Another one is being made. Try again later.
     #[error("a backup is being made already; wait for it")]
     UnderWay,
+    /// The record in it is not what was written. An operator decides.
+    #[error(
+        "the chain of its record breaks at event {0}: somebody changed it; take an older backup, or this one with --broken-record"
+    )]
+    BrokenRecord(i64),
     /// There is not enough room. Make some.
     #[error(
         "a backup may take {wanted} bytes at {}, where {free} are free; make room, or name another directory", directory.display()
@@ -134,6 +139,7 @@ impl BackupError {
             Self::Damaged(_) | Self::BadDatabase(_) => "damaged",
             Self::Sealed | Self::WrongIdentity | Self::BadIdentity(_) => "sealed",
             Self::StateThere(_) => "state_there",
+            Self::BrokenRecord(_) => "broken_record",
         }
     }
 }

@@ -32,6 +32,8 @@ pub struct Wish {
     pub replace: bool,
     /// The templates' files take the places of those with the same names.
     pub templates: bool,
+    /// A record that is not what was written is no reason to refuse.
+    pub broken_record: bool,
     /// Only look, and say what would be done.
     pub dry_run: bool,
 }
@@ -87,6 +89,10 @@ pub fn restore(
             return Err(error);
         }
     };
+    if let Some(seq) = found.record_breaks_at.filter(|_| !wish.broken_record) {
+        let _ = std::fs::remove_dir_all(&staged);
+        return Err(BackupError::BrokenRecord(seq));
+    }
     let has_templates = staged.join("templates").is_dir();
     let mark = Mark {
         made_at: manifest.made_at,
@@ -136,7 +142,7 @@ fn check(
         Ok(())
     })?;
     let database = staged.join(manifest::DATABASE);
-    // All that can be said of the database by itself is asked here, what keeps the record whole as well.
+    // All that can be said of the database by itself is asked here, also whether the chain of its record holds.
     let found = store::look_into(&database).map_err(BackupError::BadDatabase)?;
     let differs = |what: &str| {
         Err(BackupError::Damaged(format!(

@@ -187,6 +187,27 @@ async fn what_was_there_is_there_again_in_a_fresh_directory() {
 }
 
 #[tokio::test]
+async fn a_record_that_somebody_changed_is_restored_only_when_that_is_asked_for() {
+    let bench = Bench::new();
+    bench.note(9).await;
+    let raw = rusqlite::Connection::open(bench.path("state/state.db")).unwrap();
+    raw.execute("UPDATE audit SET principal = 'nobody' WHERE seq = 4", [])
+        .unwrap();
+    let made = bench.make(None).await.unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let place = place(elsewhere.path());
+    let refused = take(&made.path, None, &place, Wish::default()).unwrap_err();
+    assert!(matches!(refused, BackupError::BrokenRecord(4)), "{refused}");
+    assert!(names(&place.state_dir).is_empty());
+    let wish = Wish {
+        broken_record: true,
+        ..Wish::default()
+    };
+    take(&made.path, None, &place, wish).unwrap();
+    assert_eq!(records(&place.state_dir), 10);
+}
+
+#[tokio::test]
 async fn a_state_that_is_there_is_refused_or_put_aside_whole() {
     let bench = Bench::new();
     let made = bench.make(None).await.unwrap();
@@ -211,7 +232,7 @@ async fn a_state_that_is_there_is_refused_or_put_aside_whole() {
     let wish = Wish {
         replace: true,
         templates: true,
-        dry_run: false,
+        ..Wish::default()
     };
     let done = take(&made.path, None, &place, wish).unwrap();
     let aside = done.before.unwrap();
@@ -527,12 +548,13 @@ fn wherever_the_disk_ends_a_backup_is_whole_or_there_is_none() {
             assert!(large < size);
             let (mut made, mut kept) = (0, vec!["0".to_owned()]);
             // The hard limit cannot be raised again, so the smallest comes last.
-            for (n, most) in [size * 4, size - 1, size / 2, large, large - 1, large / 2]
+            for (n, most) in [64 << 20, size - 1, size / 2, large, large - 1, large / 2]
                 .into_iter()
                 .enumerate()
             {
                 // The log is short, so that the intent can be written; where it cannot be folded, the copy does not fit either.
                 let raw = Connection::open(bench.path("state/state.db")).unwrap();
+                raw.busy_timeout(std::time::Duration::from_secs(5)).unwrap();
                 let _ = raw.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)");
                 drop(raw);
                 let resource = nix::sys::resource::Resource::RLIMIT_FSIZE;

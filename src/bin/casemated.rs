@@ -46,6 +46,9 @@ enum Command {
         /// Put the templates' files in the places of those with the same names
         #[arg(long)]
         templates: bool,
+        /// Take it although its record is not what was written; casemate audit verify says what is wrong
+        #[arg(long)]
+        broken_record: bool,
         /// Only check the backup, and say what would be done
         #[arg(long)]
         dry_run: bool,
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         identity,
         replace,
         templates,
+        broken_record,
         dry_run,
     }) = arguments.command
     {
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
             identity,
             replace,
             templates,
+            broken_record,
             dry_run,
         })
         .into();

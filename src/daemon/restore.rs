@@ -28,6 +28,8 @@ pub struct RestoreOptions {
     pub replace: bool,
     /// Put the templates' files in their places.
     pub templates: bool,
+    /// Take a backup whose record is not what was written.
+    pub broken_record: bool,
     /// Only look.
     pub dry_run: bool,
 }
@@ -70,6 +72,7 @@ fn restored(options: &RestoreOptions) -> Result<(), Refusal> {
     let wish = Wish {
         replace: options.replace,
         templates: options.templates,
+        broken_record: options.broken_record,
         dry_run: options.dry_run,
     };
     let done = make_state(from, key.as_ref(), &place, wish, SystemClock.now())?;
@@ -155,6 +158,7 @@ impl From<BackupError> for Refusal {
             BackupError::Foreign(_)
             | BackupError::NewerFormat { .. }
             | BackupError::Damaged(_)
+            | BackupError::BrokenRecord(_)
             | BackupError::BadDatabase(
                 StoreError::Damaged { .. } | StoreError::Newer { .. } | StoreError::NotOurs { .. },
             ) => Exit::Damaged,

@@ -259,6 +259,32 @@ pub(super) fn insert(db: &Connection, record: &AuditRecord) -> Result<i64, Store
 /// Chains what was recorded before there was a chain.
 pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
     let doing = "chain the audit log";
+    follow(db, doing, |row, digest| {
+        db.prepare_cached("UPDATE audit SET digest = ?2 WHERE seq = ?1")
+            .and_then(|mut update| update.execute(params![row.seq, digest]))
+            .map_err(StoreError::sql(doing))?;
+        Ok(true)
+    })
+}
+
+/// The first event that does not follow from those before it, if any.
+pub(super) fn breaks_at(db: &Connection) -> Result<Option<i64>, StoreError> {
+    let mut found = None;
+    follow(db, "follow the audit log", |row, digest| {
+        if row.digest != Some(*digest) {
+            found = Some(row.seq);
+        }
+        Ok(found.is_none())
+    })?;
+    Ok(found)
+}
+
+/// Goes through all rows in their order with the digest that each must have, for as long as `each` says `true`.
+fn follow(
+    db: &Connection,
+    doing: &'static str,
+    mut each: impl FnMut(&Kept, &Digest) -> Result<bool, StoreError>,
+) -> Result<(), StoreError> {
     let sql = StoreError::sql(doing);
     let (mut last, mut digest) = (0, GENESIS);
     loop {
@@ -279,9 +305,9 @@ pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
         for row in rows {
             digest = digest_after(&digest, &row.pieces().body());
             last = row.seq;
-            db.prepare_cached("UPDATE audit SET digest = ?2 WHERE seq = ?1")
-                .and_then(|mut update| update.execute(params![last, digest]))
-                .map_err(&sql)?;
+            if !each(&row, &digest)? {
+                return Ok(());
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{BACKUPS, Store, StoreError, check, connect, discard, migrate};
+use super::{BACKUPS, Store, StoreError, audit, check, connect, discard, migrate};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::id::{InstallationId, VolumeId};
 use crate::host::{directory, disk};
@@ -37,6 +37,8 @@ pub struct CopyFacts {
     pub schema: u32,
     /// Volumes that it says are ready.
     pub volumes: Vec<VolumeOnFile>,
+    /// The first event of the record that does not follow from those before it, if any.
+    pub record_breaks_at: Option<i64>,
 }
 
 /// A volume that a copy says is ready.
@@ -128,10 +130,16 @@ fn facts(path: &Path) -> Result<CopyFacts, StoreError> {
             });
         }
     }
+    let is_chained = schema >= migrate::CHAINED;
     Ok(CopyFacts {
         installation,
         schema,
         volumes,
+        record_breaks_at: if is_chained {
+            audit::breaks_at(&db)?
+        } else {
+            None
+        },
     })
 }
 

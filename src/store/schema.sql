@@ -1,4 +1,4 @@
--- What the migrations come to, schema 5. Made by a test (src/store/migrate.rs), read by nobody but people.
+-- What the migrations come to, schema 6. Made by a test (src/store/migrate.rs), read by nobody but people.
 
 CREATE TABLE audit (
     seq       INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -11,9 +11,27 @@ CREATE TABLE audit (
     kind      TEXT NOT NULL,
     event     TEXT NOT NULL,
     outcome   TEXT
-) STRICT;
+, digest BLOB, result TEXT) STRICT;
+
+CREATE INDEX audit_at ON audit (at);
+
+CREATE INDEX audit_intent ON audit (intent, seq) WHERE intent IS NOT NULL;
+
+CREATE INDEX audit_kind ON audit (kind, seq);
+
+CREATE INDEX audit_principal ON audit (principal, seq);
+
+CREATE INDEX audit_result ON audit (result, seq) WHERE result IS NOT NULL;
 
 CREATE INDEX audit_session ON audit (session, seq) WHERE session IS NOT NULL;
+
+CREATE TABLE checkpoints (
+    n    INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq  INTEGER NOT NULL,
+    line TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX checkpoints_seq ON checkpoints (seq);
 
 CREATE TABLE idempotency (
     principal TEXT NOT NULL,
@@ -38,6 +56,16 @@ CREATE TABLE keys (
     digest     BLOB NOT NULL CHECK (length(digest) = 32),
     created_at INTEGER NOT NULL
 ) STRICT;
+
+CREATE TABLE mirrored (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    seq INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE sealed (
+    name  TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE sessions (
     seq             INTEGER PRIMARY KEY,

@@ -23,7 +23,8 @@ async fn kept(records: i64) -> (tempfile::TempDir, PathBuf) {
     db.execute_batch("BEGIN").unwrap();
     for n in 0..records {
         db.execute(
-            "INSERT INTO audit (id, at, stage, principal, session, kind, event) VALUES (?1, ?2, 'fact', 'x', ?1, 'session.delete', '{\"kind\":\"session.delete\"}')",
+            "INSERT INTO audit (id, at, stage, principal, session, kind, event, digest)
+             VALUES (?1, ?2, 'fact', 'x', ?1, 'session.delete', '{\"kind\":\"session.delete\"}', zeroblob(32))",
             params![EventId::generate(Timestamp::from_millis(n)).unwrap().to_string(), n],
         )
         .unwrap();
@@ -132,11 +133,16 @@ async fn damage_that_is_found_later_stops_every_write_and_no_read_that_still_wor
 #[tokio::test]
 async fn damage_that_a_statement_meets_is_remembered() {
     let (_directory, path) = kept(5_000).await;
-    spoil(&path, (root_of(&path, "audit") - 1) * 4096, &[0xa5; 512]);
-    // Only the record is damaged: it is large, so no start reads it.
+    spoil(
+        &path,
+        (root_of(&path, "audit_kind") - 1) * 4096,
+        &[0xa5; 512],
+    );
+    // Only the record is damaged: it is large, so no start reads more of it than its end.
     let store = Store::open(&path).unwrap();
     let filter = AuditFilter {
         limit: 10,
+        kinds: vec!["session.delete".to_owned()],
         ..AuditFilter::default()
     };
     let read = store.audit(filter).await;
@@ -443,24 +449,6 @@ async fn a_write_that_is_reported_as_failed_was_not_done() {
     assert!(!ran.load(Ordering::SeqCst), "it ran outside a transaction");
     drop(stranger);
     store.check_writable().await.unwrap();
-}
-
-#[tokio::test]
-async fn what_must_survive_a_power_cut_is_flushed_before_the_answer() {
-    let (_directory, store) = store();
-    // 1 is NORMAL, 2 is FULL (sqlite.org/pragma.html#pragma_synchronous).
-    for (durability, wanted) in [
-        (Durability::Process, 1),
-        (Durability::Power, 2),
-        (Durability::Process, 1),
-    ] {
-        let look = move |db: &Connection| {
-            db.pragma_query_value(None, "synchronous", |row| row.get::<_, u32>(0))
-                .map_err(StoreError::sql("test"))
-        };
-        let found = store.writer.call("test", durability, look).await.unwrap();
-        assert_eq!(found, wanted, "{durability:?}");
-    }
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn main() {
                 let (audit, written, stop) = (audit.clone(), written.clone(), stop.clone());
                 tokio::spawn(async move {
                     while !stop.load(Ordering::Relaxed) {
-                        let event = AuditEvent::DaemonReload {};
+                        let event = AuditEvent::DaemonStop {};
                         audit.fact(&Principal::Daemon, None, event).await.unwrap();
                         written.fetch_add(1, Ordering::Relaxed);
                     }

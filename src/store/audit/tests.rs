@@ -162,6 +162,7 @@ async fn what_was_recorded_before_there_was_a_chain_is_chained() {
     }
     old.execute_batch(
         "PRAGMA application_id = 0x43534d54; PRAGMA user_version = 5;
+         INSERT INTO installation (one, id) VALUES (1, 'ins_01m81sqd3exyysy61zt3rypv67');
          WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 2500)
          INSERT INTO audit SELECT n, 'evt_' || printf('%026d', n), n, 'fact', NULL, 'casemated', NULL,
              'daemon.stop', '{\"kind\":\"daemon.stop\"}', NULL FROM n;

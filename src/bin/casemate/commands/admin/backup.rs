@@ -76,6 +76,9 @@ pub struct Restore {
     /// Put the templates' files in the places of those with the same names
     #[arg(long)]
     templates: bool,
+    /// Take it although its record is not what was written; casemate audit verify says what is wrong
+    #[arg(long)]
+    broken_record: bool,
     /// Only check the backup, and say what would be done
     #[arg(long)]
     dry_run: bool,
@@ -130,6 +133,7 @@ impl Restore {
         for (is_wanted, option) in [
             (self.replace, "--replace"),
             (self.templates, "--templates"),
+            (self.broken_record, "--broken-record"),
             (self.dry_run, "--dry-run"),
         ] {
             if is_wanted {

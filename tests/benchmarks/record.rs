@@ -1,6 +1,6 @@
 //! How fast the record is written, beside a bare SQLite loop and one flush of the same disk: for `scripts/bench record`.
 //!
-//!     record_bench DIRECTORY SECONDS
+//!     record DIRECTORY SECONDS
 //!
 //! Prints a line of JSON for each grade and number of writers.
 #![expect(
@@ -26,7 +26,10 @@ use rusqlite::{Connection, TransactionBehavior, params};
 const WRITERS: [usize; 4] = [1, 8, 32, 128];
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
+    // cargo adds one of its own.
+    let mut arguments = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'));
     let directory = PathBuf::from(arguments.next().unwrap());
     let time = Duration::from_secs_f64(arguments.next().unwrap().parse().unwrap());
     let runtime = tokio::runtime::Builder::new_multi_thread()
