@@ -27,11 +27,14 @@ const SHORT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What the daemon may have in its state directory.
-const STATE: [&str; 5] = [
+const STATE: [&str; 8] = [
     "state.db",
     "state.db-wal",
     "state.db-shm",
     "keys.hmac",
+    "vault.key",
+    "reserve",
+    "backups",
     "lock",
 ];
 
