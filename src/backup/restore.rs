@@ -27,6 +27,10 @@ pub struct Place {
 
 /// What is wanted.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own on the command line"
+)]
 pub struct Wish {
     /// A state that is there is put aside.
     pub replace: bool,

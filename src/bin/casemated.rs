@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use casemate::backup::restore::Wish;
 use casemate::base::exit::Exit;
 use casemate::{config, daemon};
 use clap::{Parser, Subcommand};
@@ -81,10 +82,12 @@ fn main() -> ExitCode {
             config: arguments.config,
             file,
             identity,
-            replace,
-            templates,
-            broken_record,
-            dry_run,
+            wish: Wish {
+                replace,
+                templates,
+                broken_record,
+                dry_run,
+            },
         })
         .into();
     }

@@ -24,14 +24,8 @@ pub struct RestoreOptions {
     pub file: PathBuf,
     /// The file of the identity that it is encrypted for.
     pub identity: Option<PathBuf>,
-    /// Put a state that is there aside.
-    pub replace: bool,
-    /// Put the templates' files in their places.
-    pub templates: bool,
-    /// Take a backup whose record is not what was written.
-    pub broken_record: bool,
-    /// Only look.
-    pub dry_run: bool,
+    /// What is wanted.
+    pub wish: Wish,
 }
 
 /// Restores a backup; how that ended.
@@ -69,13 +63,7 @@ fn restored(options: &RestoreOptions) -> Result<(), Refusal> {
         templates: Config::templates_beside(&options.config),
         state_dir: config.state_dir,
     };
-    let wish = Wish {
-        replace: options.replace,
-        templates: options.templates,
-        broken_record: options.broken_record,
-        dry_run: options.dry_run,
-    };
-    let done = make_state(from, key.as_ref(), &place, wish, SystemClock.now())?;
+    let done = make_state(from, key.as_ref(), &place, options.wish, SystemClock.now())?;
     // Nothing is left to do when nobody listens.
     let _ = std::io::stdout()
         .lock()
@@ -91,7 +79,11 @@ fn words(done: &Restored, options: &RestoreOptions, place: &Place) -> String {
         templates,
         volumes_missing,
     } = done;
-    let would = if options.dry_run { "would be " } else { "" };
+    let would = if options.wish.dry_run {
+        "would be "
+    } else {
+        ""
+    };
     let mut text = format!(
         "the backup of {} from {}, made by Casemate {} (schema {}, {} bytes), is whole\n",
         manifest.installation,
@@ -115,7 +107,7 @@ fn words(done: &Restored, options: &RestoreOptions, place: &Place) -> String {
         place.state_dir.display()
     ));
     if let Some(templates) = templates {
-        let also = if options.templates {
+        let also = if options.wish.templates {
             format!(", and {would}put into {}", place.templates.display())
         } else {
             String::new()
@@ -140,7 +132,7 @@ fn words(done: &Restored, options: &RestoreOptions, place: &Place) -> String {
             manifest.images.len()
         ));
     }
-    if options.dry_run {
+    if options.wish.dry_run {
         line("nothing was changed".to_owned());
     } else {
         line("start casemated now: sessions whose sandboxes are gone will be ended, and sandboxes that nobody owns removed".to_owned());

@@ -212,7 +212,7 @@ async fn a_restore_takes_up_what_still_runs_ends_what_is_gone_and_removes_what_n
 /// A hundred sudden ends: fifty of a daemon that makes a backup, fifty of a restore.
 #[tokio::test]
 async fn kill_9_at_any_moment_leaves_no_half_backup_and_the_old_state_or_the_new() {
-    const ROUNDS: u64 = 50;
+    const ROUNDS: u32 = 50;
     let mut daemon = Daemon::up().await;
     let installation = daemon.installation();
     assert_eq!(daemon.term().await, 0);
@@ -234,7 +234,7 @@ async fn kill_9_at_any_moment_leaves_no_half_backup_and_the_old_state_or_the_new
             asking.stdout(Stdio::null()).stderr(Stdio::null());
             asking.kill_on_drop(true).status().await
         });
-        tokio::time::sleep(takes.mul_f64(1.2 * round as f64 / ROUNDS as f64)).await;
+        tokio::time::sleep(takes.mul_f64(1.2 * f64::from(round) / f64::from(ROUNDS))).await;
         daemon.kill9();
         let _ = asking.await.unwrap();
         let left = names(&backups);
@@ -301,9 +301,9 @@ async fn kill_9_at_any_moment_leaves_no_half_backup_and_the_old_state_or_the_new
             .unwrap();
         // The exchange itself comes at the end: most of the kills are there.
         let share = if round % 5 == 0 {
-            0.9 * round as f64 / ROUNDS as f64
+            0.9 * f64::from(round) / f64::from(ROUNDS)
         } else {
-            0.75 + 0.3 * round as f64 / ROUNDS as f64
+            0.75 + 0.3 * f64::from(round) / f64::from(ROUNDS)
         };
         tokio::time::sleep(takes.mul_f64(share)).await;
         let _ = restoring.kill();

@@ -1,5 +1,6 @@
 //! What templates warm up, in real sandboxes: begun as one checkpoint, and nevertheless each its own.
 
+use casemate::base::clock::{Clock, SystemClock};
 use http::Method;
 use serde_json::{Value, json};
 
@@ -80,10 +81,8 @@ async fn warmed(client: &Client, id: &str) -> Vec<Value> {
 }
 
 fn seconds() -> f64 {
-    let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH)
-        .unwrap()
-        .as_secs_f64()
+    let millis = u64::try_from(SystemClock.now().as_millis()).unwrap();
+    Duration::from_millis(millis).as_secs_f64()
 }
 
 /// Whether a session's sandbox began as a checkpoint: what was warmed up is older than its own link directory.
@@ -146,12 +145,12 @@ async fn two_sessions_begin_as_one_checkpoint_and_share_nothing_else() {
         "{age} {heard:?}"
     );
     let suffix = |id: &str| format!("ses-{}", id.strip_prefix("ses_").unwrap());
-    let names = [
+    let hosts = [
         suffix(&cold),
         suffix(&one),
         "a-name-that-is-quite-a-bit-longer".to_owned(),
     ];
-    for (said, (id, name)) in heard.iter().zip([&cold, &one, &two].iter().zip(&names)) {
+    for (said, (id, name)) in heard.iter().zip([&cold, &one, &two].iter().zip(&hosts)) {
         assert_eq!(said["host"], *name);
         let shown = client.out(id, "hostname; cat /etc/hostname").await;
         let shown: Vec<_> = shown.split_whitespace().collect();

@@ -63,6 +63,10 @@ impl Backup {
 
 /// Make a state out of a backup, while casemated does not run
 #[derive(Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an option of its own"
+)]
 pub struct Restore {
     /// The backup
     #[arg(value_name = "FILE")]
