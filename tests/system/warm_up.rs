@@ -82,7 +82,7 @@ async fn warmed(client: &Client, id: &str) -> Vec<Value> {
 
 fn seconds() -> f64 {
     let millis = u64::try_from(SystemClock.now().as_millis()).unwrap();
-    Duration::from_millis(millis).as_secs_f64()
+    std::time::Duration::from_millis(millis).as_secs_f64()
 }
 
 /// Whether a session's sandbox began as a checkpoint: what was warmed up is older than its own link directory.
