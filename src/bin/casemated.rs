@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use casemate::backup::restore::Wish;
 use casemate::base::exit::Exit;
 use casemate::{config, daemon};
 use clap::{Parser, Subcommand};
@@ -82,7 +81,7 @@ fn main() -> ExitCode {
             config: arguments.config,
             file,
             identity,
-            wish: Wish {
+            wish: daemon::Wish {
                 replace,
                 templates,
                 broken_record,

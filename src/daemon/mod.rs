@@ -20,7 +20,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-pub use self::restore::{RestoreOptions, restore};
+pub use self::restore::{RestoreOptions, Wish, restore};
 
 use self::logging::{Logging, Sink};
 use self::start::{Ground, House, Refusal};

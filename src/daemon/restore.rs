@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::complain;
 use super::start::Refusal;
-use crate::backup::restore::{Place, Restored, Wish, identity, restore as make_state};
+pub use crate::backup::restore::Wish;
+use crate::backup::restore::{Place, Restored, identity, restore as make_state};
 use crate::backup::{BackupError, swap};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};

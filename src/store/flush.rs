@@ -84,7 +84,7 @@ struct Queue {
     is_closed: bool,
 }
 
-/// The flushing threads, ended by [`Flusher::close`].
+/// The flushing threads. When it is dropped they end, after what was committed is flushed.
 pub(super) struct Flusher {
     shared: Arc<Flushing>,
     threads: Vec<JoinHandle<()>>,

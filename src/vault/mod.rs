@@ -63,7 +63,7 @@ pub enum VaultError {
     Malformed(PathBuf),
     /// Something is sealed and its key is gone.
     #[error(
-        "there is no vault key: neither the credential {CREDENTIAL} nor {0}, and the database holds what was sealed under one; put that key back, or restore state and key from one backup"
+        "there is no vault key: neither the credential {CREDENTIAL} nor {0}, and the database holds what was sealed under one; put that key back: it belongs to the state, and is in no backup of it"
     )]
     Missing(PathBuf),
     /// What is sealed was sealed under another key, or was changed.

@@ -137,6 +137,11 @@ async fn what_was_acknowledged_before_a_backup_under_load_is_there_in_a_fresh_di
     let (code, text) = restore(&other, &file, &[]).await;
     assert_eq!(code, 77, "{text}");
     assert!(text.contains("--replace"), "{text}");
+    // What is sealed in it is of no use without the key that is not in it.
+    assert!(other.refuses(77).await.contains("there is no vault key"));
+    let key = other.state_dir().join("vault.key");
+    std::fs::copy(daemon.state_dir().join("vault.key"), &key).unwrap();
+    give_to_daemon(&key);
     other.start().await;
     // The key that was made there is known here.
     other.client.key.clone_from(&daemon.client.key);
@@ -272,7 +277,7 @@ async fn kill_9_at_any_moment_leaves_no_half_backup_and_the_old_state_or_the_new
     let takes = began.elapsed();
     for round in 0..ROUNDS {
         for name in names(&daemon.state_dir()) {
-            if name != "backups" && name != "lock" {
+            if !["backups", "lock", "vault.key"].contains(&name.as_str()) {
                 let path = daemon.state_dir().join(name);
                 let _ = std::fs::remove_dir_all(&path);
                 let _ = std::fs::remove_file(&path);

@@ -48,7 +48,7 @@ async fn an_export_is_verified_without_the_daemon_and_shows_what_was_done_to_it(
     std::fs::write(&key, said(&daemon, &["audit", "key"]).await).unwrap();
     let export = said(&daemon, &["audit", "export"]).await;
     std::fs::write(&file, &export).unwrap();
-    let verify = ["audit", "verify", text(&file), "--key", text(&key)];
+    let verify = ["audit", "verify", text(&file), "--public-key", text(&key)];
     let well = said(&daemon, &verify).await;
     assert!(well.contains("is what was written"), "{well}");
     assert!(

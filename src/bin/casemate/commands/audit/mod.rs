@@ -71,11 +71,11 @@ pub enum Command {
     /// Check that the record is what was written: the daemon's (for operators), or a file that was exported
     Verify {
         /// A file that was exported; - is standard input
-        #[arg(requires = "key", value_name = "FILE")]
+        #[arg(requires = "public_key", value_name = "FILE")]
         file: Option<PathBuf>,
         /// The public key, as `casemate audit key` prints it, from somewhere else than the file
         #[arg(long, requires = "file", value_name = "PEM")]
-        key: Option<PathBuf>,
+        public_key: Option<PathBuf>,
     },
     /// Print the public key that the record is verified with; for operators
     Key,
@@ -115,8 +115,8 @@ impl Command {
             Self::Export { after, until } => return whole::export(context, after, until).await,
             Self::Verify {
                 file: Some(file),
-                key: Some(key),
-            } => return verify::file(context, &file, &key),
+                public_key: Some(public_key),
+            } => return verify::file(context, &file, &public_key),
             Self::Verify { .. } => return whole::verify(context).await,
             Self::Key => return whole::key(context).await,
         };

@@ -1,4 +1,4 @@
-//! `casemate audit verify FILE --key PEM`: a file and a public key, no daemon.
+//! `casemate audit verify FILE --public-key PEM`: a file and a public key, no daemon.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
