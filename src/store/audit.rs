@@ -52,7 +52,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn audit_lines(&self, filter: AuditFilter) -> Result<Vec<(i64, String)>, StoreError> {
-        self.kept(filter, |row| Ok((row.seq, row.line()?))).await
+        self.kept(filter, |row| Ok((row.seq, row.line()))).await
     }
 
     /// The digest of the record at this position; of position 0, that which the first one follows.
@@ -66,11 +66,10 @@ impl Store {
         }
         self.readers
             .call(doing, move |db| {
-                db.query_row("SELECT digest FROM audit WHERE seq = ?1", [seq], |row| {
-                    row.get(0)
-                })
-                .optional()
-                .map_err(StoreError::sql(doing))
+                let found = "SELECT digest FROM audit WHERE seq = ?1";
+                db.query_row(found, [seq], digest_of)
+                    .optional()
+                    .map_err(StoreError::sql(doing))
             })
             .await
     }
@@ -188,7 +187,7 @@ fn head(db: &Connection) -> Result<(i64, Digest), StoreError> {
         .prepare_cached("SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1")
         .and_then(|mut statement| {
             statement
-                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row([], |row| Ok((row.get(0)?, digest_of(row)?)))
                 .optional()
         });
     found
@@ -271,7 +270,7 @@ pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
 pub(super) fn breaks_at(db: &Connection) -> Result<Option<i64>, StoreError> {
     let mut found = None;
     follow(db, "follow the audit log", |row, digest| {
-        if row.digest != Some(*digest) {
+        if row.digest != *digest {
             found = Some(row.seq);
         }
         Ok(found.is_none())
@@ -328,6 +327,13 @@ const fn stage(stage: Stage) -> &'static str {
     }
 }
 
+/// A row's digest. We write each; one that is gone was taken by somebody else, and zeros are not what follows from anything: who
+/// verifies finds it, and nobody is kept from recording what comes next.
+fn digest_of(row: &Row<'_>) -> rusqlite::Result<Digest> {
+    let digest: Option<Digest> = row.get("digest")?;
+    Ok(digest.unwrap_or(GENESIS))
+}
+
 /// A row as it is kept.
 struct Kept {
     seq: i64,
@@ -339,7 +345,7 @@ struct Kept {
     session: Option<String>,
     event: String,
     outcome: Option<String>,
-    digest: Option<Digest>,
+    digest: Digest,
 }
 
 impl Kept {
@@ -354,7 +360,7 @@ impl Kept {
             session: row.get("session")?,
             event: row.get("event")?,
             outcome: row.get("outcome")?,
-            digest: row.get("digest")?,
+            digest: digest_of(row)?,
         })
     }
 
@@ -372,9 +378,8 @@ impl Kept {
         }
     }
 
-    fn line(&self) -> Result<String, String> {
-        let digest = self.digest.ok_or("digest")?;
-        Ok(self.pieces().line(&digest))
+    fn line(&self) -> String {
+        self.pieces().line(&self.digest)
     }
 
     fn record(self) -> Result<AuditRecord, String> {

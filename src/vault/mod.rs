@@ -68,7 +68,7 @@ pub enum VaultError {
     Missing(PathBuf),
     /// What is sealed was sealed under another key, or was changed.
     #[error(
-        "the vault's key {origin} does not open {name:?}, which was sealed under another key or was damaged; put the key back that belongs to this database, or restore state and key from one backup"
+        "the vault's key {origin} does not open {name:?}, which was sealed under another key or was damaged; put the key back that belongs to this database; it is in no backup"
     )]
     WrongKey {
         /// What was to be opened.

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use casemate::admin::protocol::{Answer, BackupView, Request};
+use casemate::base::clock::Timestamp;
+use casemate::model::record::{Digest, Pieces, digest_after};
 use http::Method;
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 use serde_json::json;
 
 use crate::support::daemon::{DAEMON_USER, give_to_daemon};
@@ -70,10 +72,30 @@ async fn write(
 fn grow(database: &Path, rows: i64) {
     let db = Connection::open(database).unwrap();
     db.execute_batch("BEGIN").unwrap();
+    let last = "SELECT seq, digest FROM audit ORDER BY seq DESC LIMIT 1";
+    let (mut seq, mut digest): (i64, Digest) = db
+        .query_row(last, [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap();
+    let event = r#"{"kind":"daemon.stop"}"#;
     for n in 0..rows {
+        seq += 1;
+        let id = format!("evt_{n:026}");
+        let row = Pieces {
+            seq,
+            id: &id,
+            at: Timestamp::from_millis(1),
+            stage: "fact",
+            intent: None,
+            principal: "x",
+            session: None,
+            event,
+            outcome: None,
+        };
+        digest = digest_after(&digest, &row.body());
         db.execute(
-            "INSERT INTO audit (id, at, stage, principal, kind, event) VALUES (?1, 1, 'fact', 'x', 'daemon.reload', '{\"kind\":\"daemon.reload\"}')",
-            [format!("evt_{n:026}")],
+            "INSERT INTO audit (seq, id, at, stage, principal, kind, event, digest)
+             VALUES (?1, ?2, 1, 'fact', 'x', 'daemon.stop', ?3, ?4)",
+            params![seq, id, event, digest],
         )
         .unwrap();
     }

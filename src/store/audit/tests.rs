@@ -129,6 +129,11 @@ async fn whoever_edits_the_file_is_found_out() {
             5,
             Fault::Changed,
         ),
+        (
+            "UPDATE audit SET digest = NULL WHERE seq = 9",
+            9,
+            Fault::Changed,
+        ),
         ("DELETE FROM audit WHERE seq = 5", 5, Fault::Removed),
         (
             "UPDATE audit SET seq = seq + 90 WHERE seq = 5",
@@ -147,6 +152,8 @@ async fn whoever_edits_the_file_is_found_out() {
             .execute_batch(edit)
             .unwrap();
         let store = Store::open(&path).unwrap();
+        // Nothing keeps it from going on.
+        append(&store, 10).await.unwrap();
         let found = verify(&store).await.unwrap_err();
         assert_eq!((found.seq, found.fault), (seq, fault), "{edit}: {found}");
     }
