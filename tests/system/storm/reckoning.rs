@@ -39,11 +39,12 @@ const STATE: [&str; 8] = [
 ];
 
 /// What podman and gVisor make when they first need it.
-const KEPT: [&str; 5] = [
+const KEPT: [&str; 6] = [
     "/overlay/volatile-true",
     "/private/runsc",
     "/private/casemate.sandboxes",
     "/private/casemate.volumes",
+    "/private/casemate.checkpoints",
     "/overlay-containers/containers.json",
 ];
 
