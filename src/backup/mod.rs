@@ -55,7 +55,7 @@ pub enum BackupError {
     #[error("{} is no absolute path of a file", .0.display())]
     BadName(PathBuf),
     /// The file system said no.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {} as casemated's own user", path.display())]
     File {
         /// What was being done, as a verb.
         doing: &'static str,
