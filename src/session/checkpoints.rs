@@ -27,11 +27,10 @@ use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::{House, Sessions};
 use super::pool::{Edition, TEAM};
 use super::ready::{self, Unready};
-use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
-use crate::model::sandbox::{SandboxSpec, Warmth};
+use crate::model::sandbox::Warmth;
 use crate::model::session::{Reason, Session};
 use crate::model::template::{Origin, Template, TemplateSpec};
 use crate::store::StoreError;
@@ -413,9 +412,7 @@ impl Sessions {
             () = stop.cancelled() => Err(launch::stopping()),
             made = self.warm_and_take(id, template, file.clone(), &mut remains) => made,
         };
-        if let Err(error) = remains.clear(house, id).await {
-            warn!(session = %id, error = %Chain(&error), "cannot clear up after a checkpoint; the next look will");
-        }
+        remains.clear_unowned(house, id).await;
         drop(identity);
         if made.is_err()
             && let Err(error) = launch::gone(std::fs::remove_file(&file))
@@ -440,17 +437,13 @@ impl Sessions {
         let mut door = Door::build(&house.link_root, id, template.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
-        let spec = SandboxSpec {
-            installation: house.store.installation(),
-            session: id,
-            image: template.image,
-            limits: template.limits,
-            allow_root: template.allow_root,
-            hostname: launch::hostname(id, None),
-            link_dir: door.directory.clone(),
-            volumes_dir: volumes::room(&house.link_root, id),
-            warmth: Warmth::Source(file.clone()),
-        };
+        let spec = launch::unowned(
+            house,
+            id,
+            template,
+            door.directory.clone(),
+            Warmth::Source(file.clone()),
+        );
         let sandbox = launch::create(house, spec, &mut remains.sandbox).await?;
         let link = launch::start(house, &sandbox, &mut door).await?;
         drop(turn);

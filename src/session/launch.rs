@@ -25,6 +25,7 @@ use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, SandboxId, SandboxSpec, Warmth};
 use crate::model::session::{Reason, Session};
+use crate::model::template::TemplateSpec;
 use crate::runtime::{Dialler, RuntimeError};
 
 /// Longest explanation of an end: it is shown in lists, and part of it is what a sandbox said.
@@ -32,6 +33,14 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// Random bytes in a link's token.
 const TOKEN_BYTES: usize = 32;
+
+/// Pauses after tries to clear up a sandbox that nobody has yet.
+const UNOWNED_PAUSES: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1600),
+    Duration::ZERO,
+];
 
 /// What the daemon's own copy of a token is called: the session's name and this.
 const TOKEN_SUFFIX: &str = ".token";
@@ -144,6 +153,20 @@ impl Remains {
             self.door = false;
         }
         Ok(())
+    }
+
+    /// The same for what was nobody's yet: tried a few times, as podman may be on its way back. What is left then is found by
+    /// the next look for orphans, of this daemon or the next.
+    pub(super) async fn clear_unowned(mut self, house: &House, id: SessionId) {
+        for pause in UNOWNED_PAUSES {
+            match self.clear(house, id).await {
+                Ok(()) => return,
+                Err(error) => {
+                    warn!(session = %id, error = %Chain(&error), "cannot clear up a sandbox that nobody has yet");
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 
@@ -295,6 +318,27 @@ impl Door {
                 }
             }
         }
+    }
+}
+
+/// What is asked of the runtime for a sandbox that is nobody's yet.
+pub(super) fn unowned(
+    house: &House,
+    id: SessionId,
+    template: &TemplateSpec,
+    link_dir: PathBuf,
+    warmth: Warmth,
+) -> SandboxSpec {
+    SandboxSpec {
+        installation: house.store.installation(),
+        session: id,
+        image: template.image,
+        limits: template.limits,
+        allow_root: template.allow_root,
+        hostname: hostname(id, None),
+        link_dir,
+        volumes_dir: volumes::room(&house.link_root, id),
+        warmth,
     }
 }
 

@@ -25,7 +25,6 @@ use tracing::{info, warn};
 use super::launch::{self, Door, End, Remains, Traces};
 use super::manager::{House, Sessions};
 use super::ready::{self, Unready};
-use super::volumes;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
@@ -402,9 +401,7 @@ impl Sessions {
             made = self.launch(id, edition, template, &mut remains) => made,
         };
         if made.is_err() {
-            if let Err(error) = remains.clear(house, id).await {
-                warn!(session = %id, error = %Chain(&error), "cannot clear up what was to be held ready; the next look will");
-            }
+            remains.clear_unowned(house, id).await;
             self.pool.state().ids.remove(&id);
         }
         made
@@ -425,17 +422,13 @@ impl Sessions {
         let mut door = Door::build(&house.link_root, id, template.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
-        let mut spec = SandboxSpec {
-            installation: house.store.installation(),
-            session: id,
-            image: template.image,
-            limits: template.limits,
-            allow_root: template.allow_root,
-            hostname: launch::hostname(id, None),
-            link_dir: door.directory.clone(),
-            volumes_dir: volumes::room(&house.link_root, id),
-            warmth: house.warmth(edition, template),
-        };
+        let mut spec = launch::unowned(
+            house,
+            id,
+            template,
+            door.directory.clone(),
+            house.warmth(edition, template),
+        );
         let (sandbox, link) = loop {
             let sandbox = launch::create(house, spec.clone(), &mut remains.sandbox).await?;
             match launch::start(house, &sandbox, &mut door).await {
@@ -457,17 +450,15 @@ impl Sessions {
         })
     }
 
-    /// Removes a sandbox that nobody will have. What cannot be removed now is found by the next look for orphans.
+    /// Removes a sandbox that nobody will have.
     pub(super) async fn throw_out(&self, warm: Warm) {
         let id = warm.id;
-        let mut remains = Remains {
+        let remains = Remains {
             sandbox: Traces::Known(warm.sandbox),
             door: true,
         };
         warm.link.close();
-        if let Err(error) = remains.clear(&self.house, id).await {
-            warn!(session = %id, error = %Chain(&error), "cannot remove a sandbox that was held ready");
-        }
+        remains.clear_unowned(&self.house, id).await;
         self.pool.state().ids.remove(&id);
     }
 

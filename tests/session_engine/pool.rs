@@ -69,6 +69,22 @@ fn pool_of(count: u32) -> TemplateSpec {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_stops_leaves_nothing_ready_though_podman_fails_at_first() {
+    let bench = Bench::new();
+    bench.pooled(1, pool_of(1));
+    let keeper = bench.keeper();
+    bench.stand_ready(1).await;
+    for nth in 1..=2 {
+        bench
+            .runtime
+            .fail(FakeCall::Remove, nth, FakeFailure::Unavailable);
+    }
+    keeper.stop().await;
+    assert_eq!(bench.runtime.count(), 0);
+    bench.nothing_is_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_at_once_have_a_sandbox_each_and_the_shelf_is_filled_again() {
     let bench = Bench::new();
     bench.pooled(1, pool_of(3));
