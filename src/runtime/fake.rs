@@ -86,6 +86,8 @@ pub enum FakeFailure {
     AnswerLost,
     /// The runtime refuses.
     Refused,
+    /// A layer went with another image. For [`FakeCall::LoadImage`].
+    LayerWent,
     /// What was made is not what was asked for; it is removed. For [`FakeCall::Create`].
     NotAsAsked,
     /// It is silent for [`SILENCE`], then gives up as every call does at its deadline. Nothing has
@@ -320,6 +322,7 @@ impl FakeRuntime {
             Some(FakeFailure::AnswerLost) => Ok(Verdict::GoAndLoseAnswer),
             Some(FakeFailure::NotAsAsked) => Ok(Verdict::NotAsAsked),
             Some(FakeFailure::Unavailable) => Err(unavailable()),
+            Some(FakeFailure::LayerWent) => Err(RuntimeError::LayerWent),
             Some(FakeFailure::Refused) => Err(refused("it was told to")),
             Some(FakeFailure::Late) => Ok(Verdict::GoLate),
             Some(FakeFailure::Hangs) => {

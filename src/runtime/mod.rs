@@ -221,7 +221,7 @@ pub trait SandboxRuntime: Send + Sync {
     /// One image only; a second load waits for the first. Of an OCI archive, layers that the store has already may be absent.
     ///
     /// # Errors
-    /// [`RuntimeError::BadArchive`], [`RuntimeError::Unavailable`].
+    /// [`RuntimeError::BadArchive`], [`RuntimeError::LayerWent`], [`RuntimeError::Unavailable`].
     async fn load_image(&self, archive: ArchiveStream) -> Result<ImageDigest, RuntimeError>;
 
     /// What an image is made of.
@@ -286,6 +286,9 @@ pub enum RuntimeError {
     /// The archive is not an image.
     #[error("image archive was refused: {0}")]
     BadArchive(String),
+    /// Another image with a layer of this one was removed at the wrong moment, and the layer with it. Try again at once.
+    #[error("a layer of the image went while it was loaded")]
+    LayerWent,
     /// podman refused. Report.
     #[error("podman refused to {doing}: {message}")]
     Failed {

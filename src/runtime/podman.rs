@@ -59,6 +59,8 @@ const WAIT_INTERVAL: &str = "1s";
 const UNTOLD: i32 = -1;
 /// How often images are listed again when one of them went meanwhile, of which podman then cannot tell.
 const LIST_TRIES: u32 = 4;
+/// What podman says, among other attempts, when a layer that it meant to take from another image went with that image.
+const LAYER_WENT: &str = ": layer not known";
 
 /// What our OCI runtime takes for an order to pause: podman's own pause wants a cgroup for each
 /// sandbox, which gVisor's does not (`packaging/libexec/casemate-runsc`).
@@ -666,6 +668,9 @@ impl SandboxRuntime for Podman {
             self.config.load_deadline,
         );
         let loaded: Loaded = match self.libpod.json(call.with(Payload::Archive(archive))).await {
+            Err(CallError::Refused { message, .. }) if message.contains(LAYER_WENT) => {
+                return Err(RuntimeError::LayerWent);
+            }
             Err(CallError::Refused { message, .. }) => {
                 // Below the first line are podman's attempts, with paths of the host's.
                 let reason = message

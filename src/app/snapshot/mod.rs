@@ -10,7 +10,7 @@ mod archive;
 mod layer;
 
 use std::collections::HashSet;
-use std::io::SeekFrom;
+use std::io::Seek;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use bytes::Bytes;
 use casemate_link::snapshot::SnapshotRequest;
 use futures_util::{StreamExt, stream};
 use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::ReaderStream;
 
@@ -39,7 +39,7 @@ use crate::model::session::Session;
 use crate::model::settings::TeamTemplates;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
 use crate::policy::Action;
-use crate::runtime::{Makeup, RuntimeError};
+use crate::runtime::{ArchiveStream, Makeup, RuntimeError, SandboxRuntime};
 use crate::session::SessionError;
 use crate::session::guest::Guest;
 use crate::session::images::Making;
@@ -56,6 +56,9 @@ const MAX_LAYERS: usize = 32;
 
 /// Bytes that podman is sent at a time.
 const PIECE_BYTES: usize = 256 * 1024;
+
+/// Most tries to load an image whose layers another image's removal takes away meanwhile.
+const LOADS: u32 = 5;
 
 /// A layer in which nothing is: two blocks of zeros.
 const EMPTY_LAYER: [u8; 1024] = [0; 1024];
@@ -168,7 +171,7 @@ pub struct Snapshot {
 
 /// What a session changed, read to its end.
 struct Read {
-    file: File,
+    file: std::fs::File,
     digest: LayerDigest,
     held: Held,
     below: Makeup,
@@ -316,9 +319,8 @@ impl App {
         hash.update(&out);
         file.write_all(&out).await.map_err(failed)?;
         file.flush().await.map_err(failed)?;
-        file.seek(SeekFrom::Start(0)).await.map_err(failed)?;
         Ok(Read {
-            file,
+            file: file.into_std().await,
             digest: LayerDigest::from_bytes(hash.finish()),
             held,
             below,
@@ -337,9 +339,9 @@ impl App {
         };
         let _alone = self.0.snapshots.empty.lock().await;
         let bytes = u64::try_from(EMPTY_LAYER.len()).unwrap_or(u64::MAX);
-        let content = stream::once(async { Ok(Bytes::from_static(&EMPTY_LAYER)) });
+        let content = || stream::once(async { Ok(Bytes::from_static(&EMPTY_LAYER)) }).boxed();
         let digest = archive::digest(&EMPTY_LAYER);
-        let loaded = self.load(&nothing, digest, bytes, content.boxed());
+        let loaded = self.load(&nothing, digest, bytes, content);
         let (_making, empty) = loaded.await?;
         let names = self.0.runtime.names(image, empty).await;
         // Also after a failure; one that stays is found by the sweep.
@@ -355,14 +357,15 @@ impl App {
         below: &Makeup,
         digest: LayerDigest,
         bytes: u64,
-        content: crate::runtime::ArchiveStream,
+        content: impl Fn() -> ArchiveStream,
     ) -> Result<(Making, ImageDigest), RuntimeError> {
         let installation = self.0.store.installation();
         let archive = archive::archive(below, digest, bytes, installation);
         let making = self.0.sessions.making(archive.image).await;
-        let once = |bytes: Vec<u8>| stream::once(async move { Ok(Bytes::from(bytes)) });
-        let whole = once(archive.head).chain(content).chain(once(archive.tail));
-        let loaded = self.0.runtime.load_image(whole.boxed()).await?;
+        let (head, tail) = (Bytes::from(archive.head), Bytes::from(archive.tail));
+        let once = |bytes: &Bytes| stream::once(std::future::ready(Ok(bytes.clone())));
+        let whole = || once(&head).chain(content()).chain(once(&tail)).boxed();
+        let loaded = load_again(&*self.0.runtime, whole).await?;
         if loaded != archive.image {
             return Err(RuntimeError::BadArchive(format!(
                 "it is {loaded} to podman, and {} to us",
@@ -387,7 +390,7 @@ impl App {
             held: Held { entries, bytes },
             below,
         } = read;
-        let content = ReaderStream::with_capacity(file.take(bytes), PIECE_BYTES).boxed();
+        let content = || pieces(&file, bytes);
         let loaded = self.load(&below, digest, bytes, content).await;
         let (_making, image) = loaded.map_err(|error| match error {
             RuntimeError::BadArchive(what) => {
@@ -407,6 +410,33 @@ impl App {
             entries,
             bytes,
         })
+    }
+}
+
+/// Loads an image, and again where another image took a layer along.
+async fn load_again(
+    runtime: &dyn SandboxRuntime,
+    archive: impl Fn() -> ArchiveStream,
+) -> Result<ImageDigest, RuntimeError> {
+    let mut left = LOADS;
+    loop {
+        left -= 1;
+        match runtime.load_image(archive()).await {
+            Err(RuntimeError::LayerWent) if left > 0 => {}
+            loaded => return loaded,
+        }
+    }
+}
+
+/// The first bytes of a file, from its beginning. One at a time: they share its position.
+fn pieces(file: &std::fs::File, bytes: u64) -> ArchiveStream {
+    let begun = file.try_clone().and_then(|mut file| {
+        file.rewind()?;
+        Ok(File::from_std(file).take(bytes))
+    });
+    match begun {
+        Ok(file) => ReaderStream::with_capacity(file, PIECE_BYTES).boxed(),
+        Err(error) => stream::once(std::future::ready(Err(error))).boxed(),
     }
 }
 
@@ -450,6 +480,44 @@ impl From<Unread> for AppError {
                 }
                 Self::Snapshot(SnapshotRefusal::Layer(bad))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::fake::{FakeCall, FakeFailure, FakeRuntime};
+
+    #[tokio::test]
+    async fn a_layer_that_went_is_sent_again_but_not_for_ever() {
+        let image = ImageDigest::from_bytes([7; 32]);
+        let archive = || stream::once(async move { Ok(Bytes::from(image.to_string())) }).boxed();
+        for (failures, is_loaded) in [(0, true), (LOADS - 1, true), (LOADS, false)] {
+            let runtime = FakeRuntime::new([]);
+            for nth in 1..=failures {
+                runtime.fail(FakeCall::LoadImage, u64::from(nth), FakeFailure::LayerWent);
+            }
+            match load_again(&runtime, archive).await {
+                Ok(loaded) => assert!(is_loaded && loaded == image, "{failures}: {loaded}"),
+                Err(error) => assert!(
+                    !is_loaded && matches!(error, RuntimeError::LayerWent),
+                    "{failures}: {error}"
+                ),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_as_often_as_is_asked() {
+        let bytes = 2 * PIECE_BYTES + 5;
+        let content: Vec<u8> = (0..=u8::MAX).cycle().take(bytes + 3).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        for _ in 0..2 {
+            let pieces: Vec<_> = pieces(&file, bytes as u64).collect().await;
+            let read: Vec<u8> = pieces.into_iter().flat_map(Result::unwrap).collect();
+            assert_eq!(read, content[..bytes]);
         }
     }
 }
