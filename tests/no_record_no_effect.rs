@@ -118,6 +118,7 @@ impl Bench {
             snapshots: casemate::app::Snapshots::default(),
             backups,
             readiness: Mutex::new(None),
+            examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
         });
         Self {
             directory,

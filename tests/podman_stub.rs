@@ -143,7 +143,6 @@ fn podman(socket: &Path) -> Podman {
         call_deadline: DEADLINE,
         sandbox_deadline: DEADLINE * 2,
         load_deadline: DEADLINE,
-        require_limits: false,
     })
 }
 

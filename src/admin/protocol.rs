@@ -13,6 +13,7 @@ use tokio_util::codec::LengthDelimitedCodec;
 
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
+use crate::model::check::Examined;
 use crate::model::event::AuditRecord;
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
@@ -100,6 +101,8 @@ pub enum Request {
     AuditVerify,
     /// Show the public key that the audit log is verified with.
     AuditKey,
+    /// Make every hardening check.
+    Doctor,
     /// Read the settings again.
     Reload,
     /// Make a backup.
@@ -125,6 +128,7 @@ impl Request {
             Self::AuditExport { .. } => "audit-export",
             Self::AuditVerify => "audit-verify",
             Self::AuditKey => "audit-key",
+            Self::Doctor => "doctor",
             Self::Reload => "reload",
             Self::Backup { .. } => "backup",
         }
@@ -190,6 +194,8 @@ pub enum Answer {
         /// What checkpoints call it.
         name: String,
     },
+    /// What the hardening checks found.
+    Doctor(DoctorView),
     /// It was not done.
     Refused {
         /// A stable word.
@@ -223,6 +229,15 @@ pub struct StatusView {
     pub runtime_version: String,
     /// Limits that this machine does not enforce from outside the sandbox.
     pub unenforced_limits: Vec<String>,
+}
+
+/// What the hardening checks found.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DoctorView {
+    /// Whether none failed.
+    pub fit: bool,
+    /// Each of them.
+    pub checks: Vec<Examined>,
 }
 
 /// A backup that was made.

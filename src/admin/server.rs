@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::protocol::{
-    Answer, BackupView, Envelope, KeyView, Request, SessionLine, StatusView, VERSION, codec,
+    Answer, BackupView, DoctorView, Envelope, KeyView, Request, SessionLine, StatusView, VERSION,
+    codec,
 };
 use super::record;
 use crate::app::{App, AppError};
@@ -25,6 +26,7 @@ use crate::backup::Progress;
 use crate::base::chain::Chain;
 use crate::host::accept::{Bounds, accept};
 use crate::host::peer::Peer;
+use crate::model::check::Verdict;
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::query::{AuditFilter, SessionFilter};
@@ -293,6 +295,11 @@ impl Desk {
             | Request::AuditExport { .. }
             | Request::AuditVerify
             | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
+            Request::Doctor => {
+                let checks = self.app.examine(who).await?;
+                let fit = checks.iter().all(|check| check.verdict != Verdict::Failed);
+                Answer::Doctor(DoctorView { fit, checks })
+            }
             Request::Reload => {
                 self.app.reload(who).await?;
                 Answer::Done

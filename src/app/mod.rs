@@ -4,6 +4,7 @@
 //! record the outcome. A front door only translates.
 
 mod backup;
+mod doctor;
 mod guest;
 pub mod lease;
 mod record;
@@ -13,6 +14,7 @@ mod transfer;
 mod volumes;
 
 pub use self::backup::HealthCheck;
+pub use self::doctor::Examine;
 pub use self::record::{AuditExport, ocsf_event};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
@@ -92,6 +94,8 @@ pub struct Parts {
     pub backups: Backups,
     /// The last readiness.
     pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
+    /// Makes the hardening checks.
+    pub examine: Examine,
 }
 
 /// Whether the daemon can do its work now.

@@ -23,7 +23,7 @@ use crate::audit::AuditError;
 use crate::store::StoreError;
 
 /// What of the state's directory belongs to a backup beside the database, where it is there.
-const OTHER_FILES: [&str; 1] = ["keys.hmac"];
+const OTHER_FILES: [&str; 1] = [crate::identity::HASH_KEY_FILE];
 
 /// Why there is no backup, or no restore, split by what the caller does next.
 #[derive(Debug, thiserror::Error)]

@@ -117,6 +117,11 @@ impl ManualClock {
         Self(AtomicI64::new(millis))
     }
 
+    /// Steps it to `millis` since the epoch, as an operator does.
+    pub fn step_to(&self, millis: i64) {
+        self.0.store(millis, Ordering::SeqCst);
+    }
+
     /// Moves the clock on.
     pub fn advance(&self, by: Duration) {
         let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);

@@ -59,7 +59,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         );
     }
     let beside = state_dir.clone();
-    let (runtime, sandbox_group) = podman(&root.section("podman"), mode);
+    let (runtime, sandbox_group) = podman(&root.section("podman"));
     Config {
         mode,
         state_dir,
@@ -121,7 +121,7 @@ fn admin(keys: &Section<'_>) -> AdminConfig {
     }
 }
 
-fn podman(keys: &Section<'_>, mode: Mode) -> (RuntimeConfig, String) {
+fn podman(keys: &Section<'_>) -> (RuntimeConfig, String) {
     let runtime = RuntimeConfig {
         socket: keys.path(
             "socket",
@@ -137,7 +137,6 @@ fn podman(keys: &Section<'_>, mode: Mode) -> (RuntimeConfig, String) {
         call_deadline: keys.seconds("call_timeout_s", 10 * SECOND, 1..=300),
         sandbox_deadline: keys.seconds("sandbox_timeout_s", 60 * SECOND, 1..=3600),
         load_deadline: keys.seconds("load_timeout_s", 600 * SECOND, 1..=86_400),
-        require_limits: mode == Mode::Production,
     };
     (runtime, group(keys, "sandbox_group", "casemate-sandbox"))
 }

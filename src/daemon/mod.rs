@@ -7,6 +7,7 @@
 //! ```
 
 mod check;
+pub mod checks;
 pub mod logging;
 mod reload;
 mod restore;
@@ -135,6 +136,10 @@ fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Resu
             return Ok(Exit::Ok);
         };
         let (lock, house) = ground.furnish(&config, machine).await?;
+        if let Err(refusal) = house.scene.pass().await {
+            house.close().await;
+            return Err(refusal);
+        }
         if options.check {
             house.close().await;
             drop(lock);

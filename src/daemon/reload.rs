@@ -49,6 +49,7 @@ pub(super) async fn reload(
         templates,
     });
     info!(changed = change.changed.join(", "), "reloaded");
+    house.scene.reconfigure(new.clone());
     *config = new;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use zeroize::Zeroizing;
 
+use super::checks::Scene;
 use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
@@ -29,7 +30,7 @@ use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
-use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::identity::{HASH_KEY_BYTES, HASH_KEY_FILE, KeyHasher};
 use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
@@ -114,7 +115,7 @@ pub(super) struct Ground {
     link_root: PathBuf,
     sandbox_group: u32,
     hasher: KeyHasher,
-    templates: PathBuf,
+    settings: PathBuf,
     restored: Option<swap::Mark>,
 }
 
@@ -138,6 +139,8 @@ pub(super) struct House {
     pub(super) backups: Backups,
     /// What the state was restored from, when this is the first daemon since.
     pub(super) restored: Option<swap::Mark>,
+    /// What the hardening checks look at.
+    pub(super) scene: Arc<Scene>,
 }
 
 impl Ground {
@@ -152,13 +155,13 @@ impl Ground {
         directory::ensure(&link_root, directory::LINKS_MODE)?;
         let group = users::group_id(&config.sandbox_group)?;
         directory::give_to_group(&link_root, group, LINK_ROOT_MODE)?;
-        let hasher = hash_key(&config.state_dir.join("keys.hmac"))?;
+        let hasher = hash_key(&config.state_dir.join(HASH_KEY_FILE))?;
         Ok(Self {
             lock,
             link_root,
             sandbox_group: group,
             hasher,
-            templates: Config::templates_beside(path),
+            settings: path.to_owned(),
             restored,
         })
     }
@@ -206,7 +209,16 @@ impl Ground {
             runtime: Arc::clone(&runtime),
             clock: Arc::clone(&clock),
             config: config.backup.clone(),
-            templates: self.templates,
+            templates: Config::templates_beside(&self.settings),
+        });
+        let scene = Arc::new(Scene {
+            config: RwLock::new(Arc::new(config.clone())),
+            path: self.settings,
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: Arc::clone(&runtime),
+            backups: backups.clone(),
+            clock: Arc::clone(&clock),
         });
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
@@ -223,6 +235,7 @@ impl Ground {
             snapshots: crate::app::Snapshots::default(),
             backups: backups.clone(),
             readiness: Mutex::new(None),
+            examine: Scene::for_the_door(&scene),
         });
         let house = House {
             app,
@@ -235,6 +248,7 @@ impl Ground {
             was_signed,
             backups,
             restored: self.restored,
+            scene,
         };
         Ok((self.lock, house))
     }
@@ -302,10 +316,11 @@ impl House {
             sessions,
             audit,
             backups,
+            scene,
             ..
         } = self;
         // The store's threads end only when every handle on it is gone.
-        drop((app, sessions, audit, backups));
+        drop((app, sessions, audit, backups, scene));
         store.close().await;
     }
 

@@ -56,6 +56,32 @@ pub fn restrict() -> Result<Hardened, HostError> {
     Ok(Hardened { open_files: hard })
 }
 
+/// What is in force of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Whether set-user-id programs give nothing.
+    pub no_new_privileges: bool,
+    /// Whether its memory may be read and dumped.
+    pub is_dumpable: bool,
+    /// The largest core file, in bytes.
+    pub core_bytes: u64,
+    /// The umask; `None` where the kernel does not tell it.
+    pub umask: Option<u32>,
+}
+
+/// Asks the kernel. What it does not tell counts as not in force.
+#[must_use]
+pub fn restrictions() -> Restrictions {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    Restrictions {
+        no_new_privileges: prctl::get_no_new_privs() == Ok(true),
+        is_dumpable: prctl::get_dumpable() != Ok(false),
+        core_bytes: getrlimit(Resource::RLIMIT_CORE).map_or(u64::MAX, |(soft, _)| soft),
+        umask: umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +106,13 @@ mod tests {
         assert_eq!(getrlimit(Resource::RLIMIT_CORE), Ok((0, 0)));
         let files = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!(files, (hardened.open_files, hardened.open_files));
+        let found = Restrictions {
+            no_new_privileges: true,
+            is_dumpable: false,
+            core_bytes: 0,
+            umask: Some(0o077),
+        };
+        assert_eq!(restrictions(), found);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         std::fs::write(&path, b"").unwrap();

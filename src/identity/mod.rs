@@ -17,6 +17,9 @@ pub struct KeyHasher(hmac::Key);
 /// Bytes of the hash key.
 pub const HASH_KEY_BYTES: usize = 32;
 
+/// What the file of that key is called, in the directory of the state.
+pub const HASH_KEY_FILE: &str = "keys.hmac";
+
 /// An API key as its owner presents it.
 pub struct PresentedKey {
     /// Its public part.

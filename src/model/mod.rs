@@ -1,5 +1,6 @@
 //! Floor 1: the nouns. Data and their own invariants; no I/O, no async, no clock.
 
+pub mod check;
 pub mod event;
 pub mod image;
 pub mod key;

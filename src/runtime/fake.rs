@@ -114,6 +114,8 @@ pub struct FakeRuntime {
 
 #[derive(Default)]
 struct State {
+    unenforced_limits: Vec<&'static str>,
+    volumes_problem: Option<String>,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     images: Vec<FakeImage>,
     /// The files that checkpoints are kept with.
@@ -224,6 +226,16 @@ impl FakeRuntime {
         let mut state = self.state();
         let number = state.calls.get(&call).copied().unwrap_or(0) + nth;
         state.failures.insert((call, number), failure);
+    }
+
+    /// From now on the machine does not enforce these limits.
+    pub fn unenforce(&self, limits: &[&'static str]) {
+        self.state().unenforced_limits = limits.to_vec();
+    }
+
+    /// From now on the machine cannot mount volumes.
+    pub fn refuse_volumes(&self, problem: &str) {
+        self.state().volumes_problem = Some(problem.to_owned());
     }
 
     /// Ends a running sandbox as if its first process had exited.
@@ -418,12 +430,14 @@ fn capability_bits(spec: &SandboxSpec) -> u64 {
 #[async_trait]
 impl SandboxRuntime for FakeRuntime {
     async fn probe(&self) -> Result<RuntimeFacts, RuntimeError> {
-        self.enter(FakeCall::Probe).await?.answer(RuntimeFacts {
+        let verdict = self.enter(FakeCall::Probe).await?;
+        let state = self.state();
+        verdict.answer(RuntimeFacts {
             podman_version: "4.3.1".into(),
             runtime_path: "/usr/libexec/casemate/casemate-runsc".into(),
             runtime_version: "runsc version 0.0~20240729.0".into(),
-            unenforced_limits: Vec::new(),
-            volumes_problem: None,
+            unenforced_limits: state.unenforced_limits.clone(),
+            volumes_problem: state.volumes_problem.clone(),
         })
     }
 

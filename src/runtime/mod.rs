@@ -314,7 +314,4 @@ pub struct RuntimeConfig {
     pub sandbox_deadline: Duration,
     /// For loading an image.
     pub load_deadline: Duration,
-    /// Whether limits that cannot be enforced are a reason to refuse (production) or to say so
-    /// (development).
-    pub require_limits: bool,
 }

@@ -75,7 +75,6 @@ fn config(socket: &Path, guest: &Path) -> RuntimeConfig {
         call_deadline: Duration::from_secs(10),
         sandbox_deadline: Duration::from_secs(30),
         load_deadline: Duration::from_secs(120),
-        require_limits: false,
     }
 }
 
@@ -133,19 +132,6 @@ async fn the_machine_is_found_fit() {
         "{facts:?}"
     );
     assert!(!facts.podman_version.is_empty());
-
-    // What is not enforced is a refusal where limits are required.
-    let guest = env("CASEMATE_TEST_GUEST");
-    let strict = RuntimeConfig {
-        require_limits: true,
-        ..config(&socket(), Path::new(&guest))
-    };
-    let strict = Podman::new(strict).probe().await;
-    assert_eq!(
-        facts.unenforced_limits.is_empty(),
-        strict.is_ok(),
-        "{strict:?}"
-    );
 }
 
 #[tokio::test]

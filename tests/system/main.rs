@@ -24,6 +24,7 @@ mod backup;
 mod bad_input;
 mod bad_machine;
 mod crash;
+mod doctor;
 mod files;
 mod http_door;
 mod life;

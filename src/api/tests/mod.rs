@@ -107,6 +107,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         snapshots: crate::app::Snapshots::default(),
         backups,
         readiness: tokio::sync::Mutex::new(None),
+        examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
     })
 }
 

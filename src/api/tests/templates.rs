@@ -131,6 +131,7 @@ impl House {
             snapshots: crate::app::Snapshots::default(),
             backups,
             readiness: tokio::sync::Mutex::new(None),
+            examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
         });
         let operator = Principal::Operator { uid: 0 };
         let key = async |team| {

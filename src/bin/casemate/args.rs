@@ -23,7 +23,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
         "In a session (likewise)",
         &["exec", "shell", "start", "ps", "logs", "signal", "cp"],
     ),
-    ("This machine", &["ready", "admin"]),
+    ("This machine", &["ready", "doctor", "admin"]),
     ("This program", &["completions", "man", "version"]),
 ];
 
@@ -78,7 +78,7 @@ pub struct Settings {
     /// File that holds the API key; goes before the variable `CASEMATE_API_KEY`
     #[arg(long, global = true, value_name = "PATH")]
     pub key_file: Option<PathBuf>,
-    /// casemated's admin socket, for `casemate admin`
+    /// casemated's admin socket, for `casemate admin` and `casemate doctor`
     #[arg(
         long,
         global = true,
@@ -122,6 +122,8 @@ pub enum Command {
     Audit(audit::Command),
     /// Ask whether casemated can do its work; needs no key
     Ready,
+    /// Check whether this machine and its settings are fit; for root and operators
+    Doctor,
     /// Administer casemated on this machine; for root and operators
     #[command(subcommand)]
     Admin(admin::Command),

@@ -4,6 +4,7 @@ pub mod about;
 pub mod admin;
 pub mod audit;
 pub mod cp;
+pub mod doctor;
 mod ending;
 pub mod pair;
 pub mod process;
@@ -77,6 +78,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Template(command) => command.execute(&context).await?,
         Command::Volume(command) => return command.execute(&context).await,
         Command::Audit(command) => command.execute(&context).await?,
+        Command::Doctor => return doctor::execute(&context).await,
         Command::Admin(command) => return command.execute(&context).await,
         Command::Completions { shell } => about::completions(shell)?,
         Command::Man { directory } => about::man(&directory)?,

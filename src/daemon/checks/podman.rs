@@ -1,0 +1,199 @@
+//! What sandboxes run on.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::{Check, Found, Look, Scene};
+use crate::base::chain::Chain;
+use crate::host::users;
+use crate::runtime::{RuntimeError, RuntimeFacts};
+
+/// Rootless, ours, gVisor.
+pub(super) const RUNTIME: Check = Check {
+    name: "runtime",
+    rule: "podman answers, is rootless with 65536 sub-uids of its own, and its one OCI runtime is Casemate's wrapper of gVisor's runsc, not older than 20240729; nobody else may write the guest.",
+    mend: "start casemate-podman.service as the package has it; what was found says more",
+    is_advice: false,
+    look: Look::Asked(|scene| {
+        Box::pin(async {
+            let facts = probed(scene).await?;
+            Ok(format!(
+                "podman {}, {}",
+                facts.podman_version, facts.runtime_version
+            ))
+        })
+    }),
+};
+
+/// No other user's sandboxes have the same ids on the host.
+pub(super) const SUB_IDS: Check = Check {
+    name: "sub_ids",
+    rule: "The sub-uids and sub-gids of podman's user are no other user's (/etc/subuid, /etc/subgid).",
+    mend: "give podman's user ranges of its own: usermod --add-subuids and --add-subgids, then podman system migrate",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let socket = &scene.config().runtime.socket;
+        let found = socket
+            .metadata()
+            .map_err(|error| format!("{}: {error}", socket.display()))?;
+        let name = users::user_name(found.uid());
+        let mut said = Vec::new();
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            let text =
+                fs::read_to_string(Path::new(file)).map_err(|error| format!("{file}: {error}"))?;
+            said.push(ranges(file, &text, &name, found.uid())?);
+        }
+        Ok(said.join(", "))
+    }),
+};
+
+/// By the kernel, from outside.
+pub(super) const LIMITS: Check = Check {
+    name: "limits",
+    rule: "The kernel bounds memory, processors and processes of each sandbox by a control group of its own.",
+    mend: "boot with cgroup v2, delegate cpu, memory and pids to podman's unit (Delegate=yes), and let it write its group's directory to casemate.cgroup in its XDG_RUNTIME_DIR",
+    is_advice: false,
+    look: Look::Asked(|scene| Box::pin(async { limits(&probed(scene).await?) })),
+};
+
+fn limits(facts: &RuntimeFacts) -> Found {
+    if facts.unenforced_limits.is_empty() {
+        Ok("cpu, memory and pids are enforced".to_owned())
+    } else {
+        Err(format!(
+            "not enforced: {}",
+            facts.unenforced_limits.join(", ")
+        ))
+    }
+}
+
+/// There, by their digests.
+pub(super) const IMAGES: Check = Check {
+    name: "images",
+    rule: "Every template names its image by digest, and podman has it.",
+    mend: "load it (casemate admin image import ARCHIVE) or take the template out",
+    is_advice: false,
+    look: Look::Asked(|scene| {
+        Box::pin(async {
+            let images = scene
+                .runtime
+                .images()
+                .await
+                .map_err(|error| Chain(&error).to_string())?;
+            let config = scene.config();
+            let missing: Vec<_> = config
+                .templates
+                .iter()
+                .filter(|(_, spec)| images.iter().all(|image| image.digest != spec.image))
+                .map(|(name, spec)| format!("{name} needs {}", spec.image))
+                .collect();
+            if missing.is_empty() {
+                Ok(format!(
+                    "{} templates, {} images",
+                    config.templates.len(),
+                    images.len()
+                ))
+            } else {
+                Err(missing.join(", "))
+            }
+        })
+    }),
+};
+
+/// Where they can be had.
+pub(super) const VOLUMES: Check = Check {
+    name: "volumes",
+    rule: "Volumes can be mounted (fuse2fs, /dev/fuse).",
+    mend: "install fuse2fs and let podman's user open /dev/fuse; what was found says more",
+    is_advice: true,
+    look: Look::Asked(|scene| {
+        Box::pin(async {
+            probed(scene)
+                .await?
+                .volumes_problem
+                .map_or_else(|| Ok("they can".to_owned()), Err)
+        })
+    }),
+};
+
+async fn probed(scene: &Scene) -> Result<RuntimeFacts, String> {
+    scene.runtime.probe().await.map_err(|error| match error {
+        RuntimeError::Unfit { what, mend } => format!("{what}; {mend}"),
+        error => Chain(&error).to_string(),
+    })
+}
+
+/// The ranges of one user in a file like subuid(5), if nobody else has part of them.
+fn ranges(file: &str, text: &str, name: &str, uid: u32) -> Found {
+    let own_number = uid.to_string();
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        let mut fields = line.trim().split(':');
+        let (Some(whose), Some(start), Some(count)) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let (Ok(start), Ok(count)) = (start.parse::<u64>(), count.parse::<u64>()) else {
+            return Err(format!("{file}: cannot be read: {line}"));
+        };
+        let range = start..start.saturating_add(count);
+        if whose == name || whose == own_number {
+            own.push(range);
+        } else {
+            others.push((whose, range));
+        }
+    }
+    if own.is_empty() {
+        return Err(format!("{file} has none of {name}"));
+    }
+    for range in &own {
+        if let Some((whose, _)) = others
+            .iter()
+            .find(|(_, other)| other.start < range.end && range.start < other.end)
+        {
+            return Err(format!("{file}: {name} and {whose} share {}", range.start));
+        }
+        if range.contains(&0) {
+            return Err(format!("{file}: {name} has root's"));
+        }
+    }
+    let said: Vec<_> = own
+        .iter()
+        .map(|range| format!("{}-{}", range.start, range.end.saturating_sub(1)))
+        .collect();
+    Ok(format!("{file} {}", said.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_another_has_fail() {
+        let own = "casemate-sandbox:100000:65536\n";
+        let good = [
+            own.to_owned(),
+            format!("# none\nother:165536:65536\n{own}root:1:99999"),
+            "7:100000:65536".to_owned(),
+        ];
+        for text in &good {
+            assert_eq!(
+                ranges("f", text, "casemate-sandbox", 7),
+                Ok("f 100000-165535".to_owned()),
+                "{text}"
+            );
+        }
+        let bad = [
+            String::new(),
+            "other:100000:65536".to_owned(),
+            format!("{own}other:165535:1"),
+            format!("other:1:100000\n{own}"),
+            format!("{own}other:110000:x"),
+            format!("{own}casemate-sandbox:0:1"),
+        ];
+        for text in &bad {
+            assert!(ranges("f", text, "casemate-sandbox", 7).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What the settings say.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Check, Found, Look};
+use crate::model::settings::{ArgvRecord, Mode};
+
+/// Where everything here counts.
+pub(super) const MODE: Check = Check {
+    name: "mode",
+    rule: "casemated runs in production mode, where a check that fails keeps it from starting.",
+    mend: "set mode: production when this machine is to serve anybody",
+    is_advice: true,
+    look: Look::Here(|scene| {
+        let mode = scene.config().mode;
+        let said = mode.as_str().to_owned();
+        if mode == Mode::Production {
+            Ok(said)
+        } else {
+            Err(said)
+        }
+    }),
+};
+
+/// Keys are not sent in the clear.
+pub(super) const LISTEN: Check = Check {
+    name: "listen",
+    rule: "Without TLS the HTTP door is open on loopback only.",
+    mend: "set http.listen to 127.0.0.1 or [::1] and put a TLS proxy in front",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let listen = scene.config().http.listen;
+        if listen.ip().is_loopback() {
+            Ok(listen.to_string())
+        } else {
+            Err(listen.to_string())
+        }
+    }),
+};
+
+/// gVisor keeps root in, and one layer less does.
+pub(super) const ROOT_IN_TEMPLATES: Check = Check {
+    name: "root_in_templates",
+    rule: "No template lets programs be root in their sandbox: gVisor keeps root in too, but by one wall less.",
+    mend: "take allow_root out of the templates that can do without, and out of sessions.team_templates",
+    is_advice: true,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let rooted = config.templates.iter().filter(|(_, spec)| spec.allow_root);
+        let mut said: Vec<_> = rooted.map(|(name, _)| name.to_string()).collect();
+        if config.sessions.team_templates.allow_root {
+            said.push("those of teams".to_owned());
+        }
+        if said.is_empty() {
+            Ok("none".to_owned())
+        } else {
+            Err(said.join(", "))
+        }
+    }),
+};
+
+/// Clients put secrets there.
+pub(super) const ARGV_IN_RECORD: Check = Check {
+    name: "argv_in_record",
+    rule: "Command lines are in the record by their digest, not in the clear: clients put secrets there.",
+    mend: "set audit.argv to digest, unless command lines have to be read",
+    is_advice: true,
+    look: Look::Here(|scene| {
+        let argv = scene.config().audit.argv;
+        let said = argv.as_str().to_owned();
+        if argv == ArgvRecord::Clear {
+            Err(said)
+        } else {
+            Ok(said)
+        }
+    }),
+};
+
+/// By themselves.
+pub(super) const BACKUPS: Check = Check {
+    name: "backups",
+    rule: "Backups are made by themselves.",
+    mend: "set backup.every_s or backup.at",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        scheduled(config.backup.every, config.backup.at)
+    }),
+};
+
+fn scheduled(every: Option<Duration>, at: Option<u32>) -> Found {
+    match (every, at) {
+        (_, Some(at)) => Ok(format!("each day at {:02}:{:02} UTC", at / 60, at % 60)),
+        (Some(every), None) => Ok(format!("every {} s", every.as_secs())),
+        (None, None) => Err("none by themselves".to_owned()),
+    }
+}
+
+/// A disk that dies takes both.
+pub(super) const BACKUP_DISK: Check = Check {
+    name: "backup_disk",
+    rule: "Backups are on another disk than the state: one that dies does not take both.",
+    mend: "set backup.directory to a directory of another disk, or copy backups away",
+    is_advice: true,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let device = |path: &Path| {
+            // Of what is not there yet, where it will be.
+            let found = path.ancestors().find_map(|path| path.metadata().ok());
+            found.map(|found| found.dev())
+        };
+        apart(device(&config.state_dir), device(&config.backup.directory))
+    }),
+};
+
+fn apart(state: Option<u64>, backups: Option<u64>) -> Found {
+    if state.is_some() && state != backups {
+        Ok("on another".to_owned())
+    } else {
+        Err("on the same".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backups_are_made_by_themselves_or_not() {
+        assert_eq!(
+            scheduled(None, Some(210)),
+            Ok("each day at 03:30 UTC".to_owned())
+        );
+        assert!(scheduled(Some(Duration::from_secs(1)), None).is_ok());
+        assert!(scheduled(None, None).is_err());
+        assert!(apart(Some(1), Some(2)).is_ok());
+        assert!(apart(Some(1), Some(1)).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+use std::fmt::Write;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::*;
+use crate::backup::keeper::Parts;
+use crate::base::clock::ManualClock;
+use crate::model::image::ImageDigest;
+use crate::runtime::fake::{FakeCall, FakeFailure, FakeRuntime};
+
+/// 2026-01-02.
+const NOW: i64 = 1_767_312_000_000;
+
+struct Bench {
+    directory: tempfile::TempDir,
+    runtime: Arc<FakeRuntime>,
+    clock: Arc<ManualClock>,
+    scene: Arc<Scene>,
+}
+
+impl Bench {
+    fn new(more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for name in ["state", "templates", "backups", "run"] {
+            fs::create_dir(path(name)).unwrap();
+            chmod(&path(name), 0o700);
+        }
+        let image = ImageDigest::from_bytes([7; 32]);
+        fs::write(path("templates/base.yaml"), format!("image: {image}\n")).unwrap();
+        let settings = format!(
+            "version: 1\nstate_dir: {}\nruntime_dir: {}\nbackup: {{directory: {}, every_s: 60}}\nsessions: {{reserve_bytes: 1}}\n",
+            path("state").display(),
+            path("run").display(),
+            path("backups").display(),
+        );
+        fs::write(path("casemate.yaml"), settings).unwrap();
+        fs::create_dir(path("casemate.yaml.d")).unwrap();
+        fs::write(path("casemate.yaml.d/10.yaml"), more).unwrap();
+        for file in [
+            "casemate.yaml",
+            "casemate.yaml.d",
+            "casemate.yaml.d/10.yaml",
+            "templates/base.yaml",
+        ] {
+            chmod(&path(file), 0o755);
+        }
+        fs::write(path("state/keys.hmac"), "the secret").unwrap();
+        chmod(&path("state/keys.hmac"), 0o600);
+        let config = Config::load(&path("casemate.yaml")).unwrap();
+        let store = Store::open(&path("state/state.db")).unwrap();
+        let clock = Arc::new(ManualClock::at(NOW));
+        let audit = AuditLog::new(store.clone(), clock.clone());
+        let runtime = Arc::new(FakeRuntime::new([image]));
+        let backups = Backups::new(Parts {
+            store: store.clone(),
+            audit: audit.clone(),
+            runtime: runtime.clone(),
+            clock: clock.clone(),
+            config: config.backup.clone(),
+            templates: path("templates"),
+        });
+        let scene = Arc::new(Scene {
+            config: RwLock::new(Arc::new(config)),
+            path: path("casemate.yaml"),
+            store,
+            audit,
+            runtime: runtime.clone(),
+            backups,
+            clock: clock.clone(),
+        });
+        Self {
+            directory,
+            runtime,
+            clock,
+            scene,
+        }
+    }
+
+    async fn verdict(&self, name: &str) -> Examined {
+        let check = CHECKS.iter().find(|check| check.name == name).unwrap();
+        check.examine(&self.scene).await
+    }
+
+    fn chmod(&self, name: &str, mode: u32) {
+        chmod(&self.directory.path().join(name), mode);
+    }
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// A check, what breaks what it looks at, and settings that do.
+type Break = (&'static str, &'static str, fn(&Bench));
+
+/// Those that look at this process or at the whole machine have their tests beside them.
+const BREAKS: [Break; 15] = [
+    ("state_directory", "", |bench| bench.chmod("state", 0o755)),
+    ("key_files", "", |bench| {
+        bench.chmod("state/keys.hmac", 0o640);
+    }),
+    ("settings_files", "", |bench| {
+        bench.chmod("casemate.yaml.d/10.yaml", 0o666);
+    }),
+    ("backup_directory", "", |bench| {
+        bench.chmod("backups", 0o750);
+    }),
+    ("runtime", "", |bench| {
+        bench.runtime.fail(FakeCall::Probe, 1, FakeFailure::Refused);
+    }),
+    ("limits", "", |bench| bench.runtime.unenforce(&["memory"])),
+    ("images", "", |bench| {
+        bench
+            .runtime
+            .fail(FakeCall::Images, 1, FakeFailure::Unavailable);
+    }),
+    ("volumes", "", |bench| {
+        bench.runtime.refuse_volumes("there is no fuse2fs");
+    }),
+    ("mode", "mode: development", |_| {}),
+    (
+        "listen",
+        "mode: development\nhttp: {listen: '0.0.0.0:80'}",
+        |_| {},
+    ),
+    (
+        "root_in_templates",
+        "sessions: {team_templates: {allow_root: true}}",
+        |_| {},
+    ),
+    ("argv_in_record", "audit: {argv: clear}", |_| {}),
+    ("backups", "backup: {every_s: 0}", |_| {}),
+    ("clock", "", |bench| bench.clock.step_to(0)),
+    (
+        "memory",
+        "sessions: {reserve_bytes: 1125899906842624}",
+        |_| {},
+    ),
+];
+
+#[tokio::test]
+async fn each_check_fails_when_what_it_looks_at_is_broken() {
+    for (name, settings, break_it) in BREAKS {
+        let good = Bench::new("");
+        let examined = good.verdict(name).await;
+        assert_eq!(
+            (examined.verdict, examined.mend),
+            (Verdict::Passed, None),
+            "{name}: {}",
+            examined.found
+        );
+        let bad = Bench::new(settings);
+        break_it(&bad);
+        let examined = bad.verdict(name).await;
+        let check = CHECKS.iter().find(|check| check.name == name).unwrap();
+        let wanted = if check.is_advice {
+            Verdict::Warned
+        } else {
+            Verdict::Failed
+        };
+        assert_eq!(examined.verdict, wanted, "{name}: {}", examined.found);
+        assert_eq!(examined.mend.as_deref(), Some(check.mend), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn production_mode_says_names_and_what_to_do_and_no_values() {
+    let bench = Bench::new("http: {listen: '127.0.0.1:4321'}");
+    bench.chmod("state/keys.hmac", 0o644);
+    bench.runtime.unenforce(&["pids"]);
+    let refusal = bench.scene.pass().await.unwrap_err();
+    assert_eq!(refusal.exit, Exit::Refused);
+    for name in ["key_files", "limits"] {
+        let check = CHECKS.iter().find(|check| check.name == name).unwrap();
+        let line = format!("\n  {name}: {}", check.mend);
+        assert!(refusal.text.contains(&line), "{}", refusal.text);
+    }
+    let directory = bench.directory.path().to_string_lossy().into_owned();
+    for value in [&*directory, "4321", "the secret", "0644"] {
+        assert!(!refusal.text.contains(value), "{}", refusal.text);
+    }
+}
+
+#[tokio::test]
+async fn development_mode_says_it_and_starts() {
+    let bench = Bench::new("mode: development");
+    bench.chmod("state/keys.hmac", 0o644);
+    assert_eq!(bench.verdict("key_files").await.verdict, Verdict::Failed);
+    assert!(bench.scene.pass().await.is_ok());
+}
+
+#[tokio::test]
+async fn what_does_not_answer_fails_and_the_others_are_looked_at() {
+    let bench = Bench::new("");
+    bench.runtime.fail(FakeCall::Probe, 1, FakeFailure::Hangs);
+    let all = bench.scene.examine().await;
+    let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
+    let wanted: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+    assert_eq!(names, wanted);
+    let runtime = all.iter().find(|one| one.name == "runtime").unwrap();
+    assert_eq!(runtime.verdict, Verdict::Failed);
+}
+
+#[tokio::test]
+async fn settings_that_were_read_again_are_looked_at() {
+    let bench = Bench::new("");
+    let other = Bench::new("audit: {argv: clear}");
+    bench
+        .scene
+        .reconfigure(other.scene.config().as_ref().clone());
+    assert_eq!(
+        bench.verdict("argv_in_record").await.verdict,
+        Verdict::Warned
+    );
+}
+
+/// The page is for people: `CASEMATE_WRITE_HARDENING=1 cargo test -p casemate --lib hardening_md` writes it.
+#[test]
+fn hardening_md_is_what_the_list_says() {
+    let mut page = String::from(
+        "# Hardening checks\n\n\
+         Made from the list in `src/daemon/checks` by a test. In production mode, which is the default, casemated does not start while\n\
+         one of those that *must* hold fails: it says the names and what to do, and nothing of what it found. In development mode it\n\
+         says the same and starts. *Advice* keeps nobody from anything. `casemate doctor` makes every check on the running daemon and\n\
+         shows what it found; `casemated --check` makes them without serving.\n\n\
+         | check | | what must be so | what to do |\n|---|---|---|---|\n",
+    );
+    for check in CHECKS {
+        let weight = if check.is_advice { "advice" } else { "must" };
+        writeln!(
+            page,
+            "| `{}` | {weight} | {} | {} |",
+            check.name, check.rule, check.mend
+        )
+        .unwrap();
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hardening.md");
+    if std::env::var_os("CASEMATE_WRITE_HARDENING").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == page,
+        "docs/hardening.md is not what the list says: write it anew with CASEMATE_WRITE_HARDENING=1 cargo test -p casemate --lib hardening_md"
+    );
+    let mut names: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), CHECKS.len());
+}

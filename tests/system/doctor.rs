@@ -1,0 +1,121 @@
+//! Hardening checks, on a machine that passes them and on one that does not.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use casemate::admin::protocol::{Answer, DoctorView, Request};
+use casemate::model::check::Verdict;
+use serde_json::{Value, json};
+
+use crate::support::{Daemon, bench};
+
+fn chmod(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+async fn doctor(daemon: &Daemon) -> DoctorView {
+    match daemon.admin(Request::Doctor).await {
+        Answer::Doctor(view) => view,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn casemate(daemon: &Daemon, arguments: &[&str]) -> Output {
+    Command::new(bench().bin.join("casemate"))
+        .arg("--socket")
+        .arg(daemon.run.join("admin.sock"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn this_machine_passes_in_production_mode_and_what_is_broken_later_is_seen() {
+    let daemon = Daemon::up_with(&[("mode", json!("production"))]).await;
+    let view = doctor(&daemon).await;
+    let failed: Vec<_> = view
+        .checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Failed)
+        .collect();
+    assert!(view.fit && failed.is_empty(), "{failed:?}");
+    let found = |name: &str| {
+        let mut checks = view.checks.iter();
+        let check = checks.find(|check| check.name == name).unwrap();
+        assert_eq!(check.verdict, Verdict::Passed, "{check:?}");
+        check.found.clone()
+    };
+    assert!(found("user").contains("(casemate)"));
+    assert!(found("runtime").contains("runsc"));
+    assert_eq!(found("new_privileges"), "no_new_privs true");
+    assert_eq!(found("core_dumps"), "dumpable false, core files of 0 bytes");
+    assert_eq!(found("umask"), "0077");
+    assert_eq!(found("limits"), "cpu, memory and pids are enforced");
+    assert!(found("sub_ids").contains("/etc/subgid 100000-165535"));
+
+    let told = casemate(&daemon, &["doctor"]);
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert_eq!(told.status.code(), Some(0), "{text}");
+    assert!(
+        text.starts_with("CHECK") && text.contains("key_files"),
+        "{text}"
+    );
+
+    // It looks again each time, and says no secret.
+    let key = daemon.state_dir().join("vault.key");
+    chmod(&key, 0o644);
+    let told = casemate(&daemon, &["doctor", "--json"]);
+    assert_eq!(told.status.code(), Some(1), "{told:?}");
+    let view: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!(view["fit"], false);
+    let checks = view["checks"].as_array().unwrap();
+    let broken = checks
+        .iter()
+        .find(|check| check["name"] == "key_files")
+        .unwrap();
+    assert_eq!(broken["verdict"], "failed");
+    assert!(
+        broken["found"]
+            .as_str()
+            .unwrap()
+            .contains("vault.key 0644 of casemate"),
+        "{broken}"
+    );
+    assert!(
+        broken["mend"].as_str().unwrap().contains("chmod 0600"),
+        "{broken}"
+    );
+}
+
+#[tokio::test]
+async fn production_mode_refuses_by_name_and_development_mode_says_it() {
+    let mut daemon = Daemon::new();
+    daemon.set("mode", json!("production"));
+    daemon.set("backup", json!({"every_s": 0}));
+    let settings = daemon.config_path();
+    let (code, text) = daemon.run_to_end("casemate", &[]).await;
+    assert_eq!(code, 77, "{text}");
+    assert!(text.contains("1 of "), "{text}");
+    assert!(
+        text.contains("backups: set backup.every_s or backup.at"),
+        "{text}"
+    );
+
+    chmod(&settings, 0o664);
+    let (code, text) = daemon.run_to_end("casemate", &["--check"]).await;
+    assert_eq!(code, 77, "{text}");
+    for name in ["settings_files: ", "backups: "] {
+        assert!(text.contains(name), "{text}");
+    }
+    let refusal = text.split("hardening checks fail").last().unwrap();
+    assert!(
+        !refusal.contains(&*settings.to_string_lossy()),
+        "a value: {refusal}"
+    );
+
+    daemon.set("mode", json!("development"));
+    daemon.start().await;
+    assert!(!doctor(&daemon).await.fit);
+}
