@@ -27,7 +27,7 @@ use crate::host::accept::{Bounds, accept};
 use crate::host::peer::Peer;
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
-use crate::model::query::{AuditFilter, SessionFilter};
+use crate::model::query::SessionFilter;
 use crate::model::session::Phase;
 
 /// Operators at one time. There are few of them; more is somebody playing.
@@ -40,7 +40,7 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest list in one answer: it fits into one frame.
-const MAX_LIST: u32 = 500;
+pub(super) const MAX_LIST: u32 = 500;
 
 /// Milliseconds between two records of refused peers: a flood of them must not fill the disk.
 const REFUSAL_RECORD_MS: i64 = 1_000;
@@ -274,22 +274,8 @@ impl Desk {
             Request::ImageList => Answer::Images {
                 items: self.app.images(who).await?,
             },
-            Request::Audit {
-                session,
-                after,
-                limit,
-            } => {
-                let filter = AuditFilter {
-                    session,
-                    after,
-                    limit: limit.min(MAX_LIST),
-                    ..AuditFilter::default()
-                };
-                Answer::Audit {
-                    items: self.app.audit(who, filter).await?,
-                }
-            }
-            Request::AuditTail { .. }
+            Request::AuditList { .. }
+            | Request::AuditTail { .. }
             | Request::AuditExport { .. }
             | Request::AuditVerify
             | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
@@ -467,6 +453,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",
         AppError::NoRecord(_) => "no_record",
+        AppError::BadFilter(_) => "bad_filter",
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),
