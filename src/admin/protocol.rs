@@ -105,6 +105,9 @@ pub enum Request {
     Backup {
         /// As this file, by its absolute path; in the directory of the configuration without it.
         to: Option<PathBuf>,
+        /// With the images of templates, also where the configuration does not say so.
+        #[serde(default)]
+        images: bool,
     },
 }
 
@@ -230,6 +233,12 @@ pub struct BackupView {
     pub made_at: Timestamp,
     /// Whether it is encrypted for the recipient of the configuration.
     pub encrypted: bool,
+    /// How many images are in it.
+    #[serde(default)]
+    pub images: usize,
+    /// Images of templates that podman does not have, where images were wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images_missing: Vec<ImageDigest>,
 }
 
 /// A new key.
@@ -308,7 +317,10 @@ mod tests {
                 filter: AuditFilter::default(),
                 follow: false,
             },
-            Request::Backup { to: None },
+            Request::Backup {
+                to: None,
+                images: true,
+            },
             Request::SessionList {
                 live: true,
                 limit: 1,

@@ -283,7 +283,7 @@ impl Desk {
                 self.app.reload(who).await?;
                 Answer::Done
             }
-            Request::Backup { to } => self.backup(frames, who, to).await?,
+            Request::Backup { to, images } => self.backup(frames, who, to, images).await?,
         })
     }
 
@@ -293,9 +293,10 @@ impl Desk {
         frames: &mut Frames,
         who: &Principal,
         to: Option<PathBuf>,
+        with_images: bool,
     ) -> Result<Answer, AppError> {
         let (told, progress) = watch::channel(Progress::default());
-        let making = self.app.make_backup(who, to, told);
+        let making = self.app.make_backup(who, to, with_images, told);
         tokio::pin!(making);
         let mut beat = tokio::time::interval(PROGRESS_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -309,6 +310,8 @@ impl Desk {
                         size_bytes: made.size_bytes,
                         made_at: made.made_at,
                         encrypted: made.encrypted,
+                        images: made.images,
+                        images_missing: made.images_missing,
                     }));
                 }
                 _ = beat.tick() => {

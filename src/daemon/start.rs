@@ -21,7 +21,7 @@ use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
-use crate::backup::{Backups, swap};
+use crate::backup::{Backups, images, swap};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
@@ -31,6 +31,7 @@ use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::event::AuditEvent;
+use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::template::{Template, TemplateSpec};
@@ -207,6 +208,14 @@ impl Ground {
             clock: Arc::clone(&clock),
             config: config.backup.clone(),
             templates: self.templates,
+            images_of_files: Box::new({
+                let sessions = sessions.clone();
+                move || {
+                    let settings = sessions.settings();
+                    let templates = settings.templates.values();
+                    templates.map(|template| template.spec.image).collect()
+                }
+            }),
         });
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
@@ -340,17 +349,19 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Refusal> {
             "this machine does not enforce a limit of sandboxes from outside (no delegated control groups)"
         );
     }
-    check_images(&runtime, &config.templates).await?;
+    let waiting = images::waiting(&config.state_dir);
+    check_images(&runtime, &config.templates, &waiting).await?;
     Ok(Machine {
         runtime: Arc::new(runtime),
         facts,
     })
 }
 
-/// Makes sure that every template's image is there.
+/// Makes sure that every template's image is there, or waits to be loaded.
 pub(super) async fn check_images(
     runtime: &dyn SandboxRuntime,
     templates: &BTreeMap<Name, TemplateSpec>,
+    waiting: &[(ImageDigest, PathBuf)],
 ) -> Result<(), Refusal> {
     if templates.is_empty() {
         return Ok(());
@@ -359,6 +370,7 @@ pub(super) async fn check_images(
     let missing: Vec<String> = templates
         .iter()
         .filter(|(_, spec)| images.iter().all(|image| image.digest != spec.image))
+        .filter(|(_, spec)| waiting.iter().all(|(image, _)| *image != spec.image))
         .map(|(name, spec)| format!("the template {name} needs the image {}", spec.image))
         .collect();
     if missing.is_empty() {

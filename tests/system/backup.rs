@@ -21,7 +21,8 @@ use crate::support::daemon::{DAEMON_USER, give_to_daemon};
 use crate::support::{Client, Daemon, PATIENCE, bench, wait_for, wait_until};
 
 async fn backup(daemon: &Daemon, to: Option<PathBuf>) -> Result<BackupView, (String, String)> {
-    match daemon.admin(Request::Backup { to }).await {
+    let images = false;
+    match daemon.admin(Request::Backup { to, images }).await {
         Answer::Backup(made) => Ok(made),
         Answer::Refused { code, message } => Err((code, message)),
         other => panic!("{other:?}"),

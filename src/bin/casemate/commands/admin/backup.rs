@@ -26,6 +26,9 @@ pub struct Backup {
     /// Make it this file, which is not there yet, in a directory that casemated may write; without it, in backup.directory
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
+    /// With the images of templates, so that a restore needs no other source of them
+    #[arg(long)]
+    images: bool,
 }
 
 impl Backup {
@@ -33,7 +36,10 @@ impl Backup {
         let to = self.to.map(std::path::absolute).transpose();
         let to = to.map_err(|error| Failure::usage(format!("--to: {error}")))?;
         let is_watched = std::io::stderr().is_terminal();
-        let request = Request::Backup { to };
+        let request = Request::Backup {
+            to,
+            images: self.images,
+        };
         let made = context
             .admin()
             .ask_long(request, |done, total| {
@@ -53,9 +59,19 @@ impl Backup {
             return output::json(&made);
         }
         output::line(&made.path.display().to_string())?;
+        for image in &made.images_missing {
+            tell(&format!(
+                "podman does not have {image}, the image of a template; it is not in the backup"
+            ));
+        }
+        let images = match made.images {
+            0 => String::new(),
+            1 => " with 1 image".to_owned(),
+            count => format!(" with {count} images"),
+        };
         let sealed = if made.encrypted { ", encrypted" } else { "" };
         tell(&format!(
-            "made a backup of {}{sealed}; keep a copy on another machine",
+            "made a backup of {}{images}{sealed}; keep a copy on another machine",
             size(made.size_bytes)
         ));
         Ok(())
