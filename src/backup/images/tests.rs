@@ -233,7 +233,7 @@ async fn what_is_not_the_image_that_was_listed_is_not_kept() {
     ];
     assert_eq!(names(&rooms), left);
     // podman does not answer: it is tried again.
-    machine.fail(FakeCall::LoadImage, 3, FakeFailure::Unavailable);
+    machine.fail(FakeCall::LoadImage, 1, FakeFailure::Unavailable);
     let failed = load(&machine, &bench.audit, directory.path(), |_| {}).await;
     assert!(
         matches!(
