@@ -415,13 +415,13 @@ impl Keeper {
             let mut wanted = store::images_of_teams(&copy.0).map_err(BackupError::Store)?;
             wanted.extend((self.parts.images_of_files)());
             archives.make()?;
-            let saver = Saver {
+            let podman = Saver {
                 runtime: self.parts.runtime.as_ref(),
                 handle: &images.handle,
                 stop: &self.stop,
                 max_bytes: config.max_images_bytes,
             };
-            let saved = saver.save(&wanted, &archives.0, &mut |piece| {
+            let saved = podman.save(&wanted, &archives.0, &mut |piece| {
                 carried += piece;
                 tell(carried);
             })?;

@@ -602,7 +602,7 @@ fn wherever_the_disk_ends_a_backup_is_whole_or_there_is_none() {
 /// state or the new.
 #[tokio::test]
 async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
-    let bench = Bench::new();
+    let bench = Bench::with(|config| config.images = true);
     bench.note(10).await;
     let made = bench.make(None).await.unwrap();
     // How often a rename is let through before it stops; at the end all of them.
@@ -614,6 +614,9 @@ async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
         old.close().await;
         std::fs::write(place.state_dir.join("keys.hmac"), "old").unwrap();
         std::fs::write(place.state_dir.join("state.db-wal"), "").unwrap();
+        let waiting = place.state_dir.join("images-restored");
+        std::fs::create_dir(&waiting).unwrap();
+        std::fs::write(waiting.join(format!("{}.tar", "08".repeat(32))), "old").unwrap();
         let cut = swap::tests::cut_short_after(step, || {
             let wish = Wish {
                 replace: true,
@@ -626,12 +629,16 @@ async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
         let found = store.installation();
         store.close().await;
         let key = std::fs::read(place.state_dir.join("keys.hmac")).unwrap();
+        let waits = images::waiting(&place.state_dir);
+        let waits: Vec<_> = waits.into_iter().map(|(image, _)| image).collect();
         if step == 0 {
             assert!(cut.is_err());
             assert_eq!((found, &key[..]), (installation, &b"old"[..]), "{step}");
+            assert_eq!(waits, [ImageDigest::from_bytes([8; 32])], "{step}");
         } else {
             assert_eq!(found, bench.store.installation(), "{step}");
             assert_eq!(key, [7; 32], "{step}");
+            assert_eq!(waits, [IMAGE], "{step}");
             assert!(swap::mark(&place.state_dir).unwrap().is_some(), "{step}");
         }
         let left = names(&place.state_dir);

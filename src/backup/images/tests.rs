@@ -110,7 +110,7 @@ async fn the_images_of_templates_come_along_and_are_loaded_where_they_are_restor
     let machine = FakeRuntime::new([IMAGE]);
     let began = std::sync::Mutex::new(Vec::new());
     load(&machine, &bench.audit, &place.state_dir, |image| {
-        began.lock().unwrap().push(image)
+        began.lock().unwrap().push(image);
     })
     .await
     .unwrap();
@@ -178,6 +178,22 @@ async fn without_an_image_or_with_half_of_one_there_is_no_backup() {
         assert!(problem.contains(&OF_TEAM.to_string()), "{problem}");
         bench.make(None).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_daemon_that_stops_waits_for_no_image() {
+    let bench = bench(|_| {}).await;
+    bench
+        .runtime
+        .fail(FakeCall::SaveImage, 2, FakeFailure::Hangs);
+    let (made, ()) = tokio::join!(bench.make(None), async {
+        while bench.runtime.calls(FakeCall::SaveImage) < 2 {
+            tokio::task::yield_now().await;
+        }
+        bench.backups.close().await;
+    });
+    assert!(matches!(made, Err(BackupError::Stopping)), "{made:?}");
+    nothing_is_left(&bench);
 }
 
 fn nothing_is_left(bench: &Bench) {
