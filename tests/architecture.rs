@@ -74,7 +74,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "api/",
             "app/",
             "audit/",
-            "backup/keeper.rs",
+            "backup/",
             "daemon/",
             "host/accept.rs",
             "session/",

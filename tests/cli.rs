@@ -29,6 +29,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+#[path = "cli/audit.rs"]
+mod audit;
 #[path = "cli/copies.rs"]
 mod copies;
 #[path = "cli/door.rs"]
@@ -633,27 +635,39 @@ fn a_backup_tells_where_it_is_and_names_its_file_from_the_top() {
             size_bytes: 7,
             made_at: serde_json::from_str("\"2026-01-01T00:00:00Z\"").unwrap(),
             encrypted: true,
+            images: 2,
+            images_missing: vec![ImageDigest::from_bytes([7; 32])],
         });
         administer(vec![progress, made])
     };
     let daemon = made();
     let output = daemon
-        .command(&["backup", "--to", "b.tar.zst"])
+        .command(&["backup", "--images", "--to", "b.tar.zst"])
         .output()
         .unwrap();
     ended(&output, 0);
     assert_eq!(text(&output.stdout), "/backups/b.tar.zst\n");
-    assert!(text(&output.stderr).contains("encrypted"));
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("with 2 images, encrypted") && told.contains("sha256:0707"),
+        "{told}"
+    );
     let (request, _) = daemon.thread.join().unwrap();
     let here = std::env::current_dir().unwrap().join("b.tar.zst");
-    assert!(matches!(request, Request::Backup { to: Some(to) } if to == here));
+    assert!(matches!(request, Request::Backup { to: Some(to), images: true } if to == here));
     let daemon = made();
     let output = daemon.command(&["backup", "--json"]).output().unwrap();
     ended(&output, 0);
     let view: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(view["encrypted"], true);
     let (request, _) = daemon.thread.join().unwrap();
-    assert!(matches!(request, Request::Backup { to: None }));
+    assert!(matches!(
+        request,
+        Request::Backup {
+            to: None,
+            images: false
+        }
+    ));
 }
 
 #[test]

@@ -98,6 +98,7 @@ impl Bench {
                 directory.path().join("backups"),
             ),
             templates: directory.path().join("templates"),
+            images_of_files: Box::new(std::collections::BTreeSet::new),
         });
         let app = App::new(Parts {
             sessions,

@@ -14,9 +14,9 @@ use tokio_util::codec::LengthDelimitedCodec;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
 use crate::model::check::Examined;
-use crate::model::event::AuditRecord;
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
+use crate::model::query::AuditFilter;
 use crate::model::session::{Phase, Reason};
 use crate::model::verify::{Finding, Verified};
 
@@ -72,21 +72,17 @@ pub enum Request {
     ImageImport,
     /// List the images that templates can name.
     ImageList,
-    /// Read the audit log.
-    Audit {
-        /// Only of this session.
-        session: Option<SessionId>,
-        /// Only records after this position.
-        after: i64,
-        /// At most so many.
-        limit: u32,
+    /// Read the audit log, as lines.
+    AuditList {
+        /// Which records, and at most how many of them.
+        filter: AuditFilter,
     },
     /// Read the end of the audit log, as lines, and what is added when it is followed.
     AuditTail {
-        /// So many records.
+        /// Begin with what matches of so many records.
         last: u32,
-        /// Only of this session.
-        session: Option<SessionId>,
+        /// Which records; it has no times and no limit.
+        filter: AuditFilter,
         /// Whether to go on.
         follow: bool,
     },
@@ -96,6 +92,9 @@ pub enum Request {
         after: i64,
         /// Only records up to this position.
         until: Option<i64>,
+        /// As events of OCSF, which cannot be verified.
+        #[serde(default)]
+        ocsf: bool,
     },
     /// Look whether the audit log is what was written.
     AuditVerify,
@@ -109,6 +108,9 @@ pub enum Request {
     Backup {
         /// As this file, by its absolute path; in the directory of the configuration without it.
         to: Option<PathBuf>,
+        /// With the images of templates, also where the configuration does not say so.
+        #[serde(default)]
+        images: bool,
     },
 }
 
@@ -123,7 +125,7 @@ impl Request {
             Self::SessionStop { .. } => "session-stop",
             Self::ImageImport => "image-import",
             Self::ImageList => "image-list",
-            Self::Audit { .. } => "audit",
+            Self::AuditList { .. } => "audit-list",
             Self::AuditTail { .. } => "audit-tail",
             Self::AuditExport { .. } => "audit-export",
             Self::AuditVerify => "audit-verify",
@@ -169,11 +171,6 @@ pub enum Answer {
     Images {
         /// In no order.
         items: Vec<Image>,
-    },
-    /// Records with their positions.
-    Audit {
-        /// In the log's order.
-        items: Vec<(i64, AuditRecord)>,
     },
     /// Lines of the audit log; more answers follow.
     AuditLines {
@@ -251,6 +248,12 @@ pub struct BackupView {
     pub made_at: Timestamp,
     /// Whether it is encrypted for the recipient of the configuration.
     pub encrypted: bool,
+    /// How many images are in it.
+    #[serde(default)]
+    pub images: usize,
+    /// Images of templates that podman does not have, where images were wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images_missing: Vec<ImageDigest>,
 }
 
 /// A new key.
@@ -319,13 +322,20 @@ mod tests {
             Request::AuditExport {
                 after: 0,
                 until: None,
+                ocsf: false,
+            },
+            Request::AuditList {
+                filter: AuditFilter::default(),
             },
             Request::AuditTail {
                 last: 1,
-                session: None,
+                filter: AuditFilter::default(),
                 follow: false,
             },
-            Request::Backup { to: None },
+            Request::Backup {
+                to: None,
+                images: true,
+            },
             Request::SessionList {
                 live: true,
                 limit: 1,

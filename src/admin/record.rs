@@ -4,8 +4,8 @@ use futures_util::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::protocol::{Answer, Request};
-use super::server::{Frames, send};
-use crate::app::{App, AppError};
+use super::server::{Frames, MAX_LIST, send};
+use crate::app::{App, AppError, ocsf_event};
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
 use crate::model::record::{hex, key_name};
@@ -27,14 +27,26 @@ pub(super) async fn answer(
     stop: &CancellationToken,
 ) -> Result<Answer, AppError> {
     match request {
+        Request::AuditList { mut filter } => {
+            filter.limit = filter.limit.min(MAX_LIST);
+            let lines = app.audit_lines(who, filter).await?;
+            let lines = lines.into_iter().map(|(_, line)| line).collect();
+            send_lines(frames, lines).await;
+            Ok(Answer::Done)
+        }
         Request::AuditTail {
             last,
-            session,
+            filter,
             follow,
-        } => tail(app, frames, who, (last, session, follow), stop).await,
-        Request::AuditExport { after, until } => {
+        } => tail(app, frames, who, (last, filter, follow), stop).await,
+        Request::AuditExport { after, until, ocsf } => {
             let mut export = app.export_audit(who, after, until).await?;
-            while let Some(lines) = export.next().await.map_err(AppError::Audit)? {
+            while let Some(mut lines) = export.next().await.map_err(AppError::Audit)? {
+                if ocsf {
+                    // What is no record, as the checkpoint, has no event.
+                    let events = lines.iter().filter_map(|line| ocsf_event(line));
+                    lines = events.map(|event| event.to_string()).collect();
+                }
                 if !send_lines(frames, lines).await {
                     break;
                 }
@@ -56,13 +68,9 @@ async fn tail(
     app: &App,
     frames: &mut Frames,
     who: &Principal,
-    (last, session, is_followed): (u32, Option<crate::base::id::SessionId>, bool),
+    (last, filter, is_followed): (u32, AuditFilter, bool),
     stop: &CancellationToken,
 ) -> Result<Answer, AppError> {
-    let filter = AuditFilter {
-        session,
-        ..AuditFilter::default()
-    };
     let until = app.audit_end(who).await?;
     let mut follower = app.follow_audit(who, filter, Some(last)).await?;
     loop {

@@ -29,7 +29,7 @@ use crate::host::peer::Peer;
 use crate::model::check::Verdict;
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
-use crate::model::query::{AuditFilter, SessionFilter};
+use crate::model::query::SessionFilter;
 use crate::model::session::Phase;
 
 /// Operators at one time. There are few of them; more is somebody playing.
@@ -42,7 +42,7 @@ const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 const CHUNK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest list in one answer: it fits into one frame.
-const MAX_LIST: u32 = 500;
+pub(super) const MAX_LIST: u32 = 500;
 
 /// Milliseconds between two records of refused peers: a flood of them must not fill the disk.
 const REFUSAL_RECORD_MS: i64 = 1_000;
@@ -276,22 +276,8 @@ impl Desk {
             Request::ImageList => Answer::Images {
                 items: self.app.images(who).await?,
             },
-            Request::Audit {
-                session,
-                after,
-                limit,
-            } => {
-                let filter = AuditFilter {
-                    session,
-                    after,
-                    limit: limit.min(MAX_LIST),
-                    ..AuditFilter::default()
-                };
-                Answer::Audit {
-                    items: self.app.audit(who, filter).await?,
-                }
-            }
-            Request::AuditTail { .. }
+            Request::AuditList { .. }
+            | Request::AuditTail { .. }
             | Request::AuditExport { .. }
             | Request::AuditVerify
             | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
@@ -304,7 +290,7 @@ impl Desk {
                 self.app.reload(who).await?;
                 Answer::Done
             }
-            Request::Backup { to } => self.backup(frames, who, to).await?,
+            Request::Backup { to, images } => self.backup(frames, who, to, images).await?,
         })
     }
 
@@ -314,9 +300,10 @@ impl Desk {
         frames: &mut Frames,
         who: &Principal,
         to: Option<PathBuf>,
+        with_images: bool,
     ) -> Result<Answer, AppError> {
         let (told, progress) = watch::channel(Progress::default());
-        let making = self.app.make_backup(who, to, told);
+        let making = self.app.make_backup(who, to, with_images, told);
         tokio::pin!(making);
         let mut beat = tokio::time::interval(PROGRESS_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -330,6 +317,8 @@ impl Desk {
                         size_bytes: made.size_bytes,
                         made_at: made.made_at,
                         encrypted: made.encrypted,
+                        images: made.images,
+                        images_missing: made.images_missing,
                     }));
                 }
                 _ = beat.tick() => {
@@ -474,6 +463,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",
         AppError::NoRecord(_) => "no_record",
+        AppError::BadFilter(_) => "bad_filter",
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),

@@ -164,6 +164,7 @@ impl From<AppError> for Problem {
                 "no_record",
                 format!("the audit log has no record {seq}"),
             ),
+            AppError::BadFilter(error) => Self::bad_request(error.to_string()),
             AppError::BadArchive(what) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "bad_archive",

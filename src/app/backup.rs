@@ -22,7 +22,7 @@ pub struct HealthCheck {
 }
 
 impl App {
-    /// Makes a backup: in its directory, or as the file `to`. One at a time.
+    /// Makes a backup: in its directory, or as the file `to`; with images where they are wanted. One at a time.
     ///
     /// # Errors
     /// [`AppError::Backup`].
@@ -30,10 +30,15 @@ impl App {
         &self,
         principal: &Principal,
         to: Option<PathBuf>,
+        with_images: bool,
         progress: watch::Sender<Progress>,
     ) -> Result<Made, AppError> {
         self.allow(principal, &Action::Administer)?;
-        let made = self.0.backups.make(principal, to, progress).await;
+        let made = self
+            .0
+            .backups
+            .make(principal, to, with_images, progress)
+            .await;
         made.map_err(AppError::Backup)
     }
 

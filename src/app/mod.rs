@@ -44,7 +44,7 @@ use crate::model::key::ApiKey;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::process::{RunOutcome, RunSpec};
-use crate::model::query::SessionFilter;
+use crate::model::query::{BadFilter, SessionFilter};
 use crate::model::session::{Reason, Session};
 use crate::policy::{self, Action};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
@@ -136,6 +136,9 @@ pub enum AppError {
     /// The record has no such position.
     #[error("there is no record {0}")]
     NoRecord(i64),
+    /// The record cannot be read like that.
+    #[error(transparent)]
+    BadFilter(BadFilter),
     /// The archive is not an image.
     #[error("the image archive was refused: {0}")]
     BadArchive(String),
@@ -169,6 +172,7 @@ impl AppError {
             Self::Store(_) => "store",
             Self::Audit(_) => "audit",
             Self::NoRecord(_) => "no_record",
+            Self::BadFilter(_) => "bad_filter",
             Self::BadArchive(_) => "bad_archive",
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),

@@ -8,26 +8,12 @@ use super::{App, AppError};
 use crate::audit::read::{Export, Follower};
 use crate::audit::{AuditError, Verification};
 use crate::base::id::SessionId;
-use crate::model::event::AuditRecord;
 use crate::model::principal::Principal;
-use crate::model::query::AuditFilter;
+use crate::model::query::{AuditFilter, BadFilter};
 use crate::policy::Action;
 
 impl App {
-    /// The audit log in its order, each record with its position.
-    ///
-    /// # Errors
-    /// [`AppError`].
-    pub async fn audit(
-        &self,
-        principal: &Principal,
-        filter: AuditFilter,
-    ) -> Result<Vec<(i64, AuditRecord)>, AppError> {
-        self.may_read(principal, filter.session).await?;
-        self.0.store.audit(filter).await.map_err(AppError::Store)
-    }
-
-    /// The same as the lines that their digests are of.
+    /// The audit log in its order, as the lines that digests are of, each with its position.
     ///
     /// # Errors
     /// [`AppError`].
@@ -36,13 +22,14 @@ impl App {
         principal: &Principal,
         filter: AuditFilter,
     ) -> Result<Vec<(i64, String)>, AppError> {
+        filter.check().map_err(AppError::BadFilter)?;
         self.may_read(principal, filter.session).await?;
         let lines = self.0.store.audit_lines(filter).await;
         lines.map_err(AppError::Store)
     }
 
-    /// What matches the filter from its position on, and what will; beginning with the `last` so many records when that
-    /// is given.
+    /// What matches the filter from its position on, and what will; beginning with what matches of the `last` so many records
+    /// when that is given.
     ///
     /// # Errors
     /// [`AppError`].
@@ -52,6 +39,10 @@ impl App {
         mut filter: AuditFilter,
         last: Option<u32>,
     ) -> Result<Follower, AppError> {
+        filter.check().map_err(AppError::BadFilter)?;
+        if filter.from.or(filter.to).is_some() {
+            return Err(AppError::BadFilter(BadFilter::TimesFollowed));
+        }
         self.may_read(principal, filter.session).await?;
         if let Some(last) = last {
             let head = self.0.audit.last().await.map_err(read)?;

@@ -14,6 +14,7 @@ use ring::digest::{Context, SHA256};
 use super::BackupError;
 use super::manifest::{self, Manifest, Part};
 use super::seal::{self, Key};
+use crate::model::image::ImageDigest;
 
 /// zstd's own default: some hundred MB/s, and three quarters less of a typical database.
 const LEVEL: i32 = 3;
@@ -75,6 +76,9 @@ pub(super) fn write(
         zstd.include_checksum(true)?;
         let mut tar = tar::Builder::new(zstd);
         let head = serde_json::to_vec_pretty(manifest)?;
+        if head.len() as u64 > manifest::MAX_BYTES {
+            return Err(io::Error::other("its manifest would be too long"));
+        }
         entry(
             &mut tar,
             manifest::NAME,
@@ -117,6 +121,21 @@ fn entry<W: Write>(
     header.set_size(size_bytes);
     header.set_mtime(u64::try_from(manifest.made_at.as_millis() / 1000).unwrap_or(0));
     tar.append_data(&mut header, name, content)
+}
+
+/// Whether an archive of an image is of this one: of an OCI archive the configuration is a blob, of docker's a document, and
+/// either is called by its digest.
+pub(super) fn holds_image(path: &Path, image: ImageDigest) -> io::Result<bool> {
+    let hex = image.hex();
+    let names = [format!("blobs/sha256/{hex}"), format!("{hex}.json")];
+    let mut tar = tar::Archive::new(File::open(path)?);
+    for entry in tar.entries_with_seek()? {
+        let name = entry?.path_bytes().into_owned();
+        if names.iter().any(|wanted| wanted.as_bytes() == name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A reader that stops when it is told to.

@@ -1,28 +1,31 @@
 //! Makes backups, one at a time, on a thread of its own: when it is asked to and when the time has come. Knows the last one.
 
-use std::os::unix::fs::MetadataExt;
+use std::collections::BTreeSet;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::archive::{self, Content};
-use super::manifest::{self, FORMAT, Manifest};
+use super::images::Saver;
+use super::manifest::{self, FORMAT, Manifest, WITHOUT_IMAGES};
 use super::{BackupError, OTHER_FILES, swap};
 use crate::audit::AuditLog;
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, Timestamp};
 use crate::host::{directory, disk};
 use crate::model::event::{AuditEvent, Outcome};
-use crate::model::image::ImageDigest;
+use crate::model::image::{Image, ImageDigest};
 use crate::model::principal::Principal;
 use crate::model::settings::BackupConfig;
 use crate::runtime::SandboxRuntime;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// How a backup's name begins and ends; between them stands when it was made.
 const PREFIX: &str = "casemate-";
@@ -31,6 +34,9 @@ const ENDS: [&str; 2] = [".tar.zst", ".tar.zst.age"];
 const PARTIAL: &str = ".partial";
 /// The copy of the database while a backup is made.
 const COPY: &str = "backup-copy.db.partial";
+
+/// The archives of images while a backup is made.
+const ARCHIVES: &str = "backup-images.partial";
 
 /// What stays free on a disk.
 const MARGIN_BYTES: u64 = 32 << 20;
@@ -58,6 +64,10 @@ pub struct Made {
     pub made_at: Timestamp,
     /// Whether it is encrypted for the recipient.
     pub encrypted: bool,
+    /// How many images are in it.
+    pub images: usize,
+    /// Images of templates that podman does not have, where images were wanted.
+    pub images_missing: Vec<ImageDigest>,
 }
 
 /// How far a backup has come.
@@ -65,7 +75,7 @@ pub struct Made {
 pub struct Progress {
     /// Of the bytes to carry.
     pub done_bytes: u64,
-    /// All of them: the database is carried three times, to be copied, summed and packed.
+    /// All of them, as far as it is known: everything is carried three times, to be copied, summed and packed.
     pub total_bytes: u64,
 }
 
@@ -85,7 +95,7 @@ pub struct Backups(Arc<Keeper>);
 struct Keeper {
     parts: Parts,
     turn: Arc<Semaphore>,
-    stop: AtomicBool,
+    stop: CancellationToken,
     known: Mutex<Known>,
     began: Timestamp,
 }
@@ -96,7 +106,7 @@ pub struct Parts {
     pub store: Store,
     /// The record.
     pub audit: AuditLog,
-    /// Tells what images there are.
+    /// Tells what images there are, and saves them.
     pub runtime: Arc<dyn SandboxRuntime>,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
@@ -104,6 +114,19 @@ pub struct Parts {
     pub config: BackupConfig,
     /// The directory of the templates' files.
     pub templates: PathBuf,
+    /// The images of those templates.
+    pub images_of_files: Box<dyn Fn() -> BTreeSet<ImageDigest> + Send + Sync>,
+}
+
+/// What is known of images when a backup begins.
+struct Images {
+    /// Those that podman has.
+    there: Vec<Image>,
+    /// Whether those of templates are to be in it.
+    is_wanted: bool,
+    /// How many bytes they may have.
+    bytes: u64,
+    handle: Handle,
 }
 
 impl Backups {
@@ -115,7 +138,7 @@ impl Backups {
         let last = backups_in(directory).pop().and_then(|(_, at)| at);
         let keeper = Keeper {
             turn: Arc::new(Semaphore::new(1)),
-            stop: AtomicBool::new(false),
+            stop: CancellationToken::new(),
             known: Mutex::new(Known { last, failed: None }),
             began: parts.clock.now(),
             parts,
@@ -143,8 +166,8 @@ impl Backups {
             .then(|| format!("none was made since {since}, and one is due every {every:?}"))
     }
 
-    /// Makes a backup: in the directory of the configuration, where only the newest are kept, or as the file `to`. A caller that
-    /// goes away stops it not.
+    /// Makes a backup: in the directory of the configuration, where only the newest are kept, or as the file `to`; with the images
+    /// of templates where they are wanted, here or by the configuration. A caller that goes away stops it not.
     ///
     /// # Errors
     /// [`BackupError`]; then there is no file.
@@ -152,20 +175,21 @@ impl Backups {
         &self,
         who: &Principal,
         to: Option<PathBuf>,
+        with_images: bool,
         progress: watch::Sender<Progress>,
     ) -> Result<Made, BackupError> {
         let keeper = Arc::clone(&self.0);
         let turn = Arc::clone(&keeper.turn)
             .try_acquire_owned()
             .map_err(|_| BackupError::UnderWay)?;
-        if keeper.stop.load(Ordering::SeqCst) {
+        if keeper.stop.is_cancelled() {
             return Err(BackupError::Stopping);
         }
         let who = who.clone();
         let work = tokio::spawn(async move {
             let _turn = turn;
             let is_ours = to.is_none();
-            let made = keeper.recorded(&who, to, progress).await;
+            let made = keeper.recorded(&who, to, with_images, progress).await;
             let mut known = keeper.lock();
             match &made {
                 Ok(made) => {
@@ -194,7 +218,7 @@ impl Backups {
     }
 
     /// Makes backups when their time has come, until it is told to stop.
-    pub async fn keep(&self, stop: tokio_util::sync::CancellationToken) {
+    pub async fn keep(&self, stop: CancellationToken) {
         let keeper = &self.0;
         let (every, at) = (keeper.parts.config.every, keeper.parts.config.at);
         if every.is_some() || at.is_some() {
@@ -214,7 +238,7 @@ impl Backups {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => break,
-                    made = self.make(&Principal::Daemon, None, progress) => tried = made.is_err().then_some(now),
+                    made = self.make(&Principal::Daemon, None, false, progress) => tried = made.is_err().then_some(now),
                 }
             }
         }
@@ -223,7 +247,7 @@ impl Backups {
 
     /// Asks a backup that is being made to give up, and waits until it has.
     pub async fn close(&self) {
-        self.0.stop.store(true, Ordering::SeqCst);
+        self.0.stop.cancel();
         let idle = tokio::time::timeout(STOP_GRACE, self.0.turn.acquire()).await;
         if idle.is_err() {
             warn!(
@@ -266,6 +290,7 @@ impl Keeper {
         self: &Arc<Self>,
         who: &Principal,
         to: Option<PathBuf>,
+        with_images: bool,
         progress: watch::Sender<Progress>,
     ) -> Result<Made, BackupError> {
         let event = AuditEvent::BackupMake {
@@ -273,10 +298,10 @@ impl Keeper {
         };
         let intent = self.parts.audit.begin(who, None, event);
         let intent = intent.await.map_err(BackupError::Audit)?;
-        let made = self.made(to, progress).await;
+        let made = self.made(to, with_images, progress).await;
         let outcome = match &made {
             Ok(made) => Outcome::Ok {
-                detail: Some(format!("{} bytes", made.size_bytes)),
+                detail: Some(format!("{} bytes, {} images", made.size_bytes, made.images)),
             },
             Err(error) => Outcome::Failed {
                 code: error.code().to_owned(),
@@ -291,14 +316,32 @@ impl Keeper {
     async fn made(
         self: &Arc<Self>,
         to: Option<PathBuf>,
+        with_images: bool,
         progress: watch::Sender<Progress>,
     ) -> Result<Made, BackupError> {
-        let images = tokio::time::timeout(IMAGES_DEADLINE, self.parts.runtime.images()).await;
-        let images = if let Ok(Ok(images)) = images {
-            images.into_iter().map(|image| image.digest).collect()
+        let listed = tokio::time::timeout(IMAGES_DEADLINE, self.parts.runtime.images()).await;
+        let there = if let Ok(Ok(images)) = listed {
+            images
         } else {
             warn!("podman does not say what images it has; the backup is without their list");
             Vec::new()
+        };
+        let is_wanted = with_images || self.parts.config.images;
+        let mut bytes = 0_u64;
+        if is_wanted {
+            let mut some = self.parts.store.images_in_use().await;
+            if let Ok(some) = &mut some {
+                some.extend((self.parts.images_of_files)());
+            }
+            let some = some.map_err(BackupError::Store)?;
+            let sizes = there.iter().filter(|image| some.contains(&image.digest));
+            bytes = sizes.fold(0, |all, image| all.saturating_add(image.size_bytes));
+        }
+        let images = Images {
+            there,
+            is_wanted,
+            bytes,
+            handle: Handle::current(),
         };
         let this = Arc::clone(self);
         let (answer, answered) = tokio::sync::oneshot::channel();
@@ -319,7 +362,7 @@ impl Keeper {
     fn work(
         &self,
         to: Option<PathBuf>,
-        images: Vec<ImageDigest>,
+        images: Images,
         progress: &watch::Sender<Progress>,
     ) -> Result<Made, BackupError> {
         let config = &self.parts.config;
@@ -339,19 +382,20 @@ impl Keeper {
             return Err(BackupError::Exists(target));
         }
         let bytes = store.copy_bytes().map_err(BackupError::Store)?;
-        let room = self.room_for_copy(beside, bytes)?;
+        let all = bytes.saturating_add(images.bytes);
+        let room = self.room_for_copy(beside, all)?;
         let copy = Unfinished(room.join(COPY));
         copy.discard();
-        let total_bytes = bytes.saturating_mul(3);
+        let total_bytes = all.saturating_mul(3);
         let tell = |done_bytes: u64| {
             progress.send_replace(Progress {
                 done_bytes,
                 total_bytes,
             });
-            !self.stop.load(Ordering::Relaxed)
+            !self.stop.is_cancelled()
         };
         let gave_up = |error| {
-            if self.stop.load(Ordering::Relaxed) {
+            if self.stop.is_cancelled() {
                 BackupError::Stopping
             } else {
                 error
@@ -363,6 +407,27 @@ impl Keeper {
         let mut contents = vec![(manifest::DATABASE.to_owned(), Content::File(copy.0.clone()))];
         contents.extend(self.small()?);
         let mut carried = bytes;
+        let archives = Archives(room.join(ARCHIVES));
+        let mut images_missing = Vec::new();
+        let mut format = WITHOUT_IMAGES;
+        if images.is_wanted {
+            format = FORMAT;
+            let mut wanted = store::images_of_teams(&copy.0).map_err(BackupError::Store)?;
+            wanted.extend((self.parts.images_of_files)());
+            archives.make()?;
+            let podman = Saver {
+                runtime: self.parts.runtime.as_ref(),
+                handle: &images.handle,
+                stop: &self.stop,
+                max_bytes: config.max_images_bytes,
+            };
+            let saved = podman.save(&wanted, &archives.0, &mut |piece| {
+                carried += piece;
+                tell(carried);
+            })?;
+            contents.extend(saved.contents);
+            images_missing = saved.missing;
+        }
         let mut ask = |piece: u64| {
             carried += piece;
             tell(carried)
@@ -372,12 +437,12 @@ impl Keeper {
             parts.push(archive::part(name, content, &mut ask).map_err(gave_up)?);
         }
         let manifest = Manifest {
-            format: FORMAT,
+            format,
             casemate: env!("CARGO_PKG_VERSION").to_owned(),
             installation: facts.installation,
             schema: facts.schema,
             made_at,
-            images,
+            images: images.there.into_iter().map(|image| image.digest).collect(),
             parts,
         };
         let recipient = config.recipient.as_deref();
@@ -397,6 +462,8 @@ impl Keeper {
             size_bytes,
             made_at,
             encrypted: recipient.is_some(),
+            images: manifest.images_in_it().count(),
+            images_missing,
         })
     }
 
@@ -419,7 +486,7 @@ impl Keeper {
         Ok(config.directory.join(name))
     }
 
-    /// Where the copy of the database can lie: in the state's directory, or beside the backup when there is no room and the
+    /// Where copies of the database and of images can lie: in the state's directory, or beside the backup when there is no room and the
     /// backup is not encrypted either. Makes sure that there is room for both, at their worst.
     fn room_for_copy<'a>(&'a self, beside: &'a Path, bytes: u64) -> Result<&'a Path, BackupError> {
         let state = self.parts.store.directory();
@@ -516,6 +583,28 @@ impl Drop for Unfinished {
     }
 }
 
+/// A directory that goes when this does, with all that is in it.
+struct Archives(PathBuf);
+
+impl Archives {
+    fn make(&self) -> Result<(), BackupError> {
+        self.discard();
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&self.0);
+        made.map_err(BackupError::file("make", &self.0))
+    }
+
+    fn discard(&self) {
+        // Mostly there is none.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for Archives {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
 fn with_end(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(end);
@@ -567,8 +656,10 @@ fn prune(directory: &Path, keep: usize) {
 
 /// What a daemon that was killed left.
 fn forget_unfinished(directory: &Path, state_dir: &Path) {
-    Unfinished(state_dir.join(COPY)).discard();
-    Unfinished(directory.join(COPY)).discard();
+    for directory in [state_dir, directory] {
+        Unfinished(directory.join(COPY)).discard();
+        Archives(directory.join(ARCHIVES)).discard();
+    }
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();

@@ -8,8 +8,11 @@ use crate::base::id::InstallationId;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 
-/// The format that this program writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The newest format that this program reads, and what it writes where there are images.
+pub const FORMAT: u32 = 2;
+
+/// The format without images: what older programs read too.
+pub(super) const WITHOUT_IMAGES: u32 = 1;
 
 /// How the part is called.
 pub(super) const NAME: &str = "manifest.json";
@@ -23,11 +26,14 @@ pub(super) const DATABASE: &str = crate::store::FILE_NAME;
 /// Before the name of a template's file.
 pub(super) const TEMPLATES: &str = "templates/";
 
+/// Before the name of an image's archive.
+pub(super) const IMAGES: &str = "images/";
+
 /// What a backup says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`FORMAT`] of who made it.
+    /// The oldest that says all of it.
     pub format: u32,
     /// The version of Casemate that made it.
     pub casemate: String,
@@ -37,7 +43,7 @@ pub struct Manifest {
     pub schema: u32,
     /// When the copy of the database began: what was acknowledged before is in it.
     pub made_at: Timestamp,
-    /// The images that podman had, by digest. They are not in it.
+    /// The images that podman had, by digest. Those that are in it are parts.
     pub images: Vec<ImageDigest>,
     /// The other parts, in their order.
     pub parts: Vec<Part>,
@@ -92,12 +98,35 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The images that are in it, each with the length of its archive.
+    pub fn images_in_it(&self) -> impl Iterator<Item = (ImageDigest, u64)> {
+        let parts = self.parts.iter();
+        parts.filter_map(|part| Some((image_of(&part.name)?, part.size_bytes)))
+    }
+
     /// Bytes of all parts.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         let sizes = self.parts.iter().map(|part| part.size_bytes);
         sizes.fold(0, u64::saturating_add)
     }
+}
+
+/// How the part of an image is called.
+pub(super) fn name_of_image(image: ImageDigest) -> String {
+    format!("{IMAGES}{}.tar", image.hex())
+}
+
+/// Which image a part is, if it is one.
+fn image_of(name: &str) -> Option<ImageDigest> {
+    image_of_file(name.strip_prefix(IMAGES)?)
+}
+
+/// Which image the archive in a file is, by the file's name.
+pub(super) fn image_of_file(name: &str) -> Option<ImageDigest> {
+    format!("sha256:{}", name.strip_suffix(".tar")?)
+        .parse()
+        .ok()
 }
 
 /// Names are ours: none of them leads anywhere.
@@ -107,7 +136,10 @@ fn is_known(name: &str) -> bool {
             .and_then(|name| name.strip_suffix(".yaml"))
             .is_some_and(|name| name.parse::<Name>().is_ok())
     };
-    name == DATABASE || super::OTHER_FILES.contains(&name) || is_template()
+    name == DATABASE
+        || super::OTHER_FILES.contains(&name)
+        || is_template()
+        || image_of(name).is_some()
 }
 
 #[cfg(test)]
@@ -135,7 +167,8 @@ mod tests {
     #[test]
     fn names_that_are_not_ours_and_lists_that_lie_are_refused() {
         assert_eq!(said(&manifest(&["state.db"])), "ok");
-        let all = ["state.db", "keys.hmac", "templates/base.yaml"];
+        let image = format!("images/{}.tar", "0a".repeat(32));
+        let all = ["state.db", "keys.hmac", "templates/base.yaml", &image];
         assert_eq!(said(&manifest(&all)), "ok");
         for name in [
             "../state.db",
@@ -144,6 +177,9 @@ mod tests {
             "templates/Base Image.yaml",
             "lock",
             "state.db-wal",
+            "images/base.tar",
+            &format!("images/{}.tar", "0A".repeat(32)),
+            &format!("images/../{}.tar", "0a".repeat(32)),
             "",
         ] {
             let said = said(&manifest(&["state.db", name]));
@@ -152,7 +188,7 @@ mod tests {
         assert!(said(&manifest(&["state.db", "state.db"])).contains("twice"));
         assert!(said(&manifest(&["keys.hmac"])).contains("nothing of a database"));
         let mut newer = manifest(&["state.db"]);
-        newer["format"] = 2.into();
+        newer["format"] = 3.into();
         newer["made_of"] = "cheese".into();
         assert!(said(&newer).contains("restore it with that version"));
         newer["format"] = 1.into();

@@ -3,12 +3,14 @@
 //! ```text
 //!  store -> copy of the database, checked -> manifest with sums -> tar -> zstd -> sealed for a recipient -> FILE   (keeper, archive)
 //!  FILE -> staged beside the state, every sum and the database checked -> one rename -> old aside, new in place    (restore, swap)
+//!  podman -> archives of images -> FILE -> archives beside the new state -> podman, at the next start             (images)
 //! ```
 //!
 //! Invariants: a file that has a backup's name is whole; whenever a restore is cut short, what is there afterwards is the old
 //! state or the new one. What is sealed in the state stays sealed in a backup.
 
 mod archive;
+pub mod images;
 pub mod keeper;
 pub mod manifest;
 pub mod restore;
@@ -20,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub use self::keeper::{Backups, Made, Progress};
 pub use self::seal::check_recipient;
 use crate::audit::AuditError;
+use crate::model::image::ImageDigest;
+use crate::runtime::RuntimeError;
 use crate::store::StoreError;
 
 /// What of the state's directory belongs to a backup beside the database, where it is there.
@@ -64,6 +68,24 @@ pub enum BackupError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// podman does not save or load an image. Try again, or without images.
+    #[error("carry the image {image}")]
+    Image {
+        /// Which.
+        image: ImageDigest,
+        /// Why not.
+        source: RuntimeError,
+    },
+    /// What podman saved would be another image where it is loaded.
+    #[error(
+        "podman's archive of the image {0} is of another image; make the backup without images"
+    )]
+    OtherImage(ImageDigest),
+    /// An operator decides.
+    #[error(
+        "the images of templates have more than {0} bytes; raise backup.max_images_bytes, or make the backup without images"
+    )]
+    ImagesTooLarge(u64),
     /// The database cannot be copied, or its copy is not whole.
     #[error("copy the database")]
     Store(#[source] StoreError),
@@ -129,6 +151,8 @@ impl BackupError {
         match self {
             Self::UnderWay => "backup_under_way",
             Self::NoRoom { .. } => "no_room",
+            Self::Image { .. } | Self::OtherImage(_) => "image",
+            Self::ImagesTooLarge(_) => "images_too_large",
             Self::Exists(_) | Self::BadName(_) => "bad_name",
             Self::File { .. } => "file",
             Self::Store(_) => "store",

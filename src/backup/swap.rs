@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::images::WAITING;
 use super::{BackupError, OTHER_FILES, manifest};
 use crate::base::clock::Timestamp;
 use crate::base::id::{InstallationId, VolumeId};
@@ -63,7 +64,7 @@ pub(super) fn commit(state_dir: &Path, mark: &Mark) -> Result<(), BackupError> {
     std::fs::File::open(&path)
         .and_then(|file| file.sync_all())
         .map_err(&failed)?;
-    for directory in [&staged.join("templates"), &staged] {
+    for directory in [&staged.join("templates"), &staged.join("images"), &staged] {
         match sync_directory(directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -103,7 +104,8 @@ pub fn settle(state_dir: &Path, volumes: &VolumeFiles) -> Result<(), BackupError
 /// remove them.
 fn put_aside(state_dir: &Path, mark: &Mark, volumes: &VolumeFiles) -> Result<(), BackupError> {
     let before = state_dir.join(&mark.before);
-    for name in old_files() {
+    // Images that nobody has loaded yet belong to what they were restored with.
+    for name in old_files().chain([WAITING.to_owned()]) {
         let from = state_dir.join(&name);
         if std::fs::symlink_metadata(&from).is_err() {
             continue;
@@ -150,6 +152,10 @@ fn place(state_dir: &Path) -> Result<(), BackupError> {
         let templates = placing.join("templates");
         if templates.is_dir() {
             rename(&templates, &state_dir.join(&told.templates))?;
+        }
+        let images = placing.join("images");
+        if images.is_dir() {
+            rename(&images, &state_dir.join(WAITING))?;
         }
         sync(state_dir)?;
         rename(&mark, &state_dir.join(MARK))?;

@@ -23,12 +23,16 @@ use crate::volume::VolumeFiles;
 
 const NOW: i64 = 1_700_000_000_120;
 
+/// The image of the templates' files.
+pub(super) const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
+
 /// A state with its backups.
-struct Bench {
-    directory: tempfile::TempDir,
-    store: Store,
-    audit: AuditLog,
-    backups: Backups,
+pub(super) struct Bench {
+    pub(super) directory: tempfile::TempDir,
+    pub(super) store: Store,
+    pub(super) audit: AuditLog,
+    pub(super) backups: Backups,
+    pub(super) runtime: Arc<FakeRuntime>,
 }
 
 impl Bench {
@@ -36,7 +40,7 @@ impl Bench {
         Self::with(|_| {})
     }
 
-    fn with(change: impl FnOnce(&mut BackupConfig)) -> Self {
+    pub(super) fn with(change: impl FnOnce(&mut BackupConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         std::fs::create_dir(path("state")).unwrap();
@@ -49,29 +53,34 @@ impl Bench {
         let audit = AuditLog::new(store.clone(), clock.clone());
         let mut config = BackupConfig::by_hand(path("backups"));
         change(&mut config);
+        let runtime = Arc::new(FakeRuntime::new([IMAGE]));
         let backups = Backups::new(Parts {
             store: store.clone(),
             audit: audit.clone(),
-            runtime: Arc::new(FakeRuntime::new([ImageDigest::from_bytes([7; 32])])),
+            runtime: runtime.clone(),
             clock,
             config,
             templates: path("templates"),
+            images_of_files: Box::new(|| [IMAGE].into()),
         });
         Self {
             directory,
             store,
             audit,
             backups,
+            runtime,
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    async fn make(&self, to: Option<PathBuf>) -> Result<Made, BackupError> {
+    pub(super) async fn make(&self, to: Option<PathBuf>) -> Result<Made, BackupError> {
         let (progress, _) = watch::channel(Progress::default());
-        self.backups.make(&Principal::Daemon, to, progress).await
+        self.backups
+            .make(&Principal::Daemon, to, false, progress)
+            .await
     }
 
     async fn note(&self, times: usize) {
@@ -83,12 +92,12 @@ impl Bench {
     }
 
     /// Everything below a directory, by name.
-    fn names(&self, directory: &str) -> Vec<String> {
+    pub(super) fn names(&self, directory: &str) -> Vec<String> {
         names(&self.path(directory))
     }
 }
 
-fn names(directory: &Path) -> Vec<String> {
+pub(super) fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<_> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -98,7 +107,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-fn place(directory: &Path) -> Place {
+pub(super) fn place(directory: &Path) -> Place {
     for name in ["state", "templates", "volumes"] {
         std::fs::create_dir_all(directory.join(name)).unwrap();
     }
@@ -109,7 +118,7 @@ fn place(directory: &Path) -> Place {
     }
 }
 
-fn take(
+pub(super) fn take(
     file: &Path,
     key: Option<&Path>,
     place: &Place,
@@ -169,7 +178,7 @@ async fn what_was_there_is_there_again_in_a_fresh_directory() {
     let done = take(&made.path, None, &place, Wish::default()).unwrap();
     assert_eq!(would.manifest, done.manifest);
     assert_eq!(done.before, None);
-    assert_eq!(done.manifest.images, [ImageDigest::from_bytes([7; 32])]);
+    assert_eq!(done.manifest.images, [IMAGE]);
     // The record of this backup's own intent is in it.
     assert_eq!(records(&place.state_dir), 101);
     assert_eq!(
@@ -593,7 +602,7 @@ fn wherever_the_disk_ends_a_backup_is_whole_or_there_is_none() {
 /// state or the new.
 #[tokio::test]
 async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
-    let bench = Bench::new();
+    let bench = Bench::with(|config| config.images = true);
     bench.note(10).await;
     let made = bench.make(None).await.unwrap();
     // How often a rename is let through before it stops; at the end all of them.
@@ -605,6 +614,9 @@ async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
         old.close().await;
         std::fs::write(place.state_dir.join("keys.hmac"), "old").unwrap();
         std::fs::write(place.state_dir.join("state.db-wal"), "").unwrap();
+        let waiting = place.state_dir.join("images-restored");
+        std::fs::create_dir(&waiting).unwrap();
+        std::fs::write(waiting.join(format!("{}.tar", "08".repeat(32))), "old").unwrap();
         let cut = swap::tests::cut_short_after(step, || {
             let wish = Wish {
                 replace: true,
@@ -617,12 +629,16 @@ async fn wherever_a_restore_is_cut_short_the_state_is_the_old_or_the_new() {
         let found = store.installation();
         store.close().await;
         let key = std::fs::read(place.state_dir.join("keys.hmac")).unwrap();
+        let waits = images::waiting(&place.state_dir);
+        let waits: Vec<_> = waits.into_iter().map(|(image, _)| image).collect();
         if step == 0 {
             assert!(cut.is_err());
             assert_eq!((found, &key[..]), (installation, &b"old"[..]), "{step}");
+            assert_eq!(waits, [ImageDigest::from_bytes([8; 32])], "{step}");
         } else {
             assert_eq!(found, bench.store.installation(), "{step}");
             assert_eq!(key, [7; 32], "{step}");
+            assert_eq!(waits, [IMAGE], "{step}");
             assert!(swap::mark(&place.state_dir).unwrap().is_some(), "{step}");
         }
         let left = names(&place.state_dir);

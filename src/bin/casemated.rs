@@ -1,11 +1,16 @@
 //! The daemon's program: reads the command line, runs the daemon, turns its end into an exit code.
 
+#[path = "casemate/restoring.rs"]
+mod restoring;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use casemate::base::exit::Exit;
 use casemate::{config, daemon};
 use clap::{Parser, Subcommand};
+
+use self::restoring::Restoring;
 
 /// Gives every session its own gVisor sandbox under rootless podman, and records what happens.
 ///
@@ -33,26 +38,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Make a state out of a backup. Run it as the user that casemated runs as
-    Restore {
-        /// The backup; - reads standard input
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// File of the age identity that it is encrypted for
-        #[arg(long, value_name = "FILE")]
-        identity: Option<PathBuf>,
-        /// Put a state that is there aside, whole, and this one in its place
-        #[arg(long)]
-        replace: bool,
-        /// Put the templates' files in the places of those with the same names
-        #[arg(long)]
-        templates: bool,
-        /// Take it although its record is not what was written; casemate audit verify says what is wrong
-        #[arg(long)]
-        broken_record: bool,
-        /// Only check the backup, and say what would be done
-        #[arg(long)]
-        dry_run: bool,
-    },
+    Restore(Restoring),
 }
 
 fn main() -> ExitCode {
@@ -68,24 +54,16 @@ fn main() -> ExitCode {
             };
         }
     };
-    if let Some(Command::Restore {
-        file,
-        identity,
-        replace,
-        templates,
-        broken_record,
-        dry_run,
-    }) = arguments.command
-    {
+    if let Some(Command::Restore(wanted)) = arguments.command {
         return daemon::restore(&daemon::RestoreOptions {
             config: arguments.config,
-            file,
-            identity,
+            file: wanted.file,
+            identity: wanted.identity,
             wish: daemon::Wish {
-                replace,
-                templates,
-                broken_record,
-                dry_run,
+                replace: wanted.replace,
+                templates: wanted.templates,
+                broken_record: wanted.broken_record,
+                dry_run: wanted.dry_run,
             },
         })
         .into();

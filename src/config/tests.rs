@@ -346,6 +346,9 @@ fn backups_have_a_time_a_place_and_a_recipient_or_none() {
     assert_eq!(default.directory, Path::new("/var/lib/casemate/backups"));
     assert_eq!((default.at, default.recipient), (None, None));
     assert_eq!(default.every, Some(std::time::Duration::from_secs(86_400)));
+    assert!(!default.images);
+    let with = config("backup: {images: true, max_images_bytes: 1048576}").unwrap();
+    assert!(with.backup.images && with.backup.max_images_bytes == 1 << 20);
     let off = config("backup: {every_s: 0}\nstore: {check_every_s: 0}").unwrap();
     assert_eq!((off.backup.every, off.store.check_every), (None, None));
     assert_eq!(config("backup: {at: 03:30}").unwrap().backup.at, Some(210));
@@ -358,6 +361,8 @@ fn backups_have_a_time_a_place_and_a_recipient_or_none() {
         "{recipient: AGE-SECRET-KEY-1}",
         "{keep: 0}",
         "{directory: backups}",
+        "{images: some}",
+        "{max_images_bytes: 1}",
     ] {
         assert!(config(&format!("backup: {bad}")).is_err(), "{bad}");
     }

@@ -255,6 +255,8 @@ fn backup(keys: &Section<'_>, state_dir: &Path) -> BackupConfig {
         recipient: keys
             .single("recipient", recipient)
             .filter(|key| !key.is_empty()),
+        images: keys.flag("images", false),
+        max_images_bytes: keys.integer("max_images_bytes", 64 << 30, 1 << 20..=1 << 44),
     };
     if keys.is_complete() && config.at.is_some() && keys.is_set("every_s") {
         keys.problem("at", "is in place of every_s; keep one of them");

@@ -163,6 +163,7 @@ async fn serve(
     // Those that tend the record: they end after everything that is recorded.
     let keepers = tasks::Tasks::new();
     keep_record(&house, logging, &keepers).await?;
+    restore::load_images(&house, &config, notifier).await?;
     let templates = house.number_templates(&config.templates).await?;
     house.sessions.reload(Settings {
         sessions: config.sessions.clone(),

@@ -26,7 +26,7 @@ pub(super) async fn reload(
     let change = config
         .reload_from(&new)
         .map_err(|error| error.to_string())?;
-    start::check_images(house.runtime.as_ref(), &change.templates)
+    start::check_images(house.runtime.as_ref(), &change.templates, &[])
         .await
         .map_err(|refusal| refusal.text)?;
     let event = AuditEvent::DaemonReload {

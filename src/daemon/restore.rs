@@ -4,14 +4,15 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use super::complain;
-use super::start::Refusal;
+use super::start::{House, Refusal, check_images};
 pub use crate::backup::restore::Wish;
 use crate::backup::restore::{Place, Restored, identity, restore as make_state};
-use crate::backup::{BackupError, swap};
+use crate::backup::{BackupError, images, swap};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
 use crate::config::Config;
+use crate::host::notify::Notifier;
 use crate::host::{directory, harden, lock};
 use crate::store::StoreError;
 use crate::volume::VolumeFiles;
@@ -127,9 +128,16 @@ fn words(done: &Restored, options: &RestoreOptions, place: &Place) -> String {
             place.volumes.path(volume.id).display(),
         ));
     }
-    if !manifest.images.is_empty() {
+    for (image, bytes) in manifest.images_in_it() {
         line(format!(
-            "podman had {} images then; they are not in a backup",
+            "the image {image} ({bytes} bytes) is in it, and {would}loaded when casemated starts"
+        ));
+    }
+    let inside = manifest.images_in_it().count();
+    let outside = manifest.images.len().saturating_sub(inside);
+    if outside > 0 {
+        line(format!(
+            "podman had {} images then; {outside} of them are not in the backup",
             manifest.images.len()
         ));
     }
@@ -156,10 +164,34 @@ impl From<BackupError> for Refusal {
                 StoreError::Damaged { .. } | StoreError::Newer { .. } | StoreError::NotOurs { .. },
             ) => Exit::Damaged,
             BackupError::NoRoom { .. } => Exit::CantCreate,
+            BackupError::Image { .. } => Exit::Unavailable,
             _ => Exit::IoError,
         };
         Self::new(exit, Chain(&error).to_string())
     }
+}
+
+/// Loads the images that came with a restored state.
+pub(super) async fn load_images(
+    house: &House,
+    config: &Config,
+    notifier: Notifier,
+) -> Result<(), Refusal> {
+    if images::waiting(&config.state_dir).is_empty() {
+        return Ok(());
+    }
+    let begins = |image| {
+        let status = format!("loading the image {image} of the backup");
+        notifier.starting(&status, config.runtime.load_deadline);
+    };
+    images::load(
+        house.runtime.as_ref(),
+        &house.audit,
+        &config.state_dir,
+        begins,
+    )
+    .await?;
+    check_images(house.runtime.as_ref(), &config.templates, &[]).await
 }
 
 /// Takes up what a restore left that was cut short; what the state was restored from, when nobody has taken it up yet.

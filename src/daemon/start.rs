@@ -22,7 +22,7 @@ use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
-use crate::backup::{Backups, swap};
+use crate::backup::{Backups, images, swap};
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
@@ -32,6 +32,7 @@ use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, HASH_KEY_FILE, KeyHasher};
 use crate::model::event::AuditEvent;
+use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::template::{Template, TemplateSpec};
@@ -210,6 +211,14 @@ impl Ground {
             clock: Arc::clone(&clock),
             config: config.backup.clone(),
             templates: Config::templates_beside(&self.settings),
+            images_of_files: Box::new({
+                let sessions = sessions.clone();
+                move || {
+                    let settings = sessions.settings();
+                    let templates = settings.templates.values();
+                    templates.map(|template| template.spec.image).collect()
+                }
+            }),
         });
         let scene = Arc::new(Scene {
             config: RwLock::new(Arc::new(config.clone())),
@@ -355,17 +364,19 @@ pub(super) async fn probe(config: &Config) -> Result<Machine, Refusal> {
             "this machine does not enforce a limit of sandboxes from outside (no delegated control groups)"
         );
     }
-    check_images(&runtime, &config.templates).await?;
+    let waiting = images::waiting(&config.state_dir);
+    check_images(&runtime, &config.templates, &waiting).await?;
     Ok(Machine {
         runtime: Arc::new(runtime),
         facts,
     })
 }
 
-/// Makes sure that every template's image is there.
+/// Makes sure that every template's image is there, or waits to be loaded.
 pub(super) async fn check_images(
     runtime: &dyn SandboxRuntime,
     templates: &BTreeMap<Name, TemplateSpec>,
+    waiting: &[(ImageDigest, PathBuf)],
 ) -> Result<(), Refusal> {
     if templates.is_empty() {
         return Ok(());
@@ -374,6 +385,7 @@ pub(super) async fn check_images(
     let missing: Vec<String> = templates
         .iter()
         .filter(|(_, spec)| images.iter().all(|image| image.digest != spec.image))
+        .filter(|(_, spec)| waiting.iter().all(|(image, _)| *image != spec.image))
         .map(|(name, spec)| format!("the template {name} needs the image {}", spec.image))
         .collect();
     if missing.is_empty() {

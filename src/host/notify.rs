@@ -42,6 +42,16 @@ impl Notifier {
         self.send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
     }
 
+    /// `EXTEND_TIMEOUT_USEC=`: the start goes on, and may take so long from now on. Why, in one sentence.
+    pub fn starting(self, status: &str, within: Duration) {
+        // The most that it can say is an hour and more.
+        let microseconds = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+        self.send(&[
+            NotifyState::ExtendTimeoutUsec(microseconds),
+            NotifyState::Status(&one_line(status)),
+        ]);
+    }
+
     /// `STATUS=`: one sentence that an operator wants, for example `ready, 12 of 64 sessions`.
     pub fn status(self, status: &str) {
         self.send(&[NotifyState::Status(&one_line(status))]);

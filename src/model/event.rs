@@ -513,7 +513,8 @@ pub enum Outcome {
 }
 
 /// An outcome in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OutcomeResult {
     /// As asked.
     Ok,

@@ -81,6 +81,10 @@ pub struct BackupConfig {
     pub keep: usize,
     /// The age public key that they are encrypted for.
     pub recipient: Option<String>,
+    /// Whether the images of templates are in them.
+    pub images: bool,
+    /// Most bytes of images in one, as archives.
+    pub max_images_bytes: u64,
 }
 
 impl BackupConfig {
@@ -93,6 +97,8 @@ impl BackupConfig {
             at: None,
             keep: 7,
             recipient: None,
+            images: false,
+            max_images_bytes: 64 << 30,
         }
     }
 }

@@ -69,6 +69,8 @@ pub enum FakeCall {
     Images,
     /// [`SandboxRuntime::load_image`].
     LoadImage,
+    /// [`SandboxRuntime::save_image`]; when its answer is lost, the archive breaks off.
+    SaveImage,
     /// [`SandboxRuntime::makeup`].
     Makeup,
     /// [`SandboxRuntime::names`].
@@ -705,6 +707,26 @@ impl SandboxRuntime for FakeRuntime {
         }
         drop(state);
         verdict.answer(digest)
+    }
+
+    async fn save_image(&self, image: ImageDigest) -> Result<ArchiveStream, RuntimeError> {
+        let verdict = self.enter(FakeCall::SaveImage).await?;
+        let state = self.state();
+        let found = state
+            .images
+            .iter()
+            .find(|known| known.image.digest == image);
+        let mut pieces = fake_image::archive(found.ok_or(RuntimeError::ImageMissing(image))?);
+        drop(state);
+        if verdict.answer(()).is_err() {
+            pieces = pieces
+                .take(1)
+                .chain(futures_util::stream::iter([Err(std::io::Error::other(
+                    "it was told to break off",
+                ))]))
+                .boxed();
+        }
+        Ok(pieces)
     }
 
     async fn makeup(&self, image: ImageDigest) -> Result<Makeup, RuntimeError> {

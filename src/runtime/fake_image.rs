@@ -1,13 +1,20 @@
 //! Images as the fake runtime has them: what the documents of an OCI archive say, and none of their layers' content.
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 
-use super::Makeup;
+use super::{ArchiveStream, Makeup};
 use crate::model::image::{Image, ImageDigest, LayerDigest, SNAPSHOT_LABEL};
 
 /// Bytes of a block of a tar archive.
 const BLOCK: usize = 512;
+
+/// Most zeros in one piece of an archive.
+const PIECE: usize = 64 << 10;
+static ZEROS: [u8; PIECE] = [0; PIECE];
 
 /// An image in memory.
 pub(super) struct FakeImage {
@@ -107,6 +114,77 @@ pub(super) fn read(archive: &[u8]) -> Option<FakeImage> {
         },
         names: Vec::new(),
     })
+}
+
+/// An OCI archive with the documents of an image, empty layers, and as many zeros as it has bytes, as [`read`] takes it. Its
+/// digests are names only.
+pub(super) fn archive(of: &FakeImage) -> ArchiveStream {
+    let label = of.image.snapshot_of.iter();
+    let labels: BTreeMap<_, _> = label.map(|label| (SNAPSHOT_LABEL, label)).collect();
+    let manifest = ImageDigest::from_bytes([0xfa; 32]);
+    let blob = |digest: &ImageDigest| format!("blobs/sha256/{}", digest.hex());
+    let named = |digest: &ImageDigest| json!({"digest": digest});
+    let documents = [
+        (
+            "index.json".to_owned(),
+            json!({"manifests": [named(&manifest)]}),
+        ),
+        (blob(&manifest), json!({"config": named(&of.image.digest)})),
+        (
+            blob(&of.image.digest),
+            json!({
+                "architecture": of.makeup.architecture,
+                "config": {"Labels": labels},
+                "rootfs": {"diff_ids": of.makeup.layers},
+            }),
+        ),
+    ];
+    let mut pieces = Vec::new();
+    for (name, document) in documents {
+        let mut bytes = document.to_string().into_bytes();
+        pieces.push(header(&name, bytes.len()));
+        bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        pieces.push(bytes.into());
+    }
+    // A given image's only layer is called as it is.
+    let layers = of
+        .makeup
+        .layers
+        .iter()
+        .filter(|layer| **layer != of.image.digest);
+    pieces.extend(layers.map(|layer| header(&blob(layer), 0)));
+    let size = usize::try_from(of.image.size_bytes).unwrap_or(0);
+    pieces.push(header("zeros", size));
+    let mut left = size.next_multiple_of(BLOCK);
+    while left > 0 {
+        let some = left.min(PIECE);
+        pieces.push(Bytes::from_static(&ZEROS).slice(..some));
+        left -= some;
+    }
+    pieces.push(Bytes::from_static(&ZEROS).slice(..2 * BLOCK));
+    stream::iter(pieces.into_iter().map(Ok)).boxed()
+}
+
+/// A file's header in the ustar format (POSIX.1-1988).
+fn header(name: &str, size: usize) -> Bytes {
+    let mut header = vec![0; BLOCK];
+    let mut put = |at: usize, text: &str| {
+        if let Some(field) = header.get_mut(at..at + text.len()) {
+            field.copy_from_slice(text.as_bytes());
+        }
+    };
+    put(0, name);
+    put(100, "0000644");
+    put(124, &format!("{size:011o}"));
+    put(148, "        ");
+    put(156, "0");
+    put(257, "ustar");
+    put(263, "00");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    if let Some(field) = header.get_mut(148..155) {
+        field.copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    }
+    header.into()
 }
 
 /// Names and contents; of what was cut off as much as there is.

@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 
 use super::libpod::{Call, CallError, Libpod, unreachable};
-use super::{MAX_NAMES_BYTES, Makeup, RuntimeError};
+use super::{ArchiveStream, MAX_NAMES_BYTES, Makeup, RuntimeError};
 use crate::model::image::{ImageDigest, LayerDigest};
 
 /// Longest name of an architecture, in bytes.
@@ -18,6 +18,12 @@ struct Inspected {
     architecture: String,
     #[serde(rename = "RootFS")]
     root: Root,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Kept {
+    manifest_type: String,
 }
 
 #[derive(Deserialize)]
@@ -62,6 +68,33 @@ pub(super) async fn makeup(
         layers: root.layers,
         architecture,
     })
+}
+
+/// An image as an archive of its own kind: in the other its configuration would be written anew, and it another image.
+pub(super) async fn save(
+    libpod: &Libpod,
+    image: ImageDigest,
+    deadline: Duration,
+) -> Result<ArchiveStream, RuntimeError> {
+    let doing = "save an image";
+    let gone = |error: CallError| {
+        if error.is_not_found() {
+            RuntimeError::ImageMissing(image)
+        } else {
+            error.into()
+        }
+    };
+    let hex = image.hex();
+    let call = Call::new(Method::GET, format!("/images/{hex}/json"), doing, deadline);
+    let kept: Kept = libpod.json(call).await.map_err(gone)?;
+    let format = if kept.manifest_type.contains(".docker.") {
+        "docker-archive"
+    } else {
+        "oci-archive"
+    };
+    let path = format!("/images/{hex}/get?format={format}");
+    let call = Call::new(Method::GET, path, doing, deadline);
+    libpod.stream(call).await.map_err(gone)
 }
 
 /// What is in an image and not in the other: podman mounts both and compares, without reading a file.

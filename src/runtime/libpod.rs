@@ -193,6 +193,24 @@ impl Libpod {
         .await
     }
 
+    /// Calls and hands the answer on as it comes. The deadline is for its head, and then for each piece.
+    pub(super) async fn stream(&self, call: Call) -> Result<ArchiveStream, CallError> {
+        let (doing, deadline) = (call.doing, call.deadline);
+        let answer = within(doing, deadline, self.head(call)).await?;
+        let pieces =
+            futures_util::stream::unfold(answer, move |(mut response, connection)| async move {
+                let next = async { Ok(response.body_mut().frame().await) };
+                let piece = match within(doing, deadline, next).await {
+                    Ok(None) => return None,
+                    Ok(Some(Ok(frame))) => Ok(frame.into_data().unwrap_or_default()),
+                    Ok(Some(Err(error))) => Err(std::io::Error::other(error)),
+                    Err(error) => Err(std::io::Error::other(error)),
+                };
+                Some((piece, (response, connection)))
+            });
+        Ok(pieces.boxed())
+    }
+
     /// Calls and takes over the connection, which then carries raw bytes both ways. The deadline
     /// covers the answer's head only.
     pub(super) async fn hijack(&self, mut call: Call) -> Result<Hijacked, CallError> {

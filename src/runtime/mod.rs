@@ -224,6 +224,13 @@ pub trait SandboxRuntime: Send + Sync {
     /// [`RuntimeError::BadArchive`], [`RuntimeError::LayerWent`], [`RuntimeError::Unavailable`].
     async fn load_image(&self, archive: ArchiveStream) -> Result<ImageDigest, RuntimeError>;
 
+    /// An image as an archive, whole, as [`SandboxRuntime::load_image`] takes it: without its names, and the same image where it
+    /// is loaded. Its pieces come as they are taken; each has a deadline, and an error among them is the end.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageMissing`]; as [`SandboxRuntime::inspect`].
+    async fn save_image(&self, image: ImageDigest) -> Result<ArchiveStream, RuntimeError>;
+
     /// What an image is made of.
     ///
     /// # Errors

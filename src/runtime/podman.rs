@@ -694,6 +694,10 @@ impl SandboxRuntime for Podman {
         digest.ok_or_else(|| RuntimeError::BadArchive("it holds no image".into()))
     }
 
+    async fn save_image(&self, image: ImageDigest) -> Result<ArchiveStream, RuntimeError> {
+        images::save(&self.libpod, image, self.config.load_deadline).await
+    }
+
     async fn makeup(&self, image: ImageDigest) -> Result<Makeup, RuntimeError> {
         images::makeup(&self.libpod, image, self.config.call_deadline).await
     }

@@ -36,6 +36,7 @@ pub use self::backup::{CopyFacts, VolumeOnFile, look_into};
 pub use self::checkpoints::KeptCheckpoint;
 use self::flush::{Flusher, Flushes};
 use self::guard::{Health, Readers, Writer};
+pub use self::images::images_of_teams;
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
 pub use self::volumes::{VolumeAdmission, VolumeBudget, VolumeRemoval};

@@ -86,6 +86,7 @@ fn main() {
                 ..BackupConfig::by_hand(directory.path().join("backups"))
             },
             templates: directory.path().join("templates"),
+            images_of_files: Box::new(std::collections::BTreeSet::new),
         });
         let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let writers: Vec<_> = (0..WRITERS)
@@ -113,7 +114,7 @@ fn main() {
         for _ in 0..rounds {
             let (progress, _) = watch::channel(Progress::default());
             let (before, began) = (written.load(Ordering::Relaxed), Instant::now());
-            let made = backups.make(&Principal::Daemon, None, progress).await.unwrap();
+            let made = backups.make(&Principal::Daemon, None, false, progress).await.unwrap();
             during.push(rate(before, began.elapsed()));
             took.push(began.elapsed().as_secs_f64());
             size_bytes = made.size_bytes;

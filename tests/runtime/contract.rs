@@ -452,6 +452,9 @@ async fn an_image_on_top_of_another_is_loaded_listed_and_removed(bench: &Bench<'
     let found = images.iter().find(|image| image.digest == digest).unwrap();
     assert_eq!(found.snapshot_of.as_deref(), Some("installation"));
 
+    let saved = runtime.save_image(digest).await.unwrap();
+    let saved: Vec<_> = saved.map(Result::unwrap).collect().await;
+
     // Not while a sandbox is made of it.
     let spec = SandboxSpec {
         image: digest,
@@ -469,6 +472,19 @@ async fn an_image_on_top_of_another_is_loaded_listed_and_removed(bench: &Bench<'
             "{missing:?}"
         );
     }
+    // What was saved is the same image again, with its label and all of its layers.
+    let again = stream::iter(saved.into_iter().map(Ok)).boxed();
+    assert_eq!(runtime.load_image(again).await.unwrap(), digest);
+    assert_eq!(runtime.makeup(digest).await.unwrap(), made);
+    let images = runtime.images().await.unwrap();
+    let found = images.iter().find(|image| image.digest == digest).unwrap();
+    assert_eq!(found.snapshot_of.as_deref(), Some("installation"));
+    assert!(runtime.remove_image(digest).await.unwrap());
+    let missing = runtime.save_image(digest).await.err();
+    assert!(
+        matches!(missing, Some(RuntimeError::ImageMissing(gone)) if gone == digest),
+        "{missing:?}"
+    );
     // A layer that nobody has.
     let (archive, _) = archive::on_top(&[digest], "installation");
     let refused = runtime.load_image(whole(archive)).await;

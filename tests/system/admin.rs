@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::Instant;
 
+use crate::record::said;
 use crate::support::{Daemon, PATIENCE, admin, bench};
 
 #[tokio::test]
@@ -58,17 +59,12 @@ async fn root_sees_how_the_daemon_is_and_all_its_sessions() {
             .iter()
             .any(|image| image.digest.to_string() == bench().image)
     );
-    let audit = Request::Audit {
-        session: None,
-        after: 0,
-        limit: 500,
-    };
-    let Answer::Audit { items } = daemon.admin(audit).await else {
-        panic!("no records");
-    };
-    let kinds: Vec<_> = items
+    let page = said(&daemon, &["--json", "audit", "list", "--limit", "200"]).await;
+    let page: Value = serde_json::from_str(&page).unwrap();
+    let records = page["items"].as_array().unwrap();
+    let kinds: Vec<_> = records
         .iter()
-        .map(|(_, record)| record.event.kind())
+        .map(|record| record["event"]["kind"].as_str().unwrap())
         .collect();
     for kind in [
         "daemon.start",
@@ -79,7 +75,9 @@ async fn root_sees_how_the_daemon_is_and_all_its_sessions() {
         assert!(kinds.contains(&kind), "{kinds:?}");
     }
     assert!(
-        items.windows(2).all(|pair| pair[0].0 < pair[1].0),
+        records
+            .windows(2)
+            .all(|pair| pair[0]["seq"].as_i64() < pair[1]["seq"].as_i64()),
         "in order"
     );
 }

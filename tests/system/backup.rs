@@ -17,11 +17,21 @@ use http::Method;
 use rusqlite::{Connection, params};
 use serde_json::json;
 
+use crate::storm::ground::Podman;
+use crate::support::client::UnixClient;
 use crate::support::daemon::{DAEMON_USER, give_to_daemon};
 use crate::support::{Client, Daemon, PATIENCE, bench, wait_for, wait_until};
 
 async fn backup(daemon: &Daemon, to: Option<PathBuf>) -> Result<BackupView, (String, String)> {
-    match daemon.admin(Request::Backup { to }).await {
+    backup_with(daemon, to, false).await
+}
+
+async fn backup_with(
+    daemon: &Daemon,
+    to: Option<PathBuf>,
+    images: bool,
+) -> Result<BackupView, (String, String)> {
+    match daemon.admin(Request::Backup { to, images }).await {
         Answer::Backup(made) => Ok(made),
         Answer::Refused { code, message } => Err((code, message)),
         other => panic!("{other:?}"),
@@ -181,6 +191,90 @@ async fn what_was_acknowledged_before_a_backup_under_load_is_there_in_a_fresh_di
     );
     let records = other.sql::<i64>("SELECT count(*) FROM audit WHERE kind = 'state.restore'");
     assert_eq!(records, [1]);
+    // Of the backup that it is, the intent stands there without an outcome.
+    other.forget_intents();
+}
+
+/// What is restored runs where podman has no image, and nobody could fetch one.
+#[tokio::test]
+async fn images_in_a_backup_are_used_on_a_machine_that_has_none() {
+    let mut daemon = Daemon::up().await;
+    let client = daemon.client.clone();
+    let id = client.session(json!({})).await;
+    client.out(&id, "echo kept >~/file").await;
+    let path = format!("/v1/sessions/{id}/snapshot");
+    let made = client.post(&path, json!({"template": "mine"})).await;
+    made.expect(201);
+    client.end(&id).await;
+    let began = std::time::Instant::now();
+    let without = backup(&daemon, None).await.unwrap();
+    assert_eq!(without.images, 0);
+    let plain = began.elapsed();
+    let began = std::time::Instant::now();
+    let made = backup_with(&daemon, None, true).await.unwrap();
+    eprintln!(
+        "{} bytes in {plain:?} without images, {} bytes in {:?} with two",
+        without.size_bytes,
+        made.size_bytes,
+        began.elapsed()
+    );
+    assert_eq!((made.images, &made.images_missing[..]), (2, &[][..]));
+    assert!(made.size_bytes > without.size_bytes + (10 << 20));
+    assert!(!names(&daemon.state_dir()).contains("backup-images.partial"));
+    assert_eq!(daemon.term().await, 0);
+
+    let podman = Podman::up();
+    let images = async |method, path: &str| {
+        let path = format!("/v4.0.0/libpod/images/{path}");
+        let podman = UnixClient(podman.socket.clone());
+        podman.send(method, &path).await.unwrap().expect(200)
+    };
+    let base = bench().image.trim_start_matches("sha256:");
+    images(Method::DELETE, base).await;
+    assert_eq!(images(Method::GET, "json?all=true").await, json!([]));
+
+    let mut other = Daemon::on_podman(&podman.socket, &podman.runtime);
+    let file = other.home.join("file.tar.zst");
+    std::fs::copy(&made.path, &file).unwrap();
+    give_to_daemon(&file);
+    let (code, text) = restore(&other, &file, &["--dry-run"]).await;
+    assert_eq!(code, 0, "{text}");
+    let line = format!("the image {} (", bench().image);
+    assert!(
+        text.contains(&line) && text.contains("would be loaded"),
+        "{text}"
+    );
+    let waiting = other.state_dir().join("images-restored");
+    assert!(!waiting.exists());
+    let (code, text) = restore(&other, &file, &[]).await;
+    assert_eq!(code, 0, "{text}");
+    let key = other.state_dir().join("vault.key");
+    std::fs::copy(daemon.state_dir().join("vault.key"), &key).unwrap();
+    give_to_daemon(&key);
+    assert_eq!(names(&waiting).len(), 2);
+    // Whoever only checks sees that they will be there, and leaves them.
+    let (code, text) = other.run_to_end(DAEMON_USER, &["--check"]).await;
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(names(&waiting).len(), 2);
+
+    let began = std::time::Instant::now();
+    other.start().await;
+    eprintln!("ready after {:?}, with two images to load", began.elapsed());
+    other.client.key.clone_from(&client.key);
+    assert!(!waiting.exists());
+    let here = other.client.clone();
+    let id = here.session(json!({})).await;
+    assert_eq!(
+        here.out(&id, "cat ~/file 2>&1 || echo none")
+            .await
+            .lines()
+            .last(),
+        Some("none")
+    );
+    let id = here.session(json!({"template": "mine"})).await;
+    assert_eq!(here.out(&id, "cat ~/file").await, "kept\n");
+    let loaded = "SELECT count(*) FROM audit WHERE kind = 'image.import' AND result = 'ok'";
+    assert_eq!(other.sql::<i64>(loaded), [2]);
     // Of the backup that it is, the intent stands there without an outcome.
     other.forget_intents();
 }

@@ -20,7 +20,8 @@ async fn casemate(daemon: &Daemon, arguments: &[&str]) -> Output {
     command.output().await.unwrap()
 }
 
-async fn said(daemon: &Daemon, arguments: &[&str]) -> String {
+/// What it prints when all is well.
+pub async fn said(daemon: &Daemon, arguments: &[&str]) -> String {
     let done = casemate(daemon, arguments).await;
     assert!(done.status.success(), "{arguments:?}: {done:?}");
     String::from_utf8(done.stdout).unwrap()
@@ -58,6 +59,21 @@ async fn an_export_is_verified_without_the_daemon_and_shows_what_was_done_to_it(
     );
     let last = said(&daemon, &["--json", "audit", "tail", "-n", "5"]).await;
     assert_eq!(last.lines().count(), 5);
+    let events = said(&daemon, &["audit", "export", "--format", "ocsf"]).await;
+    assert!(events.lines().count() >= export.lines().count() - 1);
+    for event in events.lines() {
+        let event: Value = serde_json::from_str(event).unwrap();
+        assert_eq!(event["class_uid"], 6003, "{event}");
+    }
+    let runs = said(
+        &daemon,
+        &["--json", "audit", "list", "--kind", "session.run"],
+    )
+    .await;
+    let runs: Value = serde_json::from_str(&runs).unwrap();
+    assert_eq!(runs["items"].as_array().unwrap().len(), 2, "{runs}");
+    let wrong = casemate(&daemon, &["audit", "list", "--kind", "no.such"]).await;
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
 
     let records: Vec<Value> = export
         .lines()

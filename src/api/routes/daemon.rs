@@ -59,7 +59,7 @@ pub(super) const ROUTES: &[Route] = &[
         OUTCOME,
         INTENT,
         parameter("after", "Only records after this position; all when absent."),
-        parameter("last", "Begin with the last so many records, 0 to 10000, instead."),
+        parameter("last", "Begin with what matches of the last so many records, 0 to 10000, instead."),
     ])
     .headers(&[parameter(
         "Last-Event-ID",

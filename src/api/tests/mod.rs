@@ -87,6 +87,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         clock: clock.clone(),
         config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
         templates: directory.path().join("templates"),
+        images_of_files: Box::new(std::collections::BTreeSet::new),
     });
     App::new(Parts {
         sessions,

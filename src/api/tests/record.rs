@@ -121,6 +121,9 @@ async fn the_whole_record_is_not_a_member_s() {
         "/v1/audit?from=yesterday",
         "/v1/audit/stream?after=-1",
         "/v1/audit/stream?last=10001",
+        "/v1/audit/stream?kind=no.such",
+        "/v1/audit/stream?from=2026-01-31T12:00:00Z",
+        "/v1/audit/stream?to=2026-01-31T12:00:00Z",
         "/v1/audit/export?format=xml",
         "/v1/audit/verify?limit=0",
     ] {

@@ -111,6 +111,7 @@ impl House {
             clock: clock.clone(),
             config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
             templates: directory.path().join("templates"),
+            images_of_files: Box::new(std::collections::BTreeSet::new),
         });
         let app = App::new(Parts {
             sessions,

@@ -10,6 +10,7 @@ mod failure;
 mod http;
 mod key;
 mod output;
+mod restoring;
 mod screen;
 mod socket;
 

@@ -60,6 +60,7 @@ impl Bench {
             clock: clock.clone(),
             config: config.backup.clone(),
             templates: path("templates"),
+            images_of_files: Box::new(move || [image].into()),
         });
         let scene = Arc::new(Scene {
             config: RwLock::new(Arc::new(config)),

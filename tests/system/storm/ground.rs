@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
 use nix::sys::signal::{Signal, kill};
@@ -70,7 +71,10 @@ pub struct Podman {
 impl Podman {
     /// Brings it up, with the bench's image.
     pub fn up() -> Self {
-        let dir = bench().dir.join(format!("podman.{}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("podman.{}-{number}", std::process::id());
+        let dir = bench().dir.join(name);
         let said = script("up", &dir, &[], None);
         let said: BTreeMap<&str, &str> = said
             .lines()

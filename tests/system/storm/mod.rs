@@ -6,7 +6,7 @@
 
 mod clients;
 mod events;
-mod ground;
+pub mod ground;
 mod reckoning;
 
 use std::fmt::{Display, Write};

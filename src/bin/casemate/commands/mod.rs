@@ -44,6 +44,12 @@ impl Context {
         Client::new(&self.url, Some(key))
     }
 
+    /// Whether the caller has said that there is a key.
+    pub fn has_key(&self) -> bool {
+        self.key_file.is_some()
+            || std::env::var_os(key::VARIABLE).is_some_and(|text| !text.is_empty())
+    }
+
     /// The HTTP API's open routes: no key is needed, so none is sent.
     pub fn stranger(&self) -> Result<Client, Failure> {
         Client::new(&self.url, None)

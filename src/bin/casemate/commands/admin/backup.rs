@@ -12,6 +12,7 @@ use clap::Args;
 use super::Context;
 use crate::failure::Failure;
 use crate::output::{self, progress, tell};
+use crate::restoring::Restoring;
 use crate::screen::size;
 
 /// Where the daemon's program is when it is not beside this one.
@@ -25,6 +26,9 @@ pub struct Backup {
     /// Make it this file, which is not there yet, in a directory that casemated may write; without it, in backup.directory
     #[arg(long, value_name = "FILE")]
     to: Option<PathBuf>,
+    /// With the images of templates, so that a restore needs no other source of them
+    #[arg(long)]
+    images: bool,
 }
 
 impl Backup {
@@ -32,7 +36,10 @@ impl Backup {
         let to = self.to.map(std::path::absolute).transpose();
         let to = to.map_err(|error| Failure::usage(format!("--to: {error}")))?;
         let is_watched = std::io::stderr().is_terminal();
-        let request = Request::Backup { to };
+        let request = Request::Backup {
+            to,
+            images: self.images,
+        };
         let made = context
             .admin()
             .ask_long(request, |done, total| {
@@ -52,9 +59,19 @@ impl Backup {
             return output::json(&made);
         }
         output::line(&made.path.display().to_string())?;
+        for image in &made.images_missing {
+            tell(&format!(
+                "podman does not have {image}, the image of a template; it is not in the backup"
+            ));
+        }
+        let images = match made.images {
+            0 => String::new(),
+            1 => " with 1 image".to_owned(),
+            count => format!(" with {count} images"),
+        };
         let sealed = if made.encrypted { ", encrypted" } else { "" };
         tell(&format!(
-            "made a backup of {}{sealed}; keep a copy on another machine",
+            "made a backup of {}{images}{sealed}; keep a copy on another machine",
             size(made.size_bytes)
         ));
         Ok(())
@@ -63,29 +80,9 @@ impl Backup {
 
 /// Make a state out of a backup, while casemated does not run
 #[derive(Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is an option of its own"
-)]
 pub struct Restore {
-    /// The backup
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
-    /// File of the age identity that it is encrypted for; casemated's user must be able to read it
-    #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
-    /// Put a state that is there aside, whole, and this one in its place
-    #[arg(long)]
-    replace: bool,
-    /// Put the templates' files in the places of those with the same names
-    #[arg(long)]
-    templates: bool,
-    /// Take it although its record is not what was written; casemate audit verify says what is wrong
-    #[arg(long)]
-    broken_record: bool,
-    /// Only check the backup, and say what would be done
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    wanted: Restoring,
     /// casemated's main settings file
     #[arg(
         long,
@@ -108,9 +105,22 @@ impl Restore {
     }
 
     fn start(&self) -> Result<std::convert::Infallible, Failure> {
-        let failed = |error| Failure::io(format_args!("read {}", self.file.display()), &error);
-        // Opened by whoever asks: casemated's user may not reach it.
-        let file = std::fs::File::open(&self.file).map_err(failed)?;
+        // All of it is handed on: what is new there is missing here until it is.
+        let Restoring {
+            file,
+            identity,
+            replace,
+            templates,
+            broken_record,
+            dry_run,
+        } = &self.wanted;
+        let from = if file.as_os_str() == "-" {
+            Stdio::inherit()
+        } else {
+            let failed = |error| Failure::io(format_args!("read {}", file.display()), &error);
+            // Opened by whoever asks: casemated's user may not reach it.
+            std::fs::File::open(file).map_err(failed)?.into()
+        };
         let program = beside_us("casemated").unwrap_or_else(|| CASEMATED.into());
         let mut command = if rustix::process::geteuid().is_root() {
             let mut command = Command::new(SETPRIV);
@@ -128,17 +138,17 @@ impl Restore {
             .arg("-")
             .env_clear()
             .current_dir("/")
-            .stdin(Stdio::from(file));
-        if let Some(identity) = &self.identity {
+            .stdin(from);
+        if let Some(identity) = identity {
             let identity = std::path::absolute(identity)
                 .map_err(|error| Failure::usage(format!("--identity: {error}")))?;
             command.arg("--identity").arg(identity);
         }
         for (is_wanted, option) in [
-            (self.replace, "--replace"),
-            (self.templates, "--templates"),
-            (self.broken_record, "--broken-record"),
-            (self.dry_run, "--dry-run"),
+            (*replace, "--replace"),
+            (*templates, "--templates"),
+            (*broken_record, "--broken-record"),
+            (*dry_run, "--dry-run"),
         ] {
             if is_wanted {
                 command.arg(option);

@@ -1,6 +1,5 @@
 //! `casemate admin …`: what operators do, over the admin socket.
 
-mod audit;
 mod backup;
 mod image;
 mod session;
@@ -29,8 +28,6 @@ pub enum Command {
     /// Load and list images
     #[command(subcommand)]
     Image(image::Command),
-    /// Read the audit log, oldest first
-    Audit(audit::Audit),
     /// Make casemated read its settings again
     Reload,
     /// Make a backup now and print where it is
@@ -61,7 +58,6 @@ impl Command {
             Self::Key(Key::Create { name, team }) => create_key(context, name, team).await?,
             Self::Session(command) => command.execute(context).await?,
             Self::Image(command) => command.execute(context).await?,
-            Self::Audit(audit) => audit.execute(context).await?,
             Self::Backup(backup) => backup.execute(context).await?,
             Self::Restore(restore) => return Err(restore.execute()),
             Self::Reload => {

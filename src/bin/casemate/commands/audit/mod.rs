@@ -1,63 +1,34 @@
 //! `casemate audit …`: what was recorded of a session, over the HTTP API; the whole record, over the admin socket; whether
 //! an exported one is what was written, without either. And how a record is shown.
 
+mod list;
 mod verify;
 mod whole;
 
 use std::path::PathBuf;
 
-use casemate::base::id::SessionId;
 use clap::Subcommand;
 use serde_json::Value;
 
 use super::Context;
-use super::session::wire::Page;
 use crate::failure::Failure;
-use crate::http::Call;
-use crate::output::{self, tell};
 use crate::screen::or_absent;
 
 /// What to do with the record.
 #[derive(Subcommand)]
 pub enum Command {
-    /// List what was recorded of a session, oldest first
-    List {
-        /// Which session
-        #[arg(long, value_name = "ID")]
-        session: SessionId,
-        /// At most so many, 1 to 200
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
-        limit: u32,
-        /// Go on after the last record of the page before
-        #[arg(long, value_name = "N")]
-        cursor: Option<String>,
-        /// Only of these kinds, with commas between them
-        #[arg(long, value_name = "KIND,...")]
-        kind: Option<String>,
-        /// Only of who asked, as the record writes it
-        #[arg(long, value_name = "WHO")]
-        principal: Option<String>,
-        /// Only outcomes that are ok, or failed
-        #[arg(long, value_parser = ["ok", "failed"])]
-        outcome: Option<String>,
-        /// Only what was written at this time or later: 2026-01-31T12:00:00Z
-        #[arg(long, value_name = "TIME")]
-        from: Option<String>,
-        /// Only what was written before this time
-        #[arg(long, value_name = "TIME")]
-        to: Option<String>,
-    },
+    /// List what was recorded, oldest first: of a session with an API key, of everything as an operator
+    List(Box<list::List>),
     /// Show the end of the record, and what is added; for operators
     Tail {
         /// Go on as records are added
         #[arg(short, long)]
         follow: bool,
-        /// So many records, at most 10000
+        /// Look at so many records, at most 10000
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000), value_name = "N")]
         last: u32,
-        /// Only of this session
-        #[arg(long, value_name = "ID")]
-        session: Option<SessionId>,
+        #[command(flatten)]
+        only: Box<list::Only>,
     },
     /// Write the record to standard output, with a signed checkpoint; for operators
     Export {
@@ -67,6 +38,9 @@ pub enum Command {
         /// Only records up to this position
         #[arg(long, value_name = "N")]
         until: Option<i64>,
+        /// What can be verified, or events of the Open Cybersecurity Schema Framework, which cannot
+        #[arg(long, default_value = "jsonl")]
+        format: whole::Format,
     },
     /// Check that the record is what was written: the daemon's (for operators), or a file that was exported
     Verify {
@@ -82,70 +56,33 @@ pub enum Command {
 }
 
 /// The columns of [`row`].
-pub const HEADINGS: [&str; 6] = ["AT", "STAGE", "PRINCIPAL", "SESSION", "KIND", "DETAILS"];
+const HEADINGS: [&str; 6] = ["AT", "STAGE", "PRINCIPAL", "SESSION", "KIND", "DETAILS"];
 
 impl Command {
     pub async fn execute(self, context: &Context) -> Result<(), Failure> {
-        let (session, limit, more) = match self {
-            Self::List {
-                session,
-                limit,
-                cursor,
-                kind,
-                principal,
-                outcome,
-                from,
-                to,
-            } => {
-                let more = [
-                    ("cursor", cursor),
-                    ("kind", kind),
-                    ("principal", principal),
-                    ("outcome", outcome),
-                    ("from", from),
-                    ("to", to),
-                ];
-                (session, limit, more)
+        match self {
+            Self::List(list) => list.execute(context).await,
+            Self::Tail { follow, last, only } => {
+                whole::tail(context, last, only.filter(), follow).await
             }
-            Self::Tail {
-                follow,
-                last,
-                session,
-            } => return whole::tail(context, last, session, follow).await,
-            Self::Export { after, until } => return whole::export(context, after, until).await,
+            Self::Export {
+                after,
+                until,
+                format,
+            } => whole::export(context, after, until, format).await,
             Self::Verify {
                 file: Some(file),
                 public_key: Some(public_key),
-            } => return verify::file(context, &file, &public_key),
-            Self::Verify { .. } => return whole::verify(context).await,
-            Self::Key => return whole::key(context).await,
-        };
-        let mut query = vec![
-            ("session", session.to_string()),
-            ("limit", limit.to_string()),
-        ];
-        query.extend(
-            more.into_iter()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-        let client = context.client()?;
-        let answer = client.call(Call::get("/v1/audit", &query)).await?;
-        if context.json {
-            return output::json(&client.read::<Value>(&answer)?);
+            } => verify::file(context, &file, &public_key),
+            Self::Verify { .. } => whole::verify(context).await,
+            Self::Key => whole::key(context).await,
         }
-        let page: Page<Value> = client.read(&answer)?;
-        let rows: Vec<_> = page.items.iter().map(row).collect();
-        output::table(&HEADINGS, &rows)?;
-        page.next_cursor.inspect(|cursor| {
-            tell(&format!("there are more; go on with --cursor {cursor}"));
-        });
-        Ok(())
     }
 }
 
 /// A record in a table. Read as loose JSON, so that kinds of events that a newer daemon knows are
 /// shown as well.
-pub fn row(record: &Value) -> Vec<String> {
+fn row(record: &Value) -> Vec<String> {
     let text = |name: &str| or_absent(record.get(name).and_then(Value::as_str));
     let event = record.get("event");
     let kind = event

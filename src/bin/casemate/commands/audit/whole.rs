@@ -4,8 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use casemate::admin::protocol::{Answer, Request};
 use casemate::base::exit::Exit;
-use casemate::base::id::SessionId;
+use casemate::model::query::AuditFilter;
 use casemate::model::verify::{Finding, Verified};
+use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::super::Context;
@@ -18,16 +19,25 @@ pub const SPKI: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
 
+/// What an export is written as.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// The record's own lines and a signed checkpoint
+    Jsonl,
+    /// Events of the Open Cybersecurity Schema Framework
+    Ocsf,
+}
+
 /// `casemate audit tail`.
 pub async fn tail(
     context: &Context,
     last: u32,
-    session: Option<SessionId>,
+    filter: AuditFilter,
     follow: bool,
 ) -> Result<(), Failure> {
     let request = Request::AuditTail {
         last,
-        session,
+        filter,
         follow,
     };
     let show = |lines: Vec<String>| {
@@ -45,8 +55,17 @@ pub async fn tail(
 }
 
 /// `casemate audit export`.
-pub async fn export(context: &Context, after: i64, until: Option<i64>) -> Result<(), Failure> {
-    let request = Request::AuditExport { after, until };
+pub async fn export(
+    context: &Context,
+    after: i64,
+    until: Option<i64>,
+    format: Format,
+) -> Result<(), Failure> {
+    let request = Request::AuditExport {
+        after,
+        until,
+        ocsf: matches!(format, Format::Ocsf),
+    };
     let write = |lines: Vec<String>| {
         let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
         output::text(text.as_bytes())
