@@ -16,6 +16,7 @@ use crate::base::id::{KeyId, SessionId};
 use crate::model::event::AuditRecord;
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
+use crate::model::record::Archive;
 use crate::model::session::{Phase, Reason};
 use crate::model::verify::{Finding, Verified};
 
@@ -91,7 +92,7 @@ pub enum Request {
     },
     /// Take the audit log away, as lines to be verified elsewhere.
     AuditExport {
-        /// Only records after this position.
+        /// Only records after this position; 0: all that are kept.
         after: i64,
         /// Only records up to this position.
         until: Option<i64>,
@@ -100,6 +101,18 @@ pub enum Request {
     AuditVerify,
     /// Show the public key that the audit log is verified with.
     AuditKey,
+    /// List the files that what left the database is in.
+    AuditArchives {
+        /// Only those that end after this position.
+        after: i64,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Move records to files.
+    AuditArchive {
+        /// Those that were made before this time; without it what the settings say.
+        before: Option<Timestamp>,
+    },
     /// Read the settings again.
     Reload,
     /// Make a backup.
@@ -125,6 +138,8 @@ impl Request {
             Self::AuditExport { .. } => "audit-export",
             Self::AuditVerify => "audit-verify",
             Self::AuditKey => "audit-key",
+            Self::AuditArchives { .. } => "audit-archives",
+            Self::AuditArchive { .. } => "audit-archive",
             Self::Reload => "reload",
             Self::Backup { .. } => "backup",
         }
@@ -183,6 +198,20 @@ pub enum Answer {
         /// The first thing that is wrong.
         finding: Option<Finding>,
     },
+    /// Files of the audit log.
+    AuditArchives {
+        /// In the log's order.
+        items: Vec<ArchiveView>,
+    },
+    /// Records were moved to files.
+    AuditArchived {
+        /// Files that were made.
+        archives: u64,
+        /// Records in them.
+        records: u64,
+        /// The position up to which the log is in files.
+        up_to: i64,
+    },
     /// The key that the audit log is verified with.
     AuditKey {
         /// An Ed25519 public key (RFC 8032): 32 bytes, hexadecimal.
@@ -236,6 +265,18 @@ pub struct BackupView {
     pub made_at: Timestamp,
     /// Whether it is encrypted for the recipient of the configuration.
     pub encrypted: bool,
+}
+
+/// A file of the audit log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ArchiveView {
+    /// Where it was put.
+    pub path: PathBuf,
+    /// Whether a file of its length is there.
+    pub present: bool,
+    /// What was signed of it.
+    #[serde(flatten)]
+    pub archive: Archive,
 }
 
 /// A new key.
@@ -310,6 +351,8 @@ mod tests {
                 session: None,
                 follow: false,
             },
+            Request::AuditArchives { after: 0, limit: 1 },
+            Request::AuditArchive { before: None },
             Request::Backup { to: None },
             Request::SessionList {
                 live: true,

@@ -48,8 +48,8 @@ const REFUSAL_RECORD_MS: i64 = 1_000;
 /// Pieces of an archive on their way to the runtime; a slow runtime slows the sender.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-/// Time between two reports of a backup's progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two reports of progress.
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How much of an archive arrives between two reports of progress.
 const PROGRESS_STEP_BYTES: u64 = 8 << 20;
@@ -292,7 +292,11 @@ impl Desk {
             Request::AuditTail { .. }
             | Request::AuditExport { .. }
             | Request::AuditVerify
-            | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
+            | Request::AuditKey
+            | Request::AuditArchives { .. }
+            | Request::AuditArchive { .. } => {
+                record::answer(&self.app, frames, who, request, stop).await?
+            }
             Request::Reload => {
                 self.app.reload(who).await?;
                 Answer::Done
@@ -467,6 +471,8 @@ fn told(error: &AppError) -> Answer {
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",
         AppError::NoRecord(_) => "no_record",
+        AppError::Archived { .. } => "audit_archived",
+        AppError::Archive(error) => error.code(),
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),

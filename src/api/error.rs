@@ -164,6 +164,18 @@ impl From<AppError> for Problem {
                 "no_record",
                 format!("the audit log has no record {seq}"),
             ),
+            AppError::Archived { after, up_to, file } => Self::new(
+                StatusCode::GONE,
+                "audit_archived",
+                format!(
+                    "record {} is in the archive {file}: records up to {up_to} are in such files, which operators have; go on after {up_to}",
+                    after + 1
+                ),
+            ),
+            // Only operators ask for one, and not here.
+            AppError::Archive(error) => {
+                unavailable("not_archived", "nothing was archived").because(error)
+            }
             AppError::BadArchive(what) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "bad_archive",

@@ -170,6 +170,11 @@ async fn serve(
         "backup",
         keep_backups(house.backups.clone(), tasks.stopping()),
     );
+    let (retention, stop) = (house.retention.clone(), tasks.stopping());
+    tasks.spawn_core("retention", async move {
+        retention.keep(stop).await;
+        Ok(())
+    });
     tasks.spawn_core(
         "check",
         check::keep(
@@ -368,6 +373,7 @@ async fn drain(
     house.sessions.close();
     // Whoever waits for one is answered before the doors shut.
     house.backups.close().await;
+    house.retention.close().await;
     for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
         warn!(task = late, "a task did not end in time");
     }

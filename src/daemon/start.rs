@@ -19,6 +19,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
+use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
 use crate::backup::{Backups, swap};
@@ -136,6 +137,7 @@ pub(super) struct House {
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
     pub(super) backups: Backups,
+    pub(super) retention: Retention,
     /// What the state was restored from, when this is the first daemon since.
     pub(super) restored: Option<swap::Mark>,
 }
@@ -208,6 +210,7 @@ impl Ground {
             config: config.backup.clone(),
             templates: self.templates,
         });
+        let retention = Retention::new(audit.clone());
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
@@ -222,6 +225,7 @@ impl Ground {
             calls: calls.clone(),
             snapshots: crate::app::Snapshots::default(),
             backups: backups.clone(),
+            retention: retention.clone(),
             readiness: Mutex::new(None),
         });
         let house = House {
@@ -234,6 +238,7 @@ impl Ground {
             reloads,
             was_signed,
             backups,
+            retention,
             restored: self.restored,
         };
         Ok((self.lock, house))
@@ -302,10 +307,11 @@ impl House {
             sessions,
             audit,
             backups,
+            retention,
             ..
         } = self;
         // The store's threads end only when every handle on it is gone.
-        drop((app, sessions, audit, backups));
+        drop((app, sessions, audit, backups, retention));
         store.close().await;
     }
 

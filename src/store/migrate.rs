@@ -19,10 +19,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_limits.sql"),
     include_str!("migrations/0005_volumes.sql"),
     include_str!("migrations/0006_record.sql"),
+    include_str!("migrations/0007_archived.sql"),
 ];
 
 /// The version that chains the record, which is more than SQL can do.
 pub(super) const CHAINED: u32 = 6;
+
+/// The version from which on the record may begin later than with its first event.
+pub(super) const ARCHIVED: u32 = 7;
 
 /// The newest schema that this program knows.
 pub(super) fn known() -> u32 {

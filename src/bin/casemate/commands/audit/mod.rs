@@ -1,17 +1,19 @@
 //! `casemate audit …`: what was recorded of a session, over the HTTP API; the whole record, over the admin socket; whether
 //! an exported one is what was written, without either. And how a record is shown.
 
+mod archives;
 mod verify;
 mod whole;
 
 use std::path::PathBuf;
 
+use casemate::base::clock::Timestamp;
 use casemate::base::id::SessionId;
 use clap::Subcommand;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::Context;
-use super::session::wire::Page;
 use crate::failure::Failure;
 use crate::http::Call;
 use crate::output::{self, tell};
@@ -61,24 +63,45 @@ pub enum Command {
     },
     /// Write the record to standard output, with a signed checkpoint; for operators
     Export {
-        /// Only records after this position
-        #[arg(long, default_value_t = 0, value_name = "N")]
+        /// Only records after this position; 0 is the beginning of what is not archived
+        #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(0..))]
         after: i64,
         /// Only records up to this position
         #[arg(long, value_name = "N")]
         until: Option<i64>,
     },
-    /// Check that the record is what was written: the daemon's (for operators), or a file that was exported
+    /// Check that the record is what was written: the daemon's (for operators), or files of it
     Verify {
-        /// A file that was exported; - is standard input
+        /// Files that were exported or archived, each going on where the one before it ends; - is standard input
         #[arg(requires = "public_key", value_name = "FILE")]
-        file: Option<PathBuf>,
-        /// The public key, as `casemate audit key` prints it, from somewhere else than the file
-        #[arg(long, requires = "file", value_name = "PEM")]
+        files: Vec<PathBuf>,
+        /// The public key, as `casemate audit key` prints it, from somewhere else than the files
+        #[arg(long, requires = "files", value_name = "PEM")]
         public_key: Option<PathBuf>,
+    },
+    /// List the files that old records were moved to; for operators
+    Archives,
+    /// Move old records to files now; for operators
+    Archive {
+        /// Those that were made before this time: 2026-01-31T12:00:00Z; without it, what audit.retention says
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        before: Option<Timestamp>,
     },
     /// Print the public key that the record is verified with; for operators
     Key,
+}
+
+/// A page of records.
+#[derive(Deserialize)]
+struct AuditPage {
+    items: Vec<Value>,
+    next_cursor: Option<String>,
+    archived_up_to: Option<i64>,
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "a time like 2026-01-31T12:00:00Z is expected".to_owned())
 }
 
 /// The columns of [`row`].
@@ -114,10 +137,12 @@ impl Command {
             } => return whole::tail(context, last, session, follow).await,
             Self::Export { after, until } => return whole::export(context, after, until).await,
             Self::Verify {
-                file: Some(file),
+                files,
                 public_key: Some(public_key),
-            } => return verify::file(context, &file, &public_key),
+            } => return verify::files(context, &files, &public_key),
             Self::Verify { .. } => return whole::verify(context).await,
+            Self::Archives => return archives::list(context).await,
+            Self::Archive { before } => return archives::make(context, before).await,
             Self::Key => return whole::key(context).await,
         };
         let mut query = vec![
@@ -133,9 +158,14 @@ impl Command {
         if context.json {
             return output::json(&client.read::<Value>(&answer)?);
         }
-        let page: Page<Value> = client.read(&answer)?;
+        let page: AuditPage = client.read(&answer)?;
         let rows: Vec<_> = page.items.iter().map(row).collect();
         output::table(&HEADINGS, &rows)?;
+        page.archived_up_to.inspect(|up_to| {
+            tell(&format!(
+                "records up to {up_to} are archived and not looked for here; casemate audit archives lists their files"
+            ));
+        });
         page.next_cursor.inspect(|cursor| {
             tell(&format!("there are more; go on with --cursor {cursor}"));
         });
