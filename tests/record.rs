@@ -196,12 +196,12 @@ fn events() -> Vec<AuditEvent> {
             position: 7,
             found: text("record 7 is missing"),
         },
-        AuditEvent::AuditArchive { first: 1, last: 7 },
         AuditEvent::BackupMake { encrypted: true },
         AuditEvent::StateRestore {
             made_at: Timestamp::from_millis(1),
             restored_at: Timestamp::from_millis(2),
         },
+        AuditEvent::AuditArchive { first: 1, last: 7 },
     ]
 }
 

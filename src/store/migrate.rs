@@ -239,6 +239,10 @@ pub(super) mod tests {
             assert_eq!(rows(&copy, None), before);
             let now = Connection::open(&path).unwrap();
             assert_eq!(rows(&now, Some(&copy)).len(), before.len());
+            let shrinks: i64 = now
+                .pragma_query_value(None, "auto_vacuum", |row| row.get(0))
+                .unwrap();
+            assert_eq!(shrinks, 2, "its file cannot shrink");
             drop((copy, now));
             // Going back is to put the copy in its place.
             std::fs::copy(&backups[0], &path).unwrap();

@@ -231,6 +231,16 @@ async fn what_is_old_goes_to_files_and_the_chain_goes_on() {
     assert_eq!((extent.after, extent.last, extent.archives), (50, 86, 3));
     assert_eq!(open.whole(&place).await.0.records, 86);
     assert_eq!(open.look().await.unwrap().archives, 0);
+    // What a restore looks at begins there too.
+    let copy = place.path.join("copy.db");
+    let facts = open.store.copy_to(&copy, &mut |_, _| true).unwrap();
+    assert_eq!(facts.record_breaks_at, None);
+    let raw = Connection::open(&copy).unwrap();
+    raw.execute_batch("DELETE FROM audit WHERE seq = 51")
+        .unwrap();
+    drop(raw);
+    let facts = crate::store::look_into(&copy).unwrap();
+    assert_eq!(facts.record_breaks_at, Some(52));
     open.close().await;
 
     let again = place.open().await;
