@@ -29,6 +29,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+#[path = "cli/archives.rs"]
+mod archives;
 #[path = "cli/audit.rs"]
 mod audit;
 #[path = "cli/copies.rs"]

@@ -103,6 +103,7 @@ impl Bench {
         let app = App::new(Parts {
             sessions,
             store,
+            retention: casemate::audit::retention::Retention::new(audit.clone()),
             audit,
             runtime: dynamic,
             facts: RuntimeFacts {

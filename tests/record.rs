@@ -201,6 +201,7 @@ fn events() -> Vec<AuditEvent> {
             made_at: Timestamp::from_millis(1),
             restored_at: Timestamp::from_millis(2),
         },
+        AuditEvent::AuditArchive { first: 1, last: 7 },
     ]
 }
 

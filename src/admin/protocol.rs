@@ -17,6 +17,7 @@ use crate::model::check::Examined;
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
 use crate::model::query::AuditFilter;
+use crate::model::record::Archive;
 use crate::model::session::{Phase, Reason};
 use crate::model::verify::{Finding, Verified};
 
@@ -88,7 +89,7 @@ pub enum Request {
     },
     /// Take the audit log away, as lines to be verified elsewhere.
     AuditExport {
-        /// Only records after this position.
+        /// Only records after this position; 0: all that are kept.
         after: i64,
         /// Only records up to this position.
         until: Option<i64>,
@@ -102,6 +103,18 @@ pub enum Request {
     AuditKey,
     /// Make every hardening check.
     Doctor,
+    /// List the files that what left the database is in.
+    AuditArchives {
+        /// Only those that end after this position.
+        after: i64,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Move records to files.
+    AuditArchive {
+        /// Those that were made before this time; without it what the settings say.
+        before: Option<Timestamp>,
+    },
     /// Read the settings again.
     Reload,
     /// Make a backup.
@@ -131,6 +144,8 @@ impl Request {
             Self::AuditVerify => "audit-verify",
             Self::AuditKey => "audit-key",
             Self::Doctor => "doctor",
+            Self::AuditArchives { .. } => "audit-archives",
+            Self::AuditArchive { .. } => "audit-archive",
             Self::Reload => "reload",
             Self::Backup { .. } => "backup",
         }
@@ -177,12 +192,31 @@ pub enum Answer {
         /// In its order.
         lines: Vec<String>,
     },
+    /// The records that were asked for were those.
+    AuditListed {
+        /// Records up to this position are in files and were not looked at.
+        archived_up_to: Option<i64>,
+    },
     /// What was found in the audit log.
     AuditVerified {
         /// What is right.
         verified: Verified,
         /// The first thing that is wrong.
         finding: Option<Finding>,
+    },
+    /// Files of the audit log.
+    AuditArchives {
+        /// In the log's order.
+        items: Vec<ArchiveView>,
+    },
+    /// Records were moved to files.
+    AuditArchived {
+        /// Files that were made.
+        archives: u64,
+        /// Records in them.
+        records: u64,
+        /// The position up to which the log is in files.
+        up_to: i64,
     },
     /// The key that the audit log is verified with.
     AuditKey {
@@ -254,6 +288,18 @@ pub struct BackupView {
     /// Images of templates that podman does not have, where images were wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images_missing: Vec<ImageDigest>,
+}
+
+/// A file of the audit log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ArchiveView {
+    /// Where it was put.
+    pub path: PathBuf,
+    /// Whether a file of its length is there.
+    pub present: bool,
+    /// What was signed of it.
+    #[serde(flatten)]
+    pub archive: Archive,
 }
 
 /// A new key.
@@ -336,6 +382,8 @@ mod tests {
                 to: None,
                 images: true,
             },
+            Request::AuditArchives { after: 0, limit: 1 },
+            Request::AuditArchive { before: None },
             Request::SessionList {
                 live: true,
                 limit: 1,

@@ -50,8 +50,8 @@ const REFUSAL_RECORD_MS: i64 = 1_000;
 /// Pieces of an archive on their way to the runtime; a slow runtime slows the sender.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-/// Time between two reports of a backup's progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two reports of progress.
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How much of an archive arrives between two reports of progress.
 const PROGRESS_STEP_BYTES: u64 = 8 << 20;
@@ -280,7 +280,11 @@ impl Desk {
             | Request::AuditTail { .. }
             | Request::AuditExport { .. }
             | Request::AuditVerify
-            | Request::AuditKey => record::answer(&self.app, frames, who, request, stop).await?,
+            | Request::AuditKey
+            | Request::AuditArchives { .. }
+            | Request::AuditArchive { .. } => {
+                record::answer(&self.app, frames, who, request, stop).await?
+            }
             Request::Doctor => {
                 let checks = self.app.examine(who).await?;
                 let fit = checks.iter().all(|check| check.verdict != Verdict::Failed);
@@ -464,6 +468,8 @@ fn told(error: &AppError) -> Answer {
         AppError::Audit(_) => "audit_failed",
         AppError::NoRecord(_) => "no_record",
         AppError::BadFilter(_) => "bad_filter",
+        AppError::Archived { .. } => "audit_archived",
+        AppError::Archive(error) => error.code(),
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),

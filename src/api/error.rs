@@ -165,6 +165,18 @@ impl From<AppError> for Problem {
                 format!("the audit log has no record {seq}"),
             ),
             AppError::BadFilter(error) => Self::bad_request(error.to_string()),
+            AppError::Archived { after, up_to, file } => Self::new(
+                StatusCode::GONE,
+                "audit_archived",
+                format!(
+                    "record {} is in the archive {file}: records up to {up_to} are in such files, which operators have; go on after {up_to}",
+                    after + 1
+                ),
+            ),
+            // Only operators ask for one, and not here.
+            AppError::Archive(error) => {
+                unavailable("not_archived", "nothing was archived").because(error)
+            }
             AppError::BadArchive(what) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "bad_archive",

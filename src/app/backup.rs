@@ -66,6 +66,7 @@ impl App {
         let unenforced = self.facts().unenforced_limits.join(" ");
         checks.extend([
             beside("backup", self.0.backups.problem()),
+            beside("retention", self.0.retention.problem()),
             beside("volumes", self.volumes_problem().map(str::to_owned)),
             beside(
                 "limits",

@@ -15,7 +15,7 @@ mod volumes;
 
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
-pub use self::record::{AuditExport, ocsf_event};
+pub use self::record::{AuditExport, Extent, ocsf_event};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
@@ -31,6 +31,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
+use crate::audit::retention::{ArchiveError, Retention};
 use crate::audit::{AuditError, AuditLog, Intent};
 use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
@@ -92,6 +93,8 @@ pub struct Parts {
     pub snapshots: Snapshots,
     /// Makes backups.
     pub backups: Backups,
+    /// Moves what is old of the record to files.
+    pub retention: Retention,
     /// The last readiness.
     pub readiness: Mutex<Option<(tokio::time::Instant, Readiness)>>,
     /// Makes the hardening checks.
@@ -139,6 +142,19 @@ pub enum AppError {
     /// The record cannot be read like that.
     #[error(transparent)]
     BadFilter(BadFilter),
+    /// The record begins later by now.
+    #[error("records up to {up_to} were archived; record {} is in {file}", after + 1)]
+    Archived {
+        /// The position that was asked for.
+        after: i64,
+        /// The last position that is in a file.
+        up_to: i64,
+        /// The name of the file that has the next one.
+        file: String,
+    },
+    /// Records cannot be archived.
+    #[error(transparent)]
+    Archive(ArchiveError),
     /// The archive is not an image.
     #[error("the image archive was refused: {0}")]
     BadArchive(String),
@@ -173,6 +189,8 @@ impl AppError {
             Self::Audit(_) => "audit",
             Self::NoRecord(_) => "no_record",
             Self::BadFilter(_) => "bad_filter",
+            Self::Archived { .. } => "audit_archived",
+            Self::Archive(error) => error.code(),
             Self::BadArchive(_) => "bad_archive",
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),

@@ -3,14 +3,19 @@
 
 pub use crate::audit::ocsf::event as ocsf_event;
 pub use crate::audit::read::Export as AuditExport;
+pub use crate::store::Extent;
 
 use super::{App, AppError};
 use crate::audit::read::{Export, Follower};
+use crate::audit::retention::Archived;
 use crate::audit::{AuditError, Verification};
+use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::principal::Principal;
 use crate::model::query::{AuditFilter, BadFilter};
+use crate::model::record::SignedArchive;
 use crate::policy::Action;
+use crate::store::StoreError;
 
 impl App {
     /// The audit log in its order, as the lines that digests are of, each with its position.
@@ -25,7 +30,56 @@ impl App {
         filter.check().map_err(AppError::BadFilter)?;
         self.may_read(principal, filter.session).await?;
         let lines = self.0.store.audit_lines(filter).await;
-        lines.map_err(AppError::Store)
+        lines.map_err(reached)
+    }
+
+    /// How much of the record is in the database. Whoever may read a part of it may know.
+    ///
+    /// # Errors
+    /// [`AppError::Store`].
+    pub async fn audit_extent(&self) -> Result<Extent, AppError> {
+        self.0.store.audit_extent().await.map_err(AppError::Store)
+    }
+
+    /// The files that what was before is in, of positions after `after`, in their order, at most so many.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn audit_archives(
+        &self,
+        principal: &Principal,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<SignedArchive>, AppError> {
+        self.may_read(principal, None).await?;
+        let kept = self.0.store.archives(after, limit).await;
+        let lines = kept.map_err(AppError::Store)?.into_iter();
+        let parsed = lines.map(|(last, _, line)| {
+            let unreadable =
+                || AppError::Internal(format!("the line of archive {last} is not ours"));
+            SignedArchive::parse(&line).ok_or_else(unreadable)
+        });
+        parsed.collect()
+    }
+
+    /// Where those files are.
+    #[must_use]
+    pub fn archive_directory(&self) -> &std::path::Path {
+        self.0.retention.directory()
+    }
+
+    /// Moves what was made before this time to files; without one what the settings say.
+    ///
+    /// # Errors
+    /// [`AppError::Archive`].
+    pub async fn archive_audit(
+        &self,
+        principal: &Principal,
+        before: Option<Timestamp>,
+    ) -> Result<Archived, AppError> {
+        self.allow(principal, &Action::Administer)?;
+        let done = self.0.retention.look(principal, before).await;
+        done.map_err(AppError::Archive)
     }
 
     /// What matches the filter from its position on, and what will; beginning with what matches of the `last` so many records
@@ -45,9 +99,13 @@ impl App {
         }
         self.may_read(principal, filter.session).await?;
         if let Some(last) = last {
-            let head = self.0.audit.last().await.map_err(read)?;
-            filter.after = head.saturating_sub(i64::from(last)).max(0);
+            let extent = self.audit_extent().await?;
+            filter.after = extent
+                .last
+                .saturating_sub(i64::from(last))
+                .max(extent.after);
         }
+        self.0.audit.check_kept(filter.after).await.map_err(read)?;
         Ok(self.0.audit.follow(filter))
     }
 
@@ -116,8 +174,15 @@ impl App {
 
 fn read(error: AuditError) -> AppError {
     match error {
-        AuditError::Read(error) => AppError::Store(error),
+        AuditError::Read(error) => reached(error),
         AuditError::NoRecord(seq) => AppError::NoRecord(seq),
         error => AppError::Audit(error),
+    }
+}
+
+fn reached(error: StoreError) -> AppError {
+    match error {
+        StoreError::Archived { after, up_to, file } => AppError::Archived { after, up_to, file },
+        error => AppError::Store(error),
     }
 }

@@ -6,12 +6,16 @@ use super::{AuditError, AuditLog};
 use crate::model::query::AuditFilter;
 use crate::model::record::SignedCheckpoint;
 use crate::model::verify::{Fault, Finding, Signed, Verified, Verifier};
+use crate::store::StoreError;
 
 /// Records that are read at a time: a few milliseconds of one reader.
 const STEP: u32 = 1000;
 
 /// Checkpoints that are read at a time; there is not more than one for each record of a step but by playing with exports.
 const CHECKPOINTS: u32 = 10_000;
+
+/// How often what is being verified may be archived meanwhile.
+const OVERTAKEN: u32 = 10;
 
 /// What was found in a part of the record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +37,12 @@ impl AuditLog {
     pub async fn check_end(&self, was_signed: bool) -> Result<(), AuditError> {
         let signer = self.signer()?;
         let read = AuditError::Read;
+        // Where it begins: all that is before was archived by us, and nothing is missing there.
+        if let Some(found) = self.verify(0, 1).await?.finding {
+            self.raise(found.seq, found.text).await;
+            return Ok(());
+        }
+        let (start, _) = self.store.audit_start().await.map_err(read)?;
         let Some((_, seq, line)) = self.store.last_checkpoint().await.map_err(read)? else {
             let (head, _) = self.store.audit_head().await.map_err(read)?;
             if was_signed && head > 0 {
@@ -51,7 +61,7 @@ impl AuditLog {
             }
             Some(_) => {
                 // With the record that it covers, whose own text the checkpoint speaks of.
-                let verification = self.verify((seq - 1).max(0), i64::MAX).await?;
+                let verification = self.verify((seq - 1).max(start), i64::MAX).await?;
                 verification.finding.map(|found| (found.seq, found.text))
             }
         };
@@ -61,14 +71,43 @@ impl AuditLog {
         Ok(())
     }
 
-    /// Verifies at most `limit` records after the position `after`, in steps between which other readers have their turn.
+    /// Verifies at most `limit` records after the position `after`, in steps between which other readers have their turn. After
+    /// position 0 come the oldest that are kept.
     ///
     /// # Errors
-    /// [`AuditError`].
+    /// [`StoreError::Archived`] in [`AuditError::Read`], [`AuditError`].
     pub async fn verify(&self, after: i64, limit: i64) -> Result<Verification, AuditError> {
+        let mut tries = 0;
+        loop {
+            match self.verify_kept(after, limit).await {
+                // They were verified when they went, and what is left begins later now.
+                Err(AuditError::Read(StoreError::Archived { .. }))
+                    if after == 0 && tries < OVERTAKEN =>
+                {
+                    tries += 1;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn verify_kept(&self, after: i64, limit: i64) -> Result<Verification, AuditError> {
         let signer = self.signer()?;
         let read = AuditError::Read;
         let check = |signed: &SignedCheckpoint| signer.judge(signed);
+        let (start, _) = self.store.audit_start().await.map_err(read)?;
+        let after = if after == 0 { start } else { after };
+        if after == start
+            && let Some(text) = self.judge_start().await?
+        {
+            let finding = Finding {
+                line: 0,
+                seq: start,
+                fault: Fault::Removed,
+                text,
+            };
+            return Ok(Verification::wrong(after, finding));
+        }
         let (head, _) = self.store.audit_head().await.map_err(read)?;
         let until = head.min(after.saturating_add(limit));
         let Some(digest) = self.store.digest_at(after).await.map_err(read)? else {
@@ -99,6 +138,9 @@ impl AuditLog {
                     return Ok(Verification::wrong(after, finding));
                 }
             }
+        }
+        if last < until {
+            return Ok(Self::missing(last + 1, head));
         }
         if until < head {
             return Ok(match verifier.finish() {
@@ -154,6 +196,7 @@ impl Verification {
         Self {
             verified: Verified {
                 seq: after,
+                after,
                 ..Verified::default()
             },
             finding: Some(finding),

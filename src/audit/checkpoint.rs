@@ -7,11 +7,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::retention::ArchiveError;
 use super::{AuditError, AuditLog};
 use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::base::id::InstallationId;
-use crate::model::record::{Checkpoint, Digest, SignedCheckpoint, key_name};
+use crate::model::record::{
+    Archive, Checkpoint, Digest, SignedArchive, SignedCheckpoint, key_name,
+};
 use crate::model::verify::Signed;
 use crate::store::{Store, StoreError};
 use crate::vault::{PUBLIC_KEY_BYTES, SigningKey, Vault, VaultError, is_signed_by};
@@ -92,13 +95,39 @@ impl Signer {
 
     /// What a checkpoint's signature is worth.
     pub(super) fn judge(&self, signed: &SignedCheckpoint) -> Signed {
-        if signed.checkpoint.key != self.name {
+        self.judge_any(&signed.checkpoint.key, &signed.signed, &signed.signature)
+    }
+
+    /// What the signature of an archive's line is worth.
+    pub(super) fn judge_archive(&self, signed: &SignedArchive) -> Signed {
+        if signed.archive.installation != self.installation.to_string() {
+            return Signed::No;
+        }
+        self.judge_any(&signed.archive.key, &signed.signed, &signed.signature)
+    }
+
+    fn judge_any(&self, key: &str, signed: &str, signature: &[u8]) -> Signed {
+        if key != self.name {
             Signed::ByAnother
-        } else if is_signed_by(&self.public, signed.signed.as_bytes(), &signed.signature) {
+        } else if is_signed_by(&self.public, signed.as_bytes(), signature) {
             Signed::Yes
         } else {
             Signed::No
         }
+    }
+
+    /// The line of an archive, with our names in it.
+    pub(super) fn sign_archive(&self, archive: Archive) -> Result<String, ArchiveError> {
+        let archive = Archive {
+            installation: self.installation.to_string(),
+            key: self.name.clone(),
+            ..archive
+        };
+        let unsigned = archive
+            .unsigned()
+            .map_err(|error| ArchiveError::Internal(error.to_string()))?;
+        let signature = self.key.sign(unsigned.as_bytes());
+        Ok(Archive::line(&unsigned, &signature))
     }
 }
 

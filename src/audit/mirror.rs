@@ -71,6 +71,15 @@ impl AuditLog {
                 None => self.last().await?,
             },
         };
+        let (start, _) = self.store.audit_start().await.map_err(AuditError::Read)?;
+        if after < start {
+            warn!(
+                after,
+                up_to = start,
+                "what was recorded while no copy was made is archived, and does not come into the journal"
+            );
+        }
+        let after = after.max(start);
         *seen = Some(after);
         let mut follower = self.follow(AuditFilter {
             after,

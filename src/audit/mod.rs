@@ -10,13 +10,15 @@
 //!
 //! Each record's digest covers the one before it (`model/record.rs`); [`checkpoint`] signs what the chain has come to,
 //! [`check`] looks whether it is still so, [`read`] is for who reads on as it grows, [`mirror`] copies it out of the daemon's
-//! reach, [`tally`] keeps a flood of refusals from filling it.
+//! reach, [`tally`] keeps a flood of refusals from filling it, [`retention`] moves what is old into files.
 
+mod archive;
 mod check;
 mod checkpoint;
 pub mod mirror;
 pub mod ocsf;
 pub mod read;
+pub mod retention;
 mod tally;
 
 use std::sync::{Arc, OnceLock};

@@ -53,7 +53,20 @@ impl AuditLog {
         Ok(head.0)
     }
 
-    /// Everything after the position `after`, up to `until` or to what there is now, and a checkpoint.
+    /// Refuses a position whose next record is archived already; 0 stands for the oldest that are kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Archived`](crate::store::StoreError::Archived) in [`AuditError::Read`].
+    pub async fn check_kept(&self, after: i64) -> Result<(), AuditError> {
+        if after > 0 {
+            let digest = self.store.digest_at(after).await;
+            digest.map_err(AuditError::Read)?;
+        }
+        Ok(())
+    }
+
+    /// Everything after the position `after`, up to `until` or to what there is now, and a checkpoint. After position 0 come the
+    /// oldest that are kept.
     ///
     /// # Errors
     /// [`AuditError`].
@@ -68,6 +81,10 @@ impl AuditLog {
         let (end, digest) = match until {
             Some(until) if until < head => (until, digest_at(until).await?),
             _ => (head, head_digest),
+        };
+        let after = match after {
+            0 => self.store.audit_start().await.map_err(read)?.0,
+            after => after,
         };
         if after > end {
             return Err(AuditError::NoRecord(after));

@@ -14,7 +14,7 @@ use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
     AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, OnShutdown,
-    SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
+    RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -29,6 +29,12 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 const MAX_BENEATH_RUNTIME_DIR_BYTES: usize = 52;
 /// Longest other path; the kernel's own limit is 4,095 (`PATH_MAX`).
 const MAX_PATH_BYTES: usize = 1024;
+
+/// Where in the state's directory archives of the record are, unless the configuration says otherwise.
+const ARCHIVES: &str = "archive";
+/// The least of the database that may be kept.
+const MIN_KEPT_BYTES: u64 = 16 << 20;
+const DAY_S: u64 = 24 * 3600;
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -74,7 +80,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         backup: backup(&root.section("backup"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
-        audit: audit(&root.section("audit")),
+        audit: audit(&root.section("audit"), &beside),
         log: log(&root.section("log")),
         values: BTreeMap::new(),
     }
@@ -318,7 +324,7 @@ pub(super) fn any_limits(keys: &Section<'_>, default: Limits) -> Limits {
     }
 }
 
-fn audit(keys: &Section<'_>) -> AuditConfig {
+fn audit(keys: &Section<'_>, state_dir: &Path) -> AuditConfig {
     let default = AuditConfig::default();
     let flush_ms = u64::try_from(default.flush_every.as_millis()).unwrap_or(u64::MAX);
     AuditConfig {
@@ -341,6 +347,30 @@ fn audit(keys: &Section<'_>) -> AuditConfig {
             1..=86_400,
         ),
         mirror: keys.flag("mirror", default.mirror),
+        retention: retention(&keys.section("retention"), state_dir),
+    }
+}
+
+/// Files of the record lie below the state's directory by default.
+fn retention(keys: &Section<'_>, state_dir: &Path) -> RetentionConfig {
+    let default = RetentionConfig::default();
+    let days = default.keep.map_or(0, |keep| keep.as_secs() / DAY_S);
+    let days = keys.integer("keep_days", days, 0..=36_500);
+    let least = |bytes: u64| match bytes {
+        0 | MIN_KEPT_BYTES.. => Ok(()),
+        _ => Err(format!("must be 0, or {MIN_KEPT_BYTES} and more")),
+    };
+    let bytes = keys.whole("keep_bytes", default.keep_bytes.unwrap_or(0), least);
+    let beneath = state_dir.join(ARCHIVES);
+    RetentionConfig {
+        keep: (days > 0).then(|| Duration::from_secs(days * DAY_S)),
+        keep_bytes: (bytes > 0).then_some(bytes),
+        archive_dir: keys.path("archive_dir", &beneath.to_string_lossy(), MAX_PATH_BYTES),
+        segment_records: keys.integer(
+            "segment_records",
+            default.segment_records,
+            1_000..=10_000_000,
+        ),
     }
 }
 

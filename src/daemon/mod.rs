@@ -170,20 +170,7 @@ async fn serve(
         templates,
     });
     let reconciled = take_up(&config, &mut house).await?;
-    tasks.spawn_core("pool", keep_warm(house.sessions.clone(), tasks.stopping()));
-    tasks.spawn_core("sweep", sweep(house.sessions.clone(), tasks.stopping()));
-    tasks.spawn_core(
-        "backup",
-        keep_backups(house.backups.clone(), tasks.stopping()),
-    );
-    tasks.spawn_core(
-        "check",
-        check::keep(
-            house.store.clone(),
-            config.store.check_every,
-            tasks.stopping(),
-        ),
-    );
+    keep_house(&config, &house, &tasks);
     house.open_doors(&config, &tasks, CALL_GRACE).await?;
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let started = AuditEvent::DaemonStart { version };
@@ -257,6 +244,21 @@ async fn serve(
     drain(&config, &notifier, &tasks, &keepers, house).await;
     drop(lock);
     Ok(exit)
+}
+
+/// Starts what looks after everything beside the calls.
+fn keep_house(config: &Config, house: &House, tasks: &tasks::Tasks) {
+    let stop = || tasks.stopping();
+    tasks.spawn_core("pool", keep_warm(house.sessions.clone(), stop()));
+    tasks.spawn_core("sweep", sweep(house.sessions.clone(), stop()));
+    tasks.spawn_core("backup", keep_backups(house.backups.clone(), stop()));
+    let (retention, stopping) = (house.retention.clone(), stop());
+    tasks.spawn_core("retention", async move {
+        retention.keep(stopping).await;
+        Ok(())
+    });
+    let check = check::keep(house.store.clone(), config.store.check_every, stop());
+    tasks.spawn_core("check", check);
 }
 
 /// Looks whether the record is still what was written, then starts what tends it.
@@ -374,6 +376,7 @@ async fn drain(
     house.sessions.close();
     // Whoever waits for one is answered before the doors shut.
     house.backups.close().await;
+    house.retention.close().await;
     for late in tasks.join(CALL_GRACE + Duration::from_secs(1)).await {
         warn!(task = late, "a task did not end in time");
     }

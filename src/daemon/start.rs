@@ -20,6 +20,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
+use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
 use crate::backup::{Backups, images, swap};
@@ -138,6 +139,7 @@ pub(super) struct House {
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
     pub(super) backups: Backups,
+    pub(super) retention: Retention,
     /// What the state was restored from, when this is the first daemon since.
     pub(super) restored: Option<swap::Mark>,
     /// What the hardening checks look at.
@@ -229,6 +231,7 @@ impl Ground {
             backups: backups.clone(),
             clock: Arc::clone(&clock),
         });
+        let retention = Retention::new(audit.clone());
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
@@ -243,6 +246,7 @@ impl Ground {
             calls: calls.clone(),
             snapshots: crate::app::Snapshots::default(),
             backups: backups.clone(),
+            retention: retention.clone(),
             readiness: Mutex::new(None),
             examine: Scene::for_the_door(&scene),
         });
@@ -256,6 +260,7 @@ impl Ground {
             reloads,
             was_signed,
             backups,
+            retention,
             restored: self.restored,
             scene,
         };
@@ -325,11 +330,12 @@ impl House {
             sessions,
             audit,
             backups,
+            retention,
             scene,
             ..
         } = self;
         // The store's threads end only when every handle on it is gone.
-        drop((app, sessions, audit, backups, scene));
+        drop((app, sessions, audit, backups, retention, scene));
         store.close().await;
     }
 

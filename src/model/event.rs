@@ -317,6 +317,14 @@ pub enum AuditEvent {
         /// How often since the record before.
         attempts: u64,
     },
+    /// Records were to leave the database for a file.
+    #[serde(rename = "audit.archive")]
+    AuditArchive {
+        /// The position of the first.
+        first: i64,
+        /// The position of the last.
+        last: i64,
+    },
     /// The record is not what it was.
     #[serde(rename = "audit.alarm")]
     AuditAlarm {
@@ -368,6 +376,7 @@ impl AuditEvent {
             Self::DaemonReload { .. } => "daemon.reload",
             Self::AuthFailed { .. } => "auth.failed",
             Self::AccessDenied { .. } => "access.denied",
+            Self::AuditArchive { .. } => "audit.archive",
             Self::AuditAlarm { .. } => "audit.alarm",
         }
     }
@@ -381,6 +390,7 @@ pub const KINDS: &[&str] = &[
     "archive.read",
     "archive.write",
     "audit.alarm",
+    "audit.archive",
     "auth.failed",
     "backup.make",
     "daemon.reload",

@@ -13,11 +13,17 @@
 //! \_____________________________________ what is signed _________________________________/
 //! ```
 //!
-//! `docs/audit.md` promises both to those who check; nothing here may change what is written.
+//! What left the database for an archive file is said by a line of the same shape, signed too:
+//!
+//! ```text
+//! {"archive":{"installation":"ins_…","first":1,"last":7,"digest":"…","file":"…",…,"key":"…"},"signature":"<128 hex digits>"}
+//! ```
+//!
+//! `docs/audit.md` promises all three to those who check; nothing here may change what is written.
 
 use std::fmt::Write;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::base::clock::Timestamp;
@@ -113,6 +119,23 @@ pub fn sum(bytes: &[u8]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
+/// SHA-256 of what comes in pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Summing(Sha256);
+
+impl Summing {
+    /// The next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The sum of all of them.
+    #[must_use]
+    pub fn finish(self) -> Digest {
+        self.0.finalize().into()
+    }
+}
+
 /// A line's body and digest; `None` when it is no line of a record.
 #[must_use]
 pub fn split(line: &str) -> Option<(&str, Digest)> {
@@ -185,8 +208,18 @@ impl Checkpoint {
     /// The whole line.
     #[must_use]
     pub fn line(&self, signature: &[u8]) -> String {
-        format!("{}{SIGNATURE}{}{END}", self.unsigned(), hex(signature))
+        signed_line(&self.unsigned(), signature)
     }
+}
+
+fn signed_line(unsigned: &str, signature: &[u8]) -> String {
+    format!("{unsigned}{SIGNATURE}{}{END}", hex(signature))
+}
+
+/// What was signed of a line, and its signature.
+fn split_signed(line: &str) -> Option<(&str, Vec<u8>)> {
+    let (signed, signature) = line.strip_suffix(END)?.rsplit_once(SIGNATURE)?;
+    Some((signed, bytes(signature)?))
 }
 
 impl SignedCheckpoint {
@@ -196,7 +229,7 @@ impl SignedCheckpoint {
         let said = serde_json::from_str::<CheckpointLine>(line)
             .ok()?
             .checkpoint;
-        let (signed, signature) = line.strip_suffix(END)?.rsplit_once(SIGNATURE)?;
+        let (signed, signature) = split_signed(line)?;
         Some(Self {
             checkpoint: Checkpoint {
                 installation: said.installation,
@@ -207,7 +240,89 @@ impl SignedCheckpoint {
                 key: said.key,
             },
             signed: signed.to_owned(),
-            signature: bytes(signature)?,
+            signature,
+        })
+    }
+}
+
+/// What left the database for a file: records `first` to `last`. What is left begins after `last`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Whose record it is.
+    pub installation: String,
+    /// The position of its first record.
+    pub first: i64,
+    /// The position of its last.
+    pub last: i64,
+    /// The digest of its last record, in hexadecimal digits: what the next one follows.
+    pub digest: String,
+    /// When its first record was made.
+    pub from: Timestamp,
+    /// When its last record was made.
+    pub to: Timestamp,
+    /// The file's name.
+    pub file: String,
+    /// The file's length.
+    pub size_bytes: u64,
+    /// SHA-256 of the file as it is, in hexadecimal digits.
+    pub sha256: String,
+    /// When it was signed.
+    pub at: Timestamp,
+    /// Names the key: [`key_name`].
+    pub key: String,
+}
+
+/// What an archive's line says as it was read, not yet believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedArchive {
+    /// What it says.
+    pub archive: Archive,
+    /// The bytes that were signed.
+    pub signed: String,
+    /// Ed25519 (RFC 8032).
+    pub signature: Vec<u8>,
+}
+
+impl Archive {
+    /// What is signed: the line up to its signature.
+    ///
+    /// # Errors
+    /// None: all of it can be written as JSON.
+    pub fn unsigned(&self) -> serde_json::Result<String> {
+        Ok(format!("{{\"archive\":{}", serde_json::to_string(self)?))
+    }
+
+    /// The whole line of what [`Archive::unsigned`] gave.
+    #[must_use]
+    pub fn line(unsigned: &str, signature: &[u8]) -> String {
+        signed_line(unsigned, signature)
+    }
+
+    /// The digest of its last record; `None` when what stands there is none.
+    #[must_use]
+    pub fn digest(&self) -> Option<Digest> {
+        unhex(&self.digest)
+    }
+}
+
+impl SignedArchive {
+    /// Reads a line; `None` when it is not that of an archive.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Line {
+            archive: Archive,
+            #[serde(rename = "signature")]
+            _signature: String,
+        }
+        let archive = serde_json::from_str::<Line>(line).ok()?.archive;
+        let (signed, signature) = split_signed(line)?;
+        Some(Self {
+            archive,
+            signed: signed.to_owned(),
+            signature,
         })
     }
 }
@@ -330,6 +445,35 @@ mod tests {
         let upper = format!("{{,\"digest\":\"{}\"}}", "AB".repeat(32));
         assert_eq!(split(&upper), None);
         assert!(split(&upper.to_lowercase()).is_some());
+    }
+
+    #[test]
+    fn an_archive_s_line_reads_back() {
+        let archive = Archive {
+            installation: "ins_x".into(),
+            first: 1,
+            last: 7,
+            digest: hex(&[9; 32]),
+            from: Timestamp::from_millis(0),
+            to: Timestamp::from_millis(1000),
+            file: "audit-1-7.jsonl.zst".into(),
+            size_bytes: 99,
+            sha256: hex(&[8; 32]),
+            at: Timestamp::from_millis(2000),
+            key: key_name(&[1; 32]),
+        };
+        let unsigned = archive.unsigned().unwrap();
+        let line = Archive::line(&unsigned, &[3; 64]);
+        let read = SignedArchive::parse(&line).unwrap();
+        assert_eq!(read.archive, archive);
+        assert_eq!(read.archive.digest(), Some([9; 32]));
+        assert_eq!((read.signed, read.signature), (unsigned, vec![3; 64]));
+        assert_eq!(SignedCheckpoint::parse(&line), None);
+        assert_eq!(SignedArchive::parse(&line.replace("first", "one")), None);
+        let mut summing = Summing::default();
+        summing.update(b"ab");
+        summing.update(b"c");
+        assert_eq!(summing.finish(), sum(b"abc"));
     }
 
     #[test]

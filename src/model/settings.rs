@@ -295,6 +295,32 @@ pub struct AuditConfig {
     pub checkpoint_every: Duration,
     /// Whether the record is copied into the journal, or the log.
     pub mirror: bool,
+    /// How much of it stays in the database.
+    pub retention: RetentionConfig,
+}
+
+/// How much of the record stays in the database; what is beyond goes to files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionConfig {
+    /// Older records go; `None`: none goes because it is old.
+    pub keep: Option<Duration>,
+    /// When more of the database's file is in use, the oldest go; `None`: however large it is.
+    pub keep_bytes: Option<u64>,
+    /// The directory of the files.
+    pub archive_dir: PathBuf,
+    /// Records of one file, when a checkpoint falls so.
+    pub segment_records: i64,
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            keep: Some(Duration::from_secs(90 * 24 * 3600)),
+            keep_bytes: Some(4 * GIB),
+            archive_dir: "/var/lib/casemate/archive".into(),
+            segment_records: 100_000,
+        }
+    }
 }
 
 impl Default for AuditConfig {
@@ -316,6 +342,7 @@ impl Default for AuditConfig {
             checkpoint_records: 10_000,
             checkpoint_every: Duration::from_secs(300),
             mirror: true,
+            retention: RetentionConfig::default(),
         }
     }
 }

@@ -61,6 +61,9 @@ impl fmt::Display for Finding {
 pub struct Verified {
     /// Records.
     pub records: u64,
+    /// The position before the first of them.
+    #[serde(default)]
+    pub after: i64,
     /// Signed checkpoints.
     pub checkpoints: u64,
     /// The position of the last record.
@@ -92,6 +95,8 @@ pub struct Verifier<'a> {
     held: Option<Item>,
     installation: Option<String>,
     ends_signed: bool,
+    /// Whether a file was read already that this one must join.
+    joins: bool,
     verified: Verified,
 }
 
@@ -164,8 +169,10 @@ impl<'a> Verifier<'a> {
             held: None,
             installation: None,
             ends_signed: false,
+            joins: false,
             verified: Verified {
                 seq,
+                after: seq,
                 ..Verified::default()
             },
         }
@@ -181,7 +188,20 @@ impl<'a> Verifier<'a> {
             && let Some((seq, digest)) = parse_anchor(line)
         {
             self.line = 1;
+            if self.joins && (seq, digest) != (self.seq, self.digest) {
+                let text = format!(
+                    "the file begins after record {seq}, and what is before it ends with record {}: they do not join; give the files in their order, each once",
+                    self.seq
+                );
+                let fault = if seq > self.seq {
+                    Fault::Removed
+                } else {
+                    Fault::Inserted
+                };
+                return Err(self.finding(self.seq + 1, fault, text));
+            }
             (self.seq, self.digest, self.verified.seq) = (seq, digest, seq);
+            self.verified.after = seq;
             return Ok(());
         }
         let next = Item::read(line);
@@ -212,6 +232,19 @@ impl<'a> Verifier<'a> {
             return Err(self.finding(self.seq + 1, Fault::Cut, text));
         }
         Ok(self.verified)
+    }
+
+    /// No more lines of this file, which must be signed; what comes next is the file that goes on where this one ends.
+    ///
+    /// # Errors
+    /// As [`Verifier::finish_file`].
+    pub fn next_file(mut self) -> Result<(Verified, Self), Finding> {
+        let held = self.held.take();
+        self.judge(held)?;
+        let mut next = Self::after(self.check, self.seq, self.digest);
+        next.installation = self.installation.take();
+        next.joins = true;
+        Ok((self.finish_file()?, next))
     }
 
     fn finding(&self, seq: i64, fault: Fault, text: impl Into<String>) -> Finding {

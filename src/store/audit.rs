@@ -3,11 +3,14 @@
 //! The chain's head is the last row, read in the transaction that appends to it: a savepoint or a
 //! transaction that is rolled back takes the head back with it, and there is no second one in
 //! memory that could differ. It is in the database's cache, and one look at it is a fraction of what the insert costs.
+//!
+//! The chain begins where [`super::archived`] says that it was put into files. Rows up to there are nobody's any more, whether
+//! they are removed yet or not: no reader sees them.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
-use super::{Durability, Store, StoreError};
+use super::{Durability, Store, StoreError, archived};
 use crate::base::clock::Timestamp;
 use crate::model::event::{AuditRecord, Outcome, Stage};
 use crate::model::query::AuditFilter;
@@ -39,10 +42,11 @@ impl Store {
             .await
     }
 
-    /// Records in the order in which they were appended, each with its position.
+    /// Records in the order in which they were appended, each with its position. After position 0 come the oldest that are
+    /// kept; whoever names a later position that is archived is told so.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError::Archived`], [`StoreError`].
     pub async fn audit(&self, filter: AuditFilter) -> Result<Vec<(i64, AuditRecord)>, StoreError> {
         self.kept(filter, |row| Ok((row.seq, row.record()?))).await
     }
@@ -50,22 +54,26 @@ impl Store {
     /// The same as the lines that their digests are of.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// As [`Store::audit`].
     pub async fn audit_lines(&self, filter: AuditFilter) -> Result<Vec<(i64, String)>, StoreError> {
         self.kept(filter, |row| Ok((row.seq, row.line()))).await
     }
 
-    /// The digest of the record at this position; of position 0, that which the first one follows.
+    /// The digest of the record at this position; of the position before the first one that is kept, that which it follows.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError::Archived`], [`StoreError`].
     pub async fn digest_at(&self, seq: i64) -> Result<Option<Digest>, StoreError> {
         let doing = "read a digest of the audit log";
-        if seq == 0 {
-            return Ok(Some(GENESIS));
-        }
         self.readers
             .call(doing, move |db| {
+                // What is looked at is one state of both tables.
+                let db = db.unchecked_transaction().map_err(StoreError::sql(doing))?;
+                let (start, digest) = archived::end(&db)?;
+                if seq == start {
+                    return Ok(Some(digest));
+                }
+                archived::refuse_before(&db, seq, start)?;
                 let found = "SELECT digest FROM audit WHERE seq = ?1";
                 db.query_row(found, [seq], digest_of)
                     .optional()
@@ -91,6 +99,16 @@ impl Store {
         self.readers
             .call(doing, move |db| {
                 let sql = StoreError::sql(doing);
+                // What is looked at is one state of both tables.
+                let db = db.unchecked_transaction().map_err(&sql)?;
+                let (start, _) = archived::end(&db)?;
+                if filter.after > 0 {
+                    archived::refuse_before(&db, filter.after, start)?;
+                }
+                let filter = AuditFilter {
+                    after: filter.after.max(start),
+                    ..filter
+                };
                 let (text, values) = select(&filter);
                 let mut statement = db.prepare_cached(&text).map_err(&sql)?;
                 let rows = statement
@@ -176,10 +194,12 @@ fn select(filter: &AuditFilter) -> (String, Vec<Value>) {
     (text, values)
 }
 
-/// The position of the last record; 0 when there is none.
+/// The position of the last record; 0 when there never was one.
 pub(super) fn last_position(db: &Connection) -> rusqlite::Result<i64> {
-    db.prepare_cached("SELECT ifnull(max(seq), 0) FROM audit")
-        .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+    db.prepare_cached(
+        "SELECT max(ifnull((SELECT max(seq) FROM audit), 0), ifnull((SELECT max(last) FROM archived), 0))",
+    )
+    .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
 }
 
 fn head(db: &Connection) -> Result<(i64, Digest), StoreError> {
@@ -190,9 +210,10 @@ fn head(db: &Connection) -> Result<(i64, Digest), StoreError> {
                 .query_row([], |row| Ok((row.get(0)?, digest_of(row)?)))
                 .optional()
         });
-    found
-        .map(|head| head.unwrap_or((0, GENESIS)))
-        .map_err(StoreError::sql("read the audit log's end"))
+    let last = found.map_err(StoreError::sql("read the audit log's end"))?;
+    // When all of it is archived, the chain goes on from there.
+    let end = archived::end(db)?;
+    Ok(last.filter(|(seq, _)| *seq >= end.0).unwrap_or(end))
 }
 
 /// Appends a record inside a transaction that also writes something else.
@@ -258,7 +279,7 @@ pub(super) fn insert(db: &Connection, record: &AuditRecord) -> Result<i64, Store
 /// Chains what was recorded before there was a chain.
 pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
     let doing = "chain the audit log";
-    follow(db, doing, |row, digest| {
+    follow(db, doing, (0, GENESIS), |row, digest| {
         db.prepare_cached("UPDATE audit SET digest = ?2 WHERE seq = ?1")
             .and_then(|mut update| update.execute(params![row.seq, digest]))
             .map_err(StoreError::sql(doing))?;
@@ -266,10 +287,10 @@ pub(super) fn chain(db: &Connection) -> Result<(), StoreError> {
     })
 }
 
-/// The first event that does not follow from those before it, if any.
-pub(super) fn breaks_at(db: &Connection) -> Result<Option<i64>, StoreError> {
+/// The first event after `start` that does not follow from those before it, if any.
+pub(super) fn breaks_at(db: &Connection, start: (i64, Digest)) -> Result<Option<i64>, StoreError> {
     let mut found = None;
-    follow(db, "follow the audit log", |row, digest| {
+    follow(db, "follow the audit log", start, |row, digest| {
         if row.digest != *digest {
             found = Some(row.seq);
         }
@@ -278,14 +299,15 @@ pub(super) fn breaks_at(db: &Connection) -> Result<Option<i64>, StoreError> {
     Ok(found)
 }
 
-/// Goes through all rows in their order with the digest that each must have, for as long as `each` says `true`.
+/// Goes through all rows after `start` in their order with the digest that each must have, for as long as `each` says `true`.
 fn follow(
     db: &Connection,
     doing: &'static str,
+    start: (i64, Digest),
     mut each: impl FnMut(&Kept, &Digest) -> Result<bool, StoreError>,
 ) -> Result<(), StoreError> {
     let sql = StoreError::sql(doing);
-    let (mut last, mut digest) = (0, GENESIS);
+    let (mut last, mut digest) = start;
     loop {
         let filter = AuditFilter {
             after: last,
@@ -309,6 +331,52 @@ fn follow(
             }
         }
     }
+}
+
+/// Hands the lines of records `first` to `last` to `each` in their order, a few at a time. Rows do not change, so that no
+/// transaction need hold them together.
+pub(super) fn lines(
+    db: &Connection,
+    (first, last): (i64, i64),
+    each: &mut dyn FnMut(&str) -> std::io::Result<()>,
+) -> Result<std::io::Result<()>, StoreError> {
+    let sql = StoreError::sql("read the audit log for its archive");
+    let mut next = first;
+    while next <= last {
+        let filter = AuditFilter {
+            after: next - 1,
+            until: Some(last),
+            limit: CHAINED_AT_ONCE,
+            ..AuditFilter::default()
+        };
+        let (text, values) = select(&filter);
+        let mut statement = db.prepare_cached(&text).map_err(&sql)?;
+        let rows = statement
+            .query_map(params_from_iter(values), Kept::of)
+            .map_err(&sql)?;
+        let before = next;
+        for row in rows {
+            let row = row.map_err(&sql)?;
+            if let Err(error) = each(&row.line()) {
+                return Ok(Err(error));
+            }
+            next = row.seq + 1;
+        }
+        if next == before {
+            break;
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The last position of which every record up to it was made before `time`, as far as [`OUT_OF_ORDER`] looks.
+pub(super) fn last_before(db: &Connection, time: Timestamp) -> rusqlite::Result<i64> {
+    let first: Option<i64> = db
+        .prepare_cached(&format!(
+            "SELECT min(seq) FROM (SELECT seq FROM audit WHERE at >= ?1 ORDER BY at LIMIT {OUT_OF_ORDER})"
+        ))
+        .and_then(|mut statement| statement.query_row([time.as_millis()], |row| row.get(0)))?;
+    first.map_or_else(|| last_position(db), |first| Ok(first - 1))
 }
 
 fn bad_row(doing: &'static str) -> impl Fn(String) -> StoreError {

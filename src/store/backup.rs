@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{BACKUPS, Store, StoreError, audit, check, connect, discard, migrate};
+use super::{BACKUPS, Store, StoreError, archived, audit, check, connect, discard, migrate};
 use crate::base::clock::{Clock, SystemClock};
 use crate::base::id::{InstallationId, VolumeId};
 use crate::host::{directory, disk};
 use crate::model::name::Name;
+use crate::model::record::GENESIS;
 
 /// Pages that are copied without a pause: 1 MiB, some milliseconds.
 const STEP_PAGES: i32 = 256;
@@ -130,13 +131,18 @@ fn facts(path: &Path) -> Result<CopyFacts, StoreError> {
             });
         }
     }
+    let start = if schema >= migrate::ARCHIVED {
+        archived::end(&db)?
+    } else {
+        (0, GENESIS)
+    };
     let is_chained = schema >= migrate::CHAINED;
     Ok(CopyFacts {
         installation,
         schema,
         volumes,
         record_breaks_at: if is_chained {
-            audit::breaks_at(&db)?
+            audit::breaks_at(&db, start)?
         } else {
             None
         },

@@ -80,6 +80,30 @@ impl Store {
             .await
     }
 
+    /// The checkpoint of the last position after `after` and up to `up_to` that has one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn checkpoint_before(
+        &self,
+        after: i64,
+        up_to: i64,
+    ) -> Result<Option<KeptCheckpoint>, StoreError> {
+        let doing = "look for a checkpoint";
+        self.readers
+            .call(doing, move |db| {
+                db.query_row(
+                    "SELECT n, seq, line FROM checkpoints
+                      WHERE seq > ?1 AND seq <= ?2 ORDER BY seq DESC, n DESC LIMIT 1",
+                    [after, up_to],
+                    kept,
+                )
+                .optional()
+                .map_err(StoreError::sql(doing))
+            })
+            .await
+    }
+
     /// The position of the last record that was copied into the journal; `None` when none ever was.
     ///
     /// # Errors

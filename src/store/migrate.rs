@@ -19,10 +19,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_limits.sql"),
     include_str!("migrations/0005_volumes.sql"),
     include_str!("migrations/0006_record.sql"),
+    include_str!("migrations/0007_archived.sql"),
 ];
 
 /// The version that chains the record, which is more than SQL can do.
 pub(super) const CHAINED: u32 = 6;
+
+/// The version from which on the record may begin later than with its first event.
+pub(super) const ARCHIVED: u32 = 7;
 
 /// The newest schema that this program knows.
 pub(super) fn known() -> u32 {
@@ -235,6 +239,10 @@ pub(super) mod tests {
             assert_eq!(rows(&copy, None), before);
             let now = Connection::open(&path).unwrap();
             assert_eq!(rows(&now, Some(&copy)).len(), before.len());
+            let shrinks: i64 = now
+                .pragma_query_value(None, "auto_vacuum", |row| row.get(0))
+                .unwrap();
+            assert_eq!(shrinks, 2, "its file cannot shrink");
             drop((copy, now));
             // Going back is to put the copy in its place.
             std::fs::copy(&backups[0], &path).unwrap();

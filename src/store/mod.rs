@@ -8,6 +8,7 @@
 //! Invariant: nobody else writes to the database, and a database of another program or of a newer
 //! Casemate is refused, never touched.
 
+mod archived;
 mod audit;
 mod backup;
 mod check;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::watch;
 
+pub use self::archived::{Extent, KeptArchive};
 pub use self::backup::{CopyFacts, VolumeOnFile, look_into};
 pub use self::checkpoints::KeptCheckpoint;
 use self::flush::{Flusher, Flushes};
@@ -178,6 +180,16 @@ pub enum StoreError {
         /// What is wrong with it.
         what: String,
     },
+    /// The record was asked for from a position on that is in a file by now. Ask for it from a later one on.
+    #[error("records up to {up_to} were archived; record {} is in {file}", after + 1)]
+    Archived {
+        /// The position that was asked for.
+        after: i64,
+        /// The last position that is in a file.
+        up_to: i64,
+        /// The name of the file that has the next one.
+        file: String,
+    },
     /// Too many callers wait already. Try again later.
     #[error("database: too many callers wait ({0})")]
     Busy(&'static str),
@@ -295,6 +307,7 @@ impl Store {
             return Err(StoreError::Damaged { what });
         }
         migrate::bring_up_to_date(&mut connection, path)?;
+        archived::make_shrinkable(&connection, path);
         let installation = migrate::installation(&connection)?;
         let mut readers = Vec::with_capacity(READERS);
         for _ in 0..READERS {
@@ -408,6 +421,10 @@ fn create(path: &Path) -> Result<(), StoreError> {
     discard(&fresh);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut connection = connect(&fresh, flags)?;
+    // Before there is a table, or it takes a VACUUM: so that the file can shrink while it is worked on.
+    connection
+        .pragma_update(None, "auto_vacuum", "INCREMENTAL")
+        .map_err(StoreError::sql("make the database"))?;
     migrate::bring_up_to_date(&mut connection, &fresh)?;
     migrate::installation(&connection)?;
     // The last connection folds the log into the file and removes it.

@@ -1,4 +1,10 @@
--- What the migrations come to, schema 6. Made by a test (src/store/migrate.rs), read by nobody but people.
+-- What the migrations come to, schema 7. Made by a test (src/store/migrate.rs), read by nobody but people.
+
+CREATE TABLE archived (
+    last   INTEGER PRIMARY KEY,
+    digest BLOB NOT NULL CHECK (length(digest) = 32),
+    line   TEXT NOT NULL
+) STRICT;
 
 CREATE TABLE audit (
     seq       INTEGER PRIMARY KEY AUTOINCREMENT,

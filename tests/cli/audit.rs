@@ -19,7 +19,13 @@ fn listed() -> Daemon {
     let lines = |seqs: [i64; 1]| Answer::AuditLines {
         lines: seqs.map(|seq| record(seq).to_string()).into(),
     };
-    administer(vec![lines([7]), lines([9]), Answer::Done])
+    administer(vec![
+        lines([7]),
+        lines([9]),
+        Answer::AuditListed {
+            archived_up_to: Some(5),
+        },
+    ])
 }
 
 fn asked(daemon: &Daemon, arguments: &[&str]) -> std::process::Output {

@@ -131,6 +131,56 @@ async fn an_export_is_verified_without_the_daemon_and_shows_what_was_done_to_it(
 }
 
 #[tokio::test]
+async fn what_was_archived_is_checked_together_with_what_is_left_also_after_a_kill() {
+    let mut daemon = Daemon::up().await;
+    let client = daemon.client.clone();
+    let id = client.session(json!({})).await;
+    // What the log does not have yet stays: it has it in a moment.
+    let archive = ["audit", "archive", "--before", "2100-01-01T00:00:00Z"];
+    let begun = std::time::Instant::now();
+    while !said(&daemon, &archive).await.starts_with("archived") {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    }
+    client.end(&id).await;
+    daemon.kill9();
+    daemon.start().await;
+    daemon.client.get("/ready").await.expect(200);
+    let health = daemon.client.get("/health/detailed").await.expect(200);
+    assert!(health["audit"]["after"].as_i64().unwrap() > 0, "{health}");
+    let gone = daemon
+        .client
+        .get(&format!("/v1/audit/stream?session={id}&after=1"))
+        .await
+        .expect(410);
+    assert_eq!(gone["code"], "audit_archived");
+    let (key, file) = (
+        daemon.home.join("key.pem"),
+        daemon.home.join("export.jsonl"),
+    );
+    std::fs::write(&key, said(&daemon, &["audit", "key"]).await).unwrap();
+    std::fs::write(&file, said(&daemon, &["audit", "export"]).await).unwrap();
+    let listed = said(&daemon, &["--json", "audit", "archives"]).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let paths: Vec<_> = listed["items"].as_array().unwrap().iter().collect();
+    let mut verify = vec!["audit", "verify", "--public-key", text(&key)];
+    verify.extend(paths.iter().map(|item| item["path"].as_str().unwrap()));
+    assert!(paths.iter().all(|item| item["present"] == true));
+    verify.push(text(&file));
+    let well = said(&daemon, &verify).await;
+    assert!(well.contains("is what was written"), "{well}");
+    assert!(
+        !well.contains(" after "),
+        "the first records are missing: {well}"
+    );
+    assert!(
+        said(&daemon, &["audit", "verify"])
+            .await
+            .contains("is what was written")
+    );
+    assert_eq!(daemon.term().await, 0);
+}
+
+#[tokio::test]
 async fn a_record_that_was_edited_is_an_alarm_and_no_end() {
     let mut daemon = Daemon::up_with(&[("audit", json!({"checkpoint_records": 5}))]).await;
     daemon.client.get("/v1/sessions").await.expect(200);

@@ -21,7 +21,7 @@ const FROM: Parameter = parameter(
 const TO: Parameter = parameter("to", "Only what was written before this time (RFC 3339).");
 const AFTER: Parameter = parameter(
     "after",
-    "Only records after this position; all when absent.",
+    "Only records after this position; all that are not archived when absent, or 0.",
 );
 
 pub(super) const ROUTES: &[Route] = &[
@@ -44,7 +44,7 @@ pub(super) const ROUTES: &[Route] = &[
         parameter("limit", "At most so many, 1 to 200; 50 when absent."),
     ])
     .answer(200, Answer::Json(schema_of::<audit::AuditPage>))
-    .failures(&[403, 404]),
+    .failures(&[403, 404, 410]),
     Route::new(
         Method::GET,
         "/v1/audit/stream",
@@ -58,7 +58,7 @@ pub(super) const ROUTES: &[Route] = &[
         PRINCIPAL,
         OUTCOME,
         INTENT,
-        parameter("after", "Only records after this position; all when absent."),
+        AFTER,
         parameter("last", "Begin with what matches of the last so many records, 0 to 10000, instead."),
     ])
     .headers(&[parameter(
@@ -66,7 +66,7 @@ pub(super) const ROUTES: &[Route] = &[
         "Go on after this event: none is missed, and none comes twice.",
     )])
     .answer(200, Answer::Events(schema_of::<audit::RecordView>))
-    .failures(&[403, 404]),
+    .failures(&[403, 404, 410]),
     Route::new(
         Method::GET,
         "/v1/audit/export",
@@ -83,7 +83,7 @@ pub(super) const ROUTES: &[Route] = &[
         ),
     ])
     .answer(200, Answer::Bytes(&["application/x-ndjson"]))
-    .failures(&[403, 404]),
+    .failures(&[403, 404, 410]),
     Route::new(
         Method::GET,
         "/v1/audit/verify",
@@ -96,7 +96,7 @@ pub(super) const ROUTES: &[Route] = &[
         parameter("limit", "At most so many records, 1 to 100000, which is what it is when absent; then `next` says where to go on."),
     ])
     .answer(200, Answer::Json(schema_of::<audit::VerifyView>))
-    .failures(&[403, 404]),
+    .failures(&[403, 404, 410]),
     Route::new(
         Method::GET,
         "/health",

@@ -92,6 +92,7 @@ fn app(directory: &tempfile::TempDir) -> App {
     App::new(Parts {
         sessions,
         store,
+        retention: crate::audit::retention::Retention::new(audit.clone()),
         audit,
         runtime,
         facts: RuntimeFacts {

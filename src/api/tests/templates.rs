@@ -116,6 +116,7 @@ impl House {
         let app = App::new(Parts {
             sessions,
             store: store.clone(),
+            retention: crate::audit::retention::Retention::new(audit.clone()),
             audit,
             runtime,
             facts: RuntimeFacts {

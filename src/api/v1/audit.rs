@@ -38,6 +38,9 @@ pub(crate) struct AuditPage {
     items: Vec<serde_json::Value>,
     /// Give it as `cursor` to get the next page; absent on the last one.
     next_cursor: Option<String>,
+    /// Records up to this position are in archive files and not looked for here; absent when none are, and on later pages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_up_to: Option<i64>,
 }
 
 /// A record, as its line in an export.
@@ -72,6 +75,8 @@ pub(crate) struct VerifyView {
     ok: bool,
     /// Records that were looked at and are right.
     records: u64,
+    /// The position before the first of them: 0, or where the record begins because what is before is archived.
+    after: i64,
     /// Signed checkpoints among them.
     checkpoints: u64,
     /// The position of the last one.
@@ -157,7 +162,7 @@ pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
     if let Some(text) = query.text("limit") {
         filter.limit = page_limit(&text)?;
     }
-    let limit = filter.limit;
+    let (limit, is_first) = (filter.limit, filter.after == 0);
     let lines = call.app.audit_lines(call.principal()?, filter).await?;
     let full = u32::try_from(lines.len()).is_ok_and(|found| found == limit);
     let next_cursor = lines
@@ -169,9 +174,18 @@ pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
         .map(|(_, line)| serde_json::from_str(line))
         .collect();
     let items = items.map_err(|error| Problem::internal(error.to_string()))?;
+    let mut archived_up_to = None;
+    if is_first {
+        let start = call.app.audit_extent().await?.after;
+        archived_up_to = (start > 0).then_some(start);
+    }
     Ok(Reply::json(
         StatusCode::OK,
-        &AuditPage { items, next_cursor },
+        &AuditPage {
+            items,
+            next_cursor,
+            archived_up_to,
+        },
     ))
 }
 
@@ -268,6 +282,7 @@ pub(crate) async fn verify(call: &Call) -> Result<Reply, Problem> {
     let view = VerifyView {
         ok: finding.is_none(),
         records: found.verified.records,
+        after: found.verified.after,
         checkpoints: found.verified.checkpoints,
         seq: found.verified.seq,
         signed_seq: found.verified.signed_seq,

@@ -57,9 +57,32 @@ pub(crate) struct DetailedView {
     /// When the newest backup was made; absent while there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_backup_at: Option<Timestamp>,
+    /// How much of the record is in the database; absent when that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit: Option<RecordView>,
     /// What an operator must do about the state, where that is what is wrong and it does not mend itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     mend: Option<&'static str>,
+}
+
+/// How much of the record is in the database.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AuditHealth")]
+pub(crate) struct RecordView {
+    /// How many records.
+    records: i64,
+    /// The position before the first of them.
+    after: i64,
+    /// When the first of them was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_at: Option<Timestamp>,
+    /// How many archive files were made of what is before.
+    archives: u64,
+    /// When the last of them was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_at: Option<Timestamp>,
+    /// Bytes of the database, of all of it, that are in use.
+    used_bytes: u64,
 }
 
 /// One thing that is looked at. Why it is not well is in `casemate admin status` and the log.
@@ -77,6 +100,7 @@ pub(crate) struct DetailedCheckView {
 pub(crate) async fn detailed(call: &Call) -> Result<Reply, Problem> {
     call.principal()?;
     let (checks, readiness) = (call.app.health().await, call.app.readiness().await);
+    let extent = call.app.audit_extent().await.ok();
     let view = DetailedView {
         ready: readiness.is_ready(),
         version: env!("CARGO_PKG_VERSION"),
@@ -91,6 +115,14 @@ pub(crate) async fn detailed(call: &Call) -> Result<Reply, Problem> {
         live_sessions: call.app.live_sessions(),
         max_sessions: call.app.settings().sessions.max,
         last_backup_at: call.app.last_backup(),
+        audit: extent.map(|extent| RecordView {
+            records: extent.last - extent.after,
+            after: extent.after,
+            oldest_at: extent.oldest_at,
+            archives: extent.archives,
+            archived_at: extent.archived_at,
+            used_bytes: extent.used_bytes,
+        }),
         mend: readiness.mend,
     };
     Ok(Reply::json(StatusCode::OK, &view))

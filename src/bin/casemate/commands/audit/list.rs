@@ -8,14 +8,24 @@ use casemate::base::id::{EventId, SessionId};
 use casemate::model::event::OutcomeResult;
 use casemate::model::query::AuditFilter;
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::super::Context;
-use super::super::session::wire::Page;
 use super::{HEADINGS, row};
 use crate::failure::Failure;
 use crate::http::Call;
 use crate::output::{self, tell};
+
+/// A page of records.
+#[derive(Serialize, Deserialize)]
+struct AuditPage {
+    items: Vec<Value>,
+    next_cursor: Option<String>,
+    /// Records up to this position were not looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_up_to: Option<i64>,
+}
 
 /// Which records, wherever they are read.
 #[derive(Args)]
@@ -82,7 +92,7 @@ pub struct List {
     to: Option<Timestamp>,
 }
 
-fn time(text: &str) -> Result<Timestamp, &'static str> {
+pub fn time(text: &str) -> Result<Timestamp, &'static str> {
     serde_json::from_value(text.into()).map_err(|_| "a time like 2026-01-31T12:00:00Z is expected")
 }
 
@@ -101,10 +111,15 @@ impl List {
             of_everything(context, filter).await?
         };
         if context.json {
-            return output::json(&json!({"items": page.items, "next_cursor": page.next_cursor}));
+            return output::json(&page);
         }
         let rows: Vec<_> = page.items.iter().map(row).collect();
         output::table(&HEADINGS, &rows)?;
+        page.archived_up_to.inspect(|up_to| {
+            tell(&format!(
+                "records up to {up_to} are archived and not looked for here; casemate audit archives lists their files"
+            ));
+        });
         page.next_cursor.inspect(|cursor| {
             tell(&format!("there are more; go on with --cursor {cursor}"));
         });
@@ -112,7 +127,7 @@ impl List {
     }
 }
 
-async fn of_a_team(context: &Context, filter: &AuditFilter) -> Result<Page<Value>, Failure> {
+async fn of_a_team(context: &Context, filter: &AuditFilter) -> Result<AuditPage, Failure> {
     let kinds = (!filter.kinds.is_empty()).then(|| filter.kinds.join(","));
     let query: Vec<_> = [
         ("session", filter.session.map(|id| id.to_string())),
@@ -139,7 +154,7 @@ async fn of_a_team(context: &Context, filter: &AuditFilter) -> Result<Page<Value
     client.read(&answer)
 }
 
-async fn of_everything(context: &Context, filter: AuditFilter) -> Result<Page<Value>, Failure> {
+async fn of_everything(context: &Context, filter: AuditFilter) -> Result<AuditPage, Failure> {
     let limit = filter.limit;
     let mut items = Vec::new();
     let take = |lines: Vec<String>| {
@@ -150,7 +165,7 @@ async fn of_everything(context: &Context, filter: AuditFilter) -> Result<Page<Va
     };
     let admin = context.admin();
     let listed = admin.lines(Request::AuditList { filter }, take).await;
-    let Answer::Done = listed.map_err(hinted)? else {
+    let Answer::AuditListed { archived_up_to } = listed.map_err(hinted)? else {
         return Err(Failure::mismatch());
     };
     let is_full = u32::try_from(items.len()).is_ok_and(|found| found == limit);
@@ -158,7 +173,11 @@ async fn of_everything(context: &Context, filter: AuditFilter) -> Result<Page<Va
     let next_cursor = last
         .and_then(|record: &Value| record.get("seq"))
         .map(ToString::to_string);
-    Ok(Page { items, next_cursor })
+    Ok(AuditPage {
+        items,
+        next_cursor,
+        archived_up_to,
+    })
 }
 
 /// Who is no operator may still read something.

@@ -1,12 +1,14 @@
 //! `casemate audit …`: what was recorded of a session, over the HTTP API; the whole record, over the admin socket; whether
 //! an exported one is what was written, without either. And how a record is shown.
 
+mod archives;
 mod list;
 mod verify;
 mod whole;
 
 use std::path::PathBuf;
 
+use casemate::base::clock::Timestamp;
 use clap::Subcommand;
 use serde_json::Value;
 
@@ -32,8 +34,8 @@ pub enum Command {
     },
     /// Write the record to standard output, with a signed checkpoint; for operators
     Export {
-        /// Only records after this position
-        #[arg(long, default_value_t = 0, value_name = "N")]
+        /// Only records after this position; 0 is the beginning of what is not archived
+        #[arg(long, default_value_t = 0, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(0..))]
         after: i64,
         /// Only records up to this position
         #[arg(long, value_name = "N")]
@@ -42,14 +44,22 @@ pub enum Command {
         #[arg(long, default_value = "jsonl")]
         format: whole::Format,
     },
-    /// Check that the record is what was written: the daemon's (for operators), or a file that was exported
+    /// Check that the record is what was written: the daemon's (for operators), or files of it
     Verify {
-        /// A file that was exported; - is standard input
+        /// Files that were exported or archived, each going on where the one before it ends; - is standard input
         #[arg(requires = "public_key", value_name = "FILE")]
-        file: Option<PathBuf>,
-        /// The public key, as `casemate audit key` prints it, from somewhere else than the file
-        #[arg(long, requires = "file", value_name = "PEM")]
+        files: Vec<PathBuf>,
+        /// The public key, as `casemate audit key` prints it, from somewhere else than the files
+        #[arg(long, requires = "files", value_name = "PEM")]
         public_key: Option<PathBuf>,
+    },
+    /// List the files that old records were moved to; for operators
+    Archives,
+    /// Move old records to files now; for operators
+    Archive {
+        /// Those that were made before this time: 2026-01-31T12:00:00Z; without it, what audit.retention says
+        #[arg(long, value_name = "TIME", value_parser = list::time)]
+        before: Option<Timestamp>,
     },
     /// Print the public key that the record is verified with; for operators
     Key,
@@ -71,10 +81,12 @@ impl Command {
                 format,
             } => whole::export(context, after, until, format).await,
             Self::Verify {
-                file: Some(file),
+                files,
                 public_key: Some(public_key),
-            } => verify::file(context, &file, &public_key),
+            } => verify::files(context, &files, &public_key),
             Self::Verify { .. } => whole::verify(context).await,
+            Self::Archives => archives::list(context).await,
+            Self::Archive { before } => archives::make(context, before).await,
             Self::Key => whole::key(context).await,
         }
     }

@@ -1,8 +1,8 @@
-//! `casemate audit verify FILE --public-key PEM`: a file and a public key, no daemon.
+//! `casemate audit verify FILE... --public-key PEM`: files and a public key, no daemon.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,25 +21,17 @@ const MAX_LINE_BYTES: u64 = 16 << 20;
 /// Longest file of a key.
 const MAX_KEY_BYTES: u64 = 64 << 10;
 
-/// Verifies a file that was exported.
-pub fn file(context: &Context, file: &Path, key: &Path) -> Result<(), Failure> {
-    let public = public_key(key)?;
-    let opened: Box<dyn Read> = if file == Path::new("-") {
-        Box::new(io::stdin())
-    } else {
-        let opened = File::open(file);
-        Box::new(opened.map_err(|error| Failure::io(format!("open {}", file.display()), &error))?)
-    };
-    match verify(BufReader::with_capacity(1 << 20, opened), &public) {
-        Ok(Ok(verified)) => report(context, &verified, None),
-        Ok(Err(finding)) => report(context, &Verified::default(), Some(&finding)),
-        Err(error) => Err(Failure::io(format!("read {}", file.display()), &error)),
-    }
-}
+/// How a zstd frame begins (RFC 8878, 3.1.1).
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-fn verify(mut lines: impl BufRead, public: &[u8]) -> io::Result<Result<Verified, Finding>> {
-    let name = key_name(public);
-    let key = UnparsedPublicKey::new(&ED25519, public);
+/// The window of what Casemate writes is 2 MiB; a stranger's could ask for gigabytes.
+const MAX_WINDOW_LOG: u32 = 24;
+
+/// Verifies files that were exported or archived; each must go on where the one before it ends.
+pub fn files(context: &Context, files: &[PathBuf], key: &Path) -> Result<(), Failure> {
+    let public = public_key(key)?;
+    let name = key_name(&public);
+    let key = UnparsedPublicKey::new(&ED25519, &public);
     let check = |signed: &SignedCheckpoint| {
         if signed.checkpoint.key != name {
             Signed::ByAnother
@@ -53,6 +45,55 @@ fn verify(mut lines: impl BufRead, public: &[u8]) -> io::Result<Result<Verified,
         }
     };
     let mut verifier = Verifier::new(&check);
+    let mut all: Option<Verified> = None;
+    for file in files {
+        let failed = |error| Failure::io(format!("read {}", file.display()), &error);
+        let read = opened(file)?;
+        let next = each_line(read, |line| verifier.push(line)).map_err(failed)?;
+        match next.and_then(|()| verifier.next_file()) {
+            Ok((verified, next)) => {
+                verifier = next;
+                let all = all.get_or_insert_with(|| Verified {
+                    after: verified.after,
+                    ..Verified::default()
+                });
+                all.records += verified.records;
+                all.checkpoints += verified.checkpoints;
+                (all.seq, all.signed_seq) = (verified.seq, verified.signed_seq);
+            }
+            Err(mut finding) => {
+                if files.len() > 1 {
+                    finding.text = format!("{}: {}", file.display(), finding.text);
+                }
+                return report(context, &all.unwrap_or_default(), Some(&finding));
+            }
+        }
+    }
+    report(context, &all.unwrap_or_default(), None)
+}
+
+/// The lines of a file, whether it is compressed or not: its first bytes tell.
+fn opened(file: &Path) -> Result<Box<dyn BufRead>, Failure> {
+    let failed = |error| Failure::io(format!("open {}", file.display()), &error);
+    let opened: Box<dyn Read> = if file == Path::new("-") {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(file).map_err(failed)?)
+    };
+    let mut plain = BufReader::with_capacity(1 << 20, opened);
+    if !plain.fill_buf().map_err(failed)?.starts_with(&ZSTD) {
+        return Ok(Box::new(plain));
+    }
+    let mut zstd = zstd::Decoder::with_buffer(plain).map_err(failed)?;
+    zstd.window_log_max(MAX_WINDOW_LOG).map_err(failed)?;
+    Ok(Box::new(BufReader::new(zstd)))
+}
+
+/// Hands on each line without its line break, until one is wrong.
+fn each_line(
+    mut lines: impl BufRead,
+    mut take: impl FnMut(&str) -> Result<(), Finding>,
+) -> io::Result<Result<(), Finding>> {
     let mut number = 0;
     loop {
         let mut line = Vec::new();
@@ -60,7 +101,7 @@ fn verify(mut lines: impl BufRead, public: &[u8]) -> io::Result<Result<Verified,
             .take(MAX_LINE_BYTES)
             .read_until(b'\n', &mut line)?;
         if read == 0 {
-            return Ok(verifier.finish_file());
+            return Ok(Ok(()));
         }
         number += 1;
         // A line without its end was cut, also where it happens to read well.
@@ -75,7 +116,7 @@ fn verify(mut lines: impl BufRead, public: &[u8]) -> io::Result<Result<Verified,
                 text: "this is no line of text, or its end is missing".to_owned(),
             }));
         };
-        if let Err(finding) = verifier.push(whole) {
+        if let Err(finding) = take(whole) {
             return Ok(Err(finding));
         }
     }

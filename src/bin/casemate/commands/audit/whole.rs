@@ -137,10 +137,19 @@ pub fn report(
         } else {
             String::new()
         };
+        let begins = match verified.after {
+            0 => String::new(),
+            after => format!(" after {after}"),
+        };
         output::line(&format!(
-            "the record is what was written: {} records up to {}, {} signed checkpoints{unsigned}",
+            "the record is what was written: {} records{begins} up to {}, {} signed checkpoints{unsigned}",
             verified.records, verified.seq, verified.checkpoints
         ))?;
+        if verified.after > 0 {
+            tell(
+                "what is before is in archives: casemate audit archives, casemate audit verify FILE...",
+            );
+        }
     }
     Ok(())
 }
