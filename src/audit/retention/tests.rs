@@ -597,15 +597,12 @@ fn wherever_the_disk_ends_everything_is_there_once() {
             place.clock.advance(91 * DAY);
             let resource = nix::sys::resource::Resource::RLIMIT_FSIZE;
             nix::sys::resource::setrlimit(resource, most, most).unwrap();
-            let said = match open.look().await {
-                Ok(done) => {
-                    assert_eq!(done.up_to, 3000);
-                    "ok"
-                }
-                Err(_) => {
-                    assert!(open.retention.problem().is_some());
-                    "failed"
-                }
+            let said = if let Ok(done) = open.look().await {
+                assert_eq!(done.up_to, 3000);
+                "ok"
+            } else {
+                assert!(open.retention.problem().is_some());
+                "failed"
             };
             std::fs::write(place.path.join("said"), said).unwrap();
         });
