@@ -51,15 +51,15 @@ pub fn files(context: &Context, files: &[PathBuf], key: &Path) -> Result<(), Fai
         let read = opened(file)?;
         let next = each_line(read, |line| verifier.push(line)).map_err(failed)?;
         match next.and_then(|()| verifier.next_file()) {
-            Ok((verified, next)) => {
+            Ok((right, next)) => {
                 verifier = next;
                 let all = all.get_or_insert_with(|| Verified {
-                    after: verified.after,
+                    after: right.after,
                     ..Verified::default()
                 });
-                all.records += verified.records;
-                all.checkpoints += verified.checkpoints;
-                (all.seq, all.signed_seq) = (verified.seq, verified.signed_seq);
+                all.records += right.records;
+                all.checkpoints += right.checkpoints;
+                (all.seq, all.signed_seq) = (right.seq, right.signed_seq);
             }
             Err(mut finding) => {
                 if files.len() > 1 {
