@@ -15,17 +15,15 @@ fn record(seq: i64) -> Value {
     })
 }
 
-fn listed() -> Daemon {
-    let lines = |seqs: [i64; 1]| Answer::AuditLines {
-        lines: seqs.map(|seq| record(seq).to_string()).into(),
+fn told(end: Answer) -> Daemon {
+    let line = |seq| Answer::AuditLines {
+        lines: vec![record(seq).to_string()],
     };
-    administer(vec![
-        lines([7]),
-        lines([9]),
-        Answer::AuditListed {
-            archived_up_to: Some(5),
-        },
-    ])
+    administer(vec![line(7), line(9), end])
+}
+
+fn listed(archived_up_to: Option<i64>) -> Daemon {
+    told(Answer::AuditListed { archived_up_to })
 }
 
 fn asked(daemon: &Daemon, arguments: &[&str]) -> std::process::Output {
@@ -36,7 +34,7 @@ fn asked(daemon: &Daemon, arguments: &[&str]) -> std::process::Output {
 
 #[test]
 fn an_operator_lists_everything_by_every_filter() {
-    let daemon = listed();
+    let daemon = listed(Some(5));
     let output = asked(
         &daemon,
         &[
@@ -69,7 +67,11 @@ fn an_operator_lists_everything_by_every_filter() {
         "{shown}"
     );
     assert!(!shown.contains('\u{1b}'), "{shown}");
-    assert!(text(&output.stderr).contains("--cursor 9"));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("--cursor 9") && said.contains("records up to 5 are archived"),
+        "{said}"
+    );
     let (request, _) = daemon.thread.join().unwrap();
     let Request::AuditList { filter } = request else {
         panic!("{request:?}");
@@ -86,7 +88,7 @@ fn an_operator_lists_everything_by_every_filter() {
 
 #[test]
 fn a_program_reads_a_page_the_same_at_both_doors() {
-    let daemon = listed();
+    let daemon = listed(None);
     let output = asked(&daemon, &["--json", "audit", "list"]);
     ended(&output, 0);
     let page = json!({"items": [record(7), record(9)], "next_cursor": null});
@@ -154,7 +156,7 @@ fn who_may_not_read_everything_is_told_what_may_be_read() {
 
 #[test]
 fn a_tail_is_filtered_and_an_export_has_a_format() {
-    let daemon = listed();
+    let daemon = told(Answer::Done);
     let output = asked(
         &daemon,
         &["audit", "tail", "-n", "3", "--kind", "key.create"],
@@ -167,7 +169,7 @@ fn a_tail_is_filtered_and_an_export_has_a_format() {
         "{request:?}"
     );
     for (format, is_ocsf) in [("ocsf", true), ("jsonl", false)] {
-        let daemon = listed();
+        let daemon = told(Answer::Done);
         let output = asked(&daemon, &["audit", "export", "--format", format]);
         ended(&output, 0);
         let (request, _) = daemon.thread.join().unwrap();

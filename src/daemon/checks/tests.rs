@@ -1,3 +1,5 @@
+//! Each check fails when what it looks at is broken, and the page is what the list says.
+
 use std::fmt::Write;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
