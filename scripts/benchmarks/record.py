@@ -11,11 +11,16 @@ from .common import REPO
 
 
 def measure(seconds):
+    return program("record", seconds)
+
+
+def program(name, *arguments):
+    """Lines of figures of one of the measuring programs, in a directory of its own."""
     # On a disk: what is in memory only is flushed at once.
     directory = tempfile.mkdtemp(prefix="casemate-record-", dir=os.environ.get("CASEMATE_BENCH_DIR", "/var/tmp"))
     try:
-        command = ["cargo", "bench", "--quiet", "--locked", "--profile", "release", "-p", "casemate", "--bench", "record", "--"]
-        done = subprocess.run([*command, directory, str(seconds)], cwd=REPO, stdout=subprocess.PIPE, check=False)
+        command = ["cargo", "bench", "--quiet", "--locked", "--profile", "release", "-p", "casemate", "--bench", name, "--"]
+        done = subprocess.run([*command, directory, *map(str, arguments)], cwd=REPO, stdout=subprocess.PIPE, check=False)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if done.returncode:

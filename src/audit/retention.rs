@@ -305,6 +305,7 @@ impl Keeper {
                 };
                 self.step("before an archive")?;
                 self.recorded(who, &stretch, &extent).await?;
+                self.step("after the record begins later")?;
                 done.archives += 1;
                 done.records += u64::try_from(stretch.last - done.up_to).unwrap_or(0);
                 done.up_to = stretch.last;

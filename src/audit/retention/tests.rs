@@ -19,9 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Where it can be cut short.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     "before an archive",
     "after the file has its name",
+    "after the record begins later",
     "before rows are removed",
     "while rows are removed",
     "before room is given back",
