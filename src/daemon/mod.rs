@@ -135,8 +135,9 @@ fn start_and_serve(options: &Options, config: Config, logging: &Logging) -> Resu
         let Some(ground) = ground else {
             return Ok(Exit::Ok);
         };
+        let facts = machine.facts.clone();
         let (lock, house) = ground.furnish(&config, machine).await?;
-        if let Err(refusal) = house.scene.pass().await {
+        if let Err(refusal) = house.scene.pass(facts).await {
             house.close().await;
             return Err(refusal);
         }

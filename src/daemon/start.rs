@@ -124,7 +124,7 @@ pub(super) struct Ground {
 /// What the runtime is, and how to reach it.
 pub(super) struct Machine {
     runtime: Arc<dyn SandboxRuntime>,
-    facts: RuntimeFacts,
+    pub(super) facts: RuntimeFacts,
 }
 
 /// The assembled daemon.

@@ -10,11 +10,13 @@ mod podman;
 mod process;
 mod settings;
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use super::start::Refusal;
@@ -26,7 +28,7 @@ use crate::base::exit::Exit;
 use crate::config::Config;
 use crate::model::check::{Examined, Verdict};
 use crate::model::settings::Mode;
-use crate::runtime::SandboxRuntime;
+use crate::runtime::{RuntimeFacts, SandboxRuntime};
 use crate::store::Store;
 
 /// How long a check may take.
@@ -51,9 +53,9 @@ type Found = Result<String, String>;
 /// How it is looked at.
 enum Look {
     /// At hand, without waiting.
-    Here(fn(&Scene) -> Found),
+    Here(fn(&Sight) -> Found),
     /// Somebody has to be asked.
-    Asked(for<'a> fn(&'a Scene) -> BoxFuture<'a, Found>),
+    Asked(for<'a> fn(&'a Sight) -> BoxFuture<'a, Found>),
 }
 
 /// Every check, in the order in which they are shown.
@@ -97,6 +99,21 @@ pub(super) struct Scene {
     pub(super) clock: Arc<dyn Clock>,
 }
 
+/// One look at all of it.
+struct Sight {
+    scene: Arc<Scene>,
+    /// What podman says of itself, asked once.
+    facts: OnceCell<Result<RuntimeFacts, String>>,
+}
+
+impl Deref for Sight {
+    type Target = Scene;
+
+    fn deref(&self) -> &Scene {
+        &self.scene
+    }
+}
+
 impl Scene {
     /// The settings that hold.
     pub(super) fn config(&self) -> Arc<Config> {
@@ -110,11 +127,15 @@ impl Scene {
         *held = Arc::new(config);
     }
 
-    /// Makes every check.
-    pub(super) async fn examine(&self) -> Vec<Examined> {
+    /// Makes every check. What podman said a moment ago need not be asked again: that takes longer than all the others.
+    pub(super) async fn examine(self: &Arc<Self>, known: Option<RuntimeFacts>) -> Vec<Examined> {
+        let sight = Sight {
+            scene: Arc::clone(self),
+            facts: OnceCell::new_with(known.map(Ok)),
+        };
         let mut all = Vec::with_capacity(CHECKS.len());
         for check in CHECKS {
-            all.push(check.examine(self).await);
+            all.push(check.examine(&sight).await);
         }
         all
     }
@@ -124,16 +145,16 @@ impl Scene {
         let scene = Arc::clone(self);
         Arc::new(move || {
             let scene = Arc::clone(&scene);
-            Box::pin(async move { scene.examine().await })
+            Box::pin(async move { scene.examine(None).await })
         })
     }
 
-    /// Looks before the start.
+    /// Looks before the start, when podman has just said what it is.
     ///
     /// # Errors
     /// In production mode: what failed, by name and with what to do.
-    pub(super) async fn pass(&self) -> Result<(), Refusal> {
-        let examined = self.examine().await;
+    pub(super) async fn pass(self: &Arc<Self>, known: RuntimeFacts) -> Result<(), Refusal> {
+        let examined = self.examine(Some(known)).await;
         let is_strict = self.config().mode == Mode::Production;
         let told =
             |one: &Examined| format!("{}: {}", one.name, one.mend.as_deref().unwrap_or_default());
@@ -168,11 +189,11 @@ impl Scene {
 }
 
 impl Check {
-    async fn examine(&self, scene: &Scene) -> Examined {
+    async fn examine(&self, sight: &Sight) -> Examined {
         let began = Instant::now();
         let found = match self.look {
-            Look::Here(look) => look(scene),
-            Look::Asked(look) => tokio::time::timeout(PATIENCE, look(scene))
+            Look::Here(look) => look(sight),
+            Look::Asked(look) => tokio::time::timeout(PATIENCE, look(sight))
                 .await
                 .unwrap_or_else(|_| Err("there was no answer in time".to_owned())),
         };

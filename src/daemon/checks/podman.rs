@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Check, Found, Look, Scene};
+use super::{Check, Found, Look, Sight};
 use crate::base::chain::Chain;
 use crate::host::users;
 use crate::runtime::{RuntimeError, RuntimeFacts};
@@ -117,11 +117,14 @@ pub(super) const VOLUMES: Check = Check {
     }),
 };
 
-async fn probed(scene: &Scene) -> Result<RuntimeFacts, String> {
-    scene.runtime.probe().await.map_err(|error| match error {
-        RuntimeError::Unfit { what, mend } => format!("{what}; {mend}"),
-        error => Chain(&error).to_string(),
-    })
+async fn probed(sight: &Sight) -> Result<RuntimeFacts, String> {
+    let ask = async || {
+        sight.runtime.probe().await.map_err(|error| match error {
+            RuntimeError::Unfit { what, mend } => format!("{what}; {mend}"),
+            error => Chain(&error).to_string(),
+        })
+    };
+    sight.facts.get_or_init(ask).await.clone()
 }
 
 /// The ranges of one user in a file like subuid(5), if nobody else has part of them.

@@ -83,7 +83,11 @@ impl Bench {
 
     async fn verdict(&self, name: &str) -> Examined {
         let check = CHECKS.iter().find(|check| check.name == name).unwrap();
-        check.examine(&self.scene).await
+        let sight = Sight {
+            scene: Arc::clone(&self.scene),
+            facts: OnceCell::new(),
+        };
+        check.examine(&sight).await
     }
 
     fn chmod(&self, name: &str, mode: u32) {
@@ -173,7 +177,11 @@ async fn production_mode_says_names_and_what_to_do_and_no_values() {
     let bench = Bench::new("http: {listen: '127.0.0.1:4321'}");
     bench.chmod("state/keys.hmac", 0o644);
     bench.runtime.unenforce(&["pids"]);
-    let refusal = bench.scene.pass().await.unwrap_err();
+    let refusal = bench
+        .scene
+        .pass(bench.runtime.probe().await.unwrap())
+        .await
+        .unwrap_err();
     assert_eq!(refusal.exit, Exit::Refused);
     for name in ["key_files", "limits"] {
         let check = CHECKS.iter().find(|check| check.name == name).unwrap();
@@ -191,19 +199,28 @@ async fn development_mode_says_it_and_starts() {
     let bench = Bench::new("mode: development");
     bench.chmod("state/keys.hmac", 0o644);
     assert_eq!(bench.verdict("key_files").await.verdict, Verdict::Failed);
-    assert!(bench.scene.pass().await.is_ok());
+    let facts = bench.runtime.probe().await.unwrap();
+    assert!(bench.scene.pass(facts).await.is_ok());
+    assert_eq!(
+        bench.runtime.calls(FakeCall::Probe),
+        1,
+        "the start has asked"
+    );
 }
 
 #[tokio::test]
 async fn what_does_not_answer_fails_and_the_others_are_looked_at() {
     let bench = Bench::new("");
     bench.runtime.fail(FakeCall::Probe, 1, FakeFailure::Hangs);
-    let all = bench.scene.examine().await;
+    let all = bench.scene.examine(None).await;
     let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
     let wanted: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
     assert_eq!(names, wanted);
     let runtime = all.iter().find(|one| one.name == "runtime").unwrap();
     assert_eq!(runtime.verdict, Verdict::Failed);
+    assert_eq!(bench.runtime.calls(FakeCall::Probe), 1, "asked once");
+    bench.scene.examine(None).await;
+    assert_eq!(bench.runtime.calls(FakeCall::Probe), 2, "and anew");
 }
 
 #[tokio::test]
