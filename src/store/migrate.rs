@@ -288,15 +288,15 @@ pub(super) mod tests {
         assert!(old.prepare("SELECT open_files FROM sessions").is_err());
     }
 
-    #[test]
-    fn only_the_last_few_copies_are_kept() {
+    #[tokio::test]
+    async fn only_the_last_few_copies_are_kept() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.db");
         let backups = directory.path().join("backups");
         for _ in 0..5 {
             let _ = std::fs::remove_file(&path);
             leave(&path, 1);
-            drop(Store::open(&path).unwrap());
+            Store::open(&path).unwrap().close().await;
         }
         assert_eq!(std::fs::read_dir(backups).unwrap().count(), 3);
     }

@@ -82,7 +82,7 @@ async fn a_start_refuses_what_is_damaged_in_header_table_or_index_or_cut() {
     let noise = [0xa5; 512];
     let (_directory, path) = kept(2_000).await;
     let whole = std::fs::read(&path).unwrap();
-    drop(Store::open(&path).unwrap());
+    Store::open(&path).unwrap().close().await;
     for (what, at) in [
         ("the header", 0),
         ("the schema", 100),
