@@ -36,7 +36,7 @@ impl Store {
         durability: Durability,
     ) -> Result<i64, StoreError> {
         self.writer
-            .call("append to the audit log", durability, move |db| {
+            .call_one("append to the audit log", durability, move |db| {
                 insert(db, &record)
             })
             .await

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use super::flush::Flusher;
 use super::reserve::Reserve;
-use super::{Durability, StoreError, threads};
+use super::threads::{self, Extent};
+use super::{Durability, StoreError};
 
 /// What is known of the database's health. Cheap to clone.
 #[derive(Clone)]
@@ -134,11 +135,31 @@ impl Writer {
         self.inner.appended()
     }
 
-    /// As [`threads::Writer::call`].
+    /// As [`threads::Writer::call`], for a job of any extent.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         doing: &'static str,
         durability: Durability,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.guarded(doing, durability, Extent::Several, job).await
+    }
+
+    /// The same for a job that changes one row by one statement.
+    pub(super) async fn call_one<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        durability: Durability,
+        job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.guarded(doing, durability, Extent::One, job).await
+    }
+
+    async fn guarded<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        durability: Durability,
+        extent: Extent,
         job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.health.check()?;
@@ -148,7 +169,7 @@ impl Writer {
             health.check()?;
             health.judge(job(db))
         };
-        let result = self.inner.call(doing, durability, guarded).await;
+        let result = self.inner.call(doing, durability, extent, guarded).await;
         // A commit fails outside of the job.
         self.health.judge(result)
     }

@@ -1,7 +1,7 @@
 //! The threads that own the connections.
 //!
-//! The writer takes what waits (at most [`BATCH`] jobs), runs each in a savepoint of its own inside
-//! one transaction, commits once, and only then answers: at once where the end of this process is to
+//! The writer takes what waits (at most [`BATCH`] jobs), runs each in a savepoint of its own (unless it is a single
+//! statement) inside one transaction, commits once, and only then answers: at once where the end of this process is to
 //! be survived, after a flush ([`super::flush`]) where a loss of power is. A job that fails undoes its own
 //! savepoint and nobody else's; a commit that fails fails every job of its batch.
 
@@ -31,6 +31,16 @@ const FULL_LOG_PAGES: u32 = 16 * 1024;
 /// once the commit is known.
 type WriteJob = Box<dyn FnOnce(Option<&Connection>) -> Answer + Send>;
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
+
+/// How much a job changes.
+#[derive(Clone, Copy)]
+pub(super) enum Extent {
+    /// One row by one statement, which SQLite undoes by itself when it fails. A savepoint would copy each page that it
+    /// touches.
+    One,
+    /// More than that: a savepoint of its own undoes it.
+    Several,
+}
 
 struct Write {
     durability: Durability,
@@ -71,13 +81,15 @@ impl Writer {
         &self,
         doing: &'static str,
         durability: Durability,
+        extent: Extent,
         job: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job: WriteJob = Box::new(move |db| {
-            let done = match db {
-                Some(db) => in_savepoint(db, doing, job),
-                None => Err(StoreError::Closed(doing)),
+            let done = match (db, extent) {
+                (Some(db), Extent::Several) => in_savepoint(db, doing, job),
+                (Some(db), Extent::One) => job(db),
+                (None, _) => Err(StoreError::Closed(doing)),
             };
             Box::new(move |committed| {
                 let result = match committed {
@@ -298,12 +310,15 @@ fn in_savepoint<T>(
     job: impl FnOnce(&Connection) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     let sql = StoreError::sql(doing);
-    db.execute_batch("SAVEPOINT job").map_err(&sql)?;
-    match job(db) {
-        Ok(value) => db
-            .execute_batch("RELEASE job")
+    // Kept ready: reading the two words anew takes as long as a small insert.
+    let run = |text: &str| {
+        db.prepare_cached(text)
+            .and_then(|mut statement| statement.execute([]))
             .map_err(&sql)
-            .map(|()| value),
+    };
+    run("SAVEPOINT job")?;
+    match job(db) {
+        Ok(value) => run("RELEASE job").map(|_| value),
         Err(error) => {
             db.execute_batch("ROLLBACK TO job; RELEASE job")
                 .map_err(&sql)?;

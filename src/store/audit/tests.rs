@@ -116,6 +116,23 @@ async fn many_at_once_are_one_chain() {
 }
 
 #[tokio::test]
+async fn an_append_that_fails_undoes_itself_and_nobody_else_of_its_transaction() {
+    let (_directory, store) = store();
+    // Each identifier twice, all waiting at once: every second insert fails among others that do not, after its row and
+    // before all of its indices.
+    let appended = (0..500).map(|n| append(&store, n / 2));
+    let positions = futures_util::future::join_all(appended).await;
+    let done = positions.iter().filter(|position| position.is_ok());
+    assert_eq!(done.count(), 250);
+    assert_eq!(verify(&store).await.unwrap().records, 250);
+    let whole = store.readers.call("check", |db| {
+        let said = db.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0));
+        said.map_err(StoreError::sql("check"))
+    });
+    assert_eq!(whole.await.unwrap(), "ok");
+}
+
+#[tokio::test]
 async fn whoever_edits_the_file_is_found_out() {
     for (edit, seq, fault) in [
         (
