@@ -55,7 +55,7 @@ const PLACES: &[(&str, &[&str])] = &[
         &["backup/archive.rs", "identity/", "vault/", "bin/"],
     ),
     ("rusqlite", &["store/"]),
-    ("rustix", &["bin/"]),
+    ("rustix", &["bin/", "host/"]),
     ("schemars", &["base/", "model/", "api/"]),
     ("sd_notify", &["host/notify.rs"]),
     ("serde", &[""]),

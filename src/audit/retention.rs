@@ -22,7 +22,7 @@ use super::archive::{self, Stretch, Written};
 use super::{AuditError, AuditLog};
 use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
-use crate::host::{directory, disk};
+use crate::host::{background, directory, disk};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::principal::Principal;
 use crate::model::record::{Archive, SignedArchive, SignedCheckpoint, hex};
@@ -540,22 +540,20 @@ impl Keeper {
     ) -> Result<T, ArchiveError> {
         let this = Arc::clone(self);
         let (answer, answered) = oneshot::channel();
-        std::thread::Builder::new()
-            .name("audit-archive".to_owned())
-            .spawn(move || {
-                let done = this
-                    .log
-                    .signer()
-                    .map_err(ArchiveError::Audit)
-                    .and_then(|signer| {
-                        let check = |signed: &SignedCheckpoint| signer.judge(signed);
-                        let go_on = || !this.stop.load(Ordering::Relaxed);
-                        work(&this, &check, &go_on)
-                    });
-                // Whoever waited may have gone with the runtime.
-                let _ = answer.send(done);
-            })
-            .map_err(|error| ArchiveError::Internal(error.to_string()))?;
+        background::spawn("audit-archive", move || {
+            let done = this
+                .log
+                .signer()
+                .map_err(ArchiveError::Audit)
+                .and_then(|signer| {
+                    let check = |signed: &SignedCheckpoint| signer.judge(signed);
+                    let go_on = || !this.stop.load(Ordering::Relaxed);
+                    work(&this, &check, &go_on)
+                });
+            // Whoever waited may have gone with the runtime.
+            let _ = answer.send(done);
+        })
+        .map_err(|error| ArchiveError::Internal(error.to_string()))?;
         match answered.await {
             Ok(done) => done,
             Err(_) => Err(ArchiveError::Internal("its thread panicked".to_owned())),

@@ -19,7 +19,7 @@ use super::{BackupError, OTHER_FILES, swap};
 use crate::audit::AuditLog;
 use crate::base::chain::Chain;
 use crate::base::clock::{Clock, Timestamp};
-use crate::host::{directory, disk};
+use crate::host::{background, directory, disk};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::principal::Principal;
@@ -345,13 +345,11 @@ impl Keeper {
         };
         let this = Arc::clone(self);
         let (answer, answered) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new()
-            .name("backup".to_owned())
-            .spawn(move || {
-                // Whoever waited may have gone with the runtime.
-                let _ = answer.send(this.work(to, images, &progress));
-            })
-            .map_err(|error| BackupError::Internal(error.to_string()))?;
+        background::spawn("backup", move || {
+            // Whoever waited may have gone with the runtime.
+            let _ = answer.send(this.work(to, images, &progress));
+        })
+        .map_err(|error| BackupError::Internal(error.to_string()))?;
         match answered.await {
             Ok(made) => made,
             Err(_) => Err(BackupError::Internal("its thread panicked".to_owned())),

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::base::chain::Chain;
+use crate::host::background;
 use crate::store::{Store, StoreError};
 
 /// Checks until it is told to stop; what is found is told and remembered by the store.
@@ -29,11 +30,9 @@ pub(super) async fn keep(
             let began = Instant::now();
             let checking = {
                 let (store, asked) = (store.clone(), Arc::clone(&asked));
-                std::thread::Builder::new()
-                    .name("store-check".to_owned())
-                    .spawn(move || {
-                        let _ = answer.send(store.check(&asked));
-                    })
+                background::spawn("store-check", move || {
+                    let _ = answer.send(store.check(&asked));
+                })
             };
             if let Err(error) = checking {
                 warn!(%error, "cannot check the database");

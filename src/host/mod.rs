@@ -5,6 +5,7 @@
 //! [`users`] and [`peer`], which may ask a directory server.
 
 pub mod accept;
+pub mod background;
 pub mod cgroup;
 pub mod directory;
 pub mod disk;

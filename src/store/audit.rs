@@ -130,7 +130,7 @@ fn select(filter: &AuditFilter) -> (String, Vec<Value>) {
         format!("?{}", values.len())
     };
     let mut is_indexed = false;
-    let mut conditions = vec![format!("seq > {}", bind(filter.after.into()))];
+    let mut conditions = Vec::new();
     let equals = [
         ("intent", filter.intent.map(|id| id.to_string())),
         ("session", filter.session.map(|id| id.to_string())),
@@ -147,25 +147,28 @@ fn select(filter: &AuditFilter) -> (String, Vec<Value>) {
             conditions.push(format!("{keep_out}{column} = {}", bind(value.into())));
         }
     }
-    if let Some(until) = filter.until {
-        conditions.push(format!("seq <= {}", bind(until.into())));
-    }
+    // One bound at each end: of several, only the first is where the search begins, and the others are looked at row by row.
+    let mut low = format!("{} + 1", bind(filter.after.into()));
+    let mut high = bind(filter.until.unwrap_or(i64::MAX).into());
     // The clock's order is nearly that of positions: the index on times finds where to begin and to end.
     if let Some(from) = filter.from {
         let from = bind(from.as_millis().into());
-        conditions.push(format!(
-            "+at >= {from} AND seq >= (SELECT ifnull(min(seq), {max}) FROM
-               (SELECT seq FROM audit WHERE at >= {from} ORDER BY at LIMIT {OUT_OF_ORDER}))",
+        conditions.push(format!("+at >= {from}"));
+        low = format!(
+            "max({low}, (SELECT ifnull(min(seq), {max}) FROM
+               (SELECT seq FROM audit WHERE at >= {from} ORDER BY at LIMIT {OUT_OF_ORDER})))",
             max = i64::MAX
-        ));
+        );
     }
     if let Some(to) = filter.to {
         let to = bind(to.as_millis().into());
-        conditions.push(format!(
-            "+at < {to} AND seq <= (SELECT ifnull(max(seq), 0) FROM
-               (SELECT seq FROM audit WHERE at < {to} ORDER BY at DESC LIMIT {OUT_OF_ORDER}))"
-        ));
+        conditions.push(format!("+at < {to}"));
+        high = format!(
+            "min({high}, (SELECT ifnull(max(seq), 0) FROM
+               (SELECT seq FROM audit WHERE at < {to} ORDER BY at DESC LIMIT {OUT_OF_ORDER})))"
+        );
     }
+    conditions.push(format!("seq BETWEEN {low} AND {high}"));
     let limit = bind(i64::from(filter.limit).into());
     let kinds: Vec<String> = filter
         .kinds

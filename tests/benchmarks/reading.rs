@@ -90,10 +90,10 @@ fn questions() -> [(&'static str, Question); 6] {
             session: Some(session(round)),
             ..AuditFilter::default()
         }),
-        ("of a session, from the middle", |round, count| {
+        ("of a session, from a third on", |round, count| {
             AuditFilter {
                 session: Some(session(round)),
-                after: i64::try_from(count / 2).unwrap(),
+                after: i64::try_from(count / 3).unwrap(),
                 ..AuditFilter::default()
             }
         }),
