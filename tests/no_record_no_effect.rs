@@ -15,7 +15,7 @@ use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
 use casemate::model::event::AuditEvent;
 use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
-use casemate::model::principal::Principal;
+use casemate::model::principal::{Client, Principal};
 use casemate::model::process::RunSpec;
 use casemate::model::settings::VolumesConfig;
 use casemate::model::settings::{AuditConfig, SessionsConfig};
@@ -142,10 +142,7 @@ fn name(text: &str) -> Name {
 }
 
 fn member() -> Principal {
-    Principal::Key {
-        id: KeyId::from_bytes([1; 16]),
-        team: name("default"),
-    }
+    Principal::Client(Client::member(KeyId::from_bytes([1; 16]), name("default")))
 }
 
 const OPERATOR: Principal = Principal::Operator { uid: 0 };

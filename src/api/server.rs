@@ -406,8 +406,6 @@ fn method_not_allowed(routes: &[Route]) -> Problem {
     }
 }
 
-/// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
-/// of them counts must not be a matter of taste.
 /// The length of a head, without what HTTP puts around its parts.
 fn head_bytes(head: &http::request::Parts) -> usize {
     let headers = head.headers.iter();
@@ -426,6 +424,8 @@ fn head_too_large() -> Problem {
     )
 }
 
+/// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
+/// of them counts must not be a matter of taste.
 fn credentials(headers: &HeaderMap) -> Option<&str> {
     let mut bearer = headers.get_all(header::AUTHORIZATION).iter();
     let mut key = headers.get_all("x-api-key").iter();

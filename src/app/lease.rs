@@ -34,7 +34,7 @@ impl App {
     ) -> Result<Arc<Session>, AppError> {
         let handle = self.live(principal, id).await?;
         let reason = match principal {
-            Principal::Key { .. } => Reason::Client,
+            Principal::Client(_) => Reason::Client,
             Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
         };
         let work = async move { handle.pause(reason).await };

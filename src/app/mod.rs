@@ -43,7 +43,7 @@ use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::key::ApiKey;
 use crate::model::name::Name;
-use crate::model::principal::Principal;
+use crate::model::principal::{Client, Principal};
 use crate::model::process::{RunOutcome, RunSpec};
 use crate::model::query::{BadFilter, SessionFilter};
 use crate::model::session::{Reason, Session};
@@ -251,10 +251,9 @@ impl App {
             .await
             .map_err(AppError::Store)?;
         match key {
-            Some(key) if self.0.hasher.matches(&presented, &key.digest) => Ok(Principal::Key {
-                id: key.id,
-                team: key.team,
-            }),
+            Some(key) if self.0.hasher.matches(&presented, &key.digest) => {
+                Ok(Principal::Client(Client::member(key.id, key.team)))
+            }
             _ => Err(AppError::Unauthenticated),
         }
     }
@@ -321,7 +320,7 @@ impl App {
         mut filter: SessionFilter,
     ) -> Result<Vec<Session>, AppError> {
         self.allow(principal, &Action::ListSessions)?;
-        if let Principal::Key { team, .. } = principal {
+        if let Some(team) = principal.team() {
             filter.team = Some(team.clone());
         }
         self.0.store.sessions(filter).await.map_err(AppError::Store)
@@ -344,7 +343,7 @@ impl App {
             .begin(principal, Some(id), AuditEvent::SessionDelete {})
             .await?;
         let reason = match principal {
-            Principal::Key { .. } => Reason::Client,
+            Principal::Client(_) => Reason::Client,
             Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
         };
         let ended = self.0.sessions.end(id, reason, DELETE_PATIENCE).await;

@@ -79,14 +79,12 @@ impl App {
             is_for_its_team: true,
         };
         self.allow(principal, &action)?;
-        match principal {
-            Principal::Key { team, .. } => {
+        match principal.team() {
+            Some(team) => {
                 let templates = self.0.sessions.templates(team).await;
                 templates.map_err(AppError::Store)
             }
-            Principal::Operator { .. } | Principal::Daemon => {
-                Ok(self.settings().templates.values().cloned().collect())
-            }
+            None => Ok(self.settings().templates.values().cloned().collect()),
         }
     }
 
@@ -232,12 +230,8 @@ const fn no(refusal: TemplateRefusal) -> AppError {
 
 /// The team for which a principal asks. Operators change files.
 pub(super) fn own_team(principal: &Principal) -> Result<&Name, AppError> {
-    match principal {
-        Principal::Key { team, .. } => Ok(team),
-        Principal::Operator { .. } | Principal::Daemon => {
-            Err(AppError::Denied("templates-of-the-api-belong-to-a-team"))
-        }
-    }
+    let denied = AppError::Denied("templates-of-the-api-belong-to-a-team");
+    principal.team().ok_or(denied)
 }
 
 /// What goes further than the operator lets teams go.

@@ -99,11 +99,7 @@ impl App {
     /// The team whose volumes a principal may see and change.
     fn own_team<'a>(&self, principal: &'a Principal) -> Result<&'a Name, AppError> {
         self.allow(principal, &Action::UseVolumes)?;
-        match principal {
-            Principal::Key { team, .. } => Ok(team),
-            Principal::Operator { .. } | Principal::Daemon => {
-                Err(AppError::Denied("volumes-belong-to-a-team"))
-            }
-        }
+        let denied = AppError::Denied("volumes-belong-to-a-team");
+        principal.team().ok_or(denied)
     }
 }

@@ -310,10 +310,11 @@ async fn a_flood_of_refusals_is_a_few_records() {
     for n in 0..200_000_u32 {
         log.not_authenticated(Some(std::net::Ipv4Addr::from(n).into()));
     }
-    let member = Principal::Key {
-        id: crate::base::id::KeyId::from_bytes([1; 16]),
-        team: "red".parse().unwrap(),
-    };
+    let key = crate::base::id::KeyId::from_bytes([1; 16]);
+    let member = Principal::Client(crate::model::principal::Client::member(
+        key,
+        "red".parse().unwrap(),
+    ));
     for _ in 0..1000 {
         log.denied(&member, "read-audit", "only-operators-administer");
     }

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod event;
+pub mod grant;
 pub mod image;
 pub mod key;
 pub mod lease;

@@ -2,19 +2,15 @@
 
 use std::fmt;
 
+use super::grant::Grant;
 use super::name::Name;
-use crate::base::id::KeyId;
+use crate::base::id::{KeyId, SessionId};
 
 /// An authenticated asker. There is no anonymous one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
-    /// A client with an API key.
-    Key {
-        /// The key.
-        id: KeyId,
-        /// The team that it belongs to.
-        team: Name,
-    },
+    /// Somebody who came by a front door and acts for a team.
+    Client(Client),
     /// A person on this machine, known by the admin socket's peer credentials.
     Operator {
         /// The user on the other end of the socket.
@@ -24,13 +20,53 @@ pub enum Principal {
     Daemon,
 }
 
+/// Somebody who acts for a team.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// What was presented.
+    pub by: Proof,
+    /// The team that it acts for.
+    pub team: Name,
+    /// What it may do at most.
+    pub grant: Grant,
+    /// The only session that it may touch, where it is bound to one.
+    pub session: Option<SessionId>,
+}
+
+/// What a client presented, as far as the record may name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// An API key, or a token of a session.
+    Key(KeyId),
+    /// A JSON web token.
+    Jwt {
+        /// What the settings call who issued it.
+        issuer: Name,
+        /// Whom it is about; printable ASCII of a bounded length.
+        subject: String,
+    },
+}
+
 impl Principal {
     /// The team that it acts for, if it acts for one.
     #[must_use]
     pub const fn team(&self) -> Option<&Name> {
         match self {
-            Self::Key { team, .. } => Some(team),
+            Self::Client(client) => Some(&client.team),
             Self::Operator { .. } | Self::Daemon => None,
+        }
+    }
+}
+
+impl Client {
+    /// Whoever has this key of a team, with all that a member may do.
+    #[must_use]
+    pub fn member(key: KeyId, team: Name) -> Self {
+        Self {
+            by: Proof::Key(key),
+            team,
+            grant: Grant::default(),
+            session: None,
         }
     }
 }
@@ -39,9 +75,18 @@ impl fmt::Display for Principal {
     /// As the audit log and `created_by` write it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Key { id, .. } => write!(f, "{id}"),
+            Self::Client(client) => client.by.fmt(f),
             Self::Operator { uid } => write!(f, "uid:{uid}"),
             Self::Daemon => f.write_str("casemated"),
+        }
+    }
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(id) => id.fmt(f),
+            Self::Jwt { issuer, subject } => write!(f, "jwt:{issuer}:{subject}"),
         }
     }
 }

@@ -87,17 +87,17 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
         (Principal::Operator { .. }, _) => allow("operators-administer"),
         (Principal::Daemon, _) => allow("casemate-keeps-house"),
         (
-            Principal::Key { .. },
+            Principal::Client(_),
             Action::CreateSession | Action::ListSessions | Action::UseVolumes,
         ) => allow("members-use-their-team"),
-        (Principal::Key { team: own, .. }, Action::UseSession { team }) if own == team => {
+        (Principal::Client(client), Action::UseSession { team }) if client.team == *team => {
             allow("members-use-their-team")
         }
-        (Principal::Key { .. }, Action::UseSession { .. }) => Decision {
+        (Principal::Client(_), Action::UseSession { .. }) => Decision {
             hidden: true,
             ..deny("teams-are-apart")
         },
-        (Principal::Key { .. }, Action::UseTemplate { is_for_its_team }) => {
+        (Principal::Client(_), Action::UseTemplate { is_for_its_team }) => {
             if *is_for_its_team {
                 allow("templates-are-for-their-teams")
             } else {
@@ -108,7 +108,7 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
             }
         }
         // What runs in a team's sessions is that team's word, or the operator's.
-        (Principal::Key { .. }, Action::ChangeTemplate { is_kept_in_team }) => {
+        (Principal::Client(_), Action::ChangeTemplate { is_kept_in_team }) => {
             if *is_kept_in_team {
                 allow("members-make-their-team-s-templates")
             } else {
@@ -116,7 +116,7 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
             }
         }
         // Of the whole log; what was recorded of one session is part of using it.
-        (Principal::Key { .. }, Action::ReadAudit | Action::Administer) => {
+        (Principal::Client(_), Action::ReadAudit | Action::Administer) => {
             deny("only-operators-administer")
         }
     }
@@ -126,12 +126,11 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
 mod tests {
     use super::*;
     use crate::base::id::KeyId;
+    use crate::model::principal::Client;
 
     fn key(team: &str) -> Principal {
-        Principal::Key {
-            id: KeyId::from_bytes([1; 16]),
-            team: team.parse().unwrap(),
-        }
+        let team = team.parse().unwrap();
+        Principal::Client(Client::member(KeyId::from_bytes([1; 16]), team))
     }
 
     #[test]

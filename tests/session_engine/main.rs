@@ -23,7 +23,7 @@ use casemate::audit::AuditLog;
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
-use casemate::model::principal::Principal;
+use casemate::model::principal::{Client, Principal};
 use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::{GIB, Limits, SandboxSpec};
 use casemate::model::session::{Phase, Reason, Session};
@@ -282,8 +282,6 @@ fn team() -> Name {
 }
 
 fn member() -> Principal {
-    Principal::Key {
-        id: casemate::base::id::KeyId::from_bytes([1; 16]),
-        team: team(),
-    }
+    let key = casemate::base::id::KeyId::from_bytes([1; 16]);
+    Principal::Client(Client::member(key, team()))
 }

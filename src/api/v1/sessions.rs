@@ -16,7 +16,6 @@ use crate::base::id::SessionId;
 use crate::model::image::ImageDigest;
 use crate::model::lease::OnTimeout;
 use crate::model::name::Name;
-use crate::model::principal::Principal;
 use crate::model::query::SessionFilter;
 use crate::model::sandbox::{Limits, WantedLimits};
 use crate::model::session::{Phase, Reason, Session};
@@ -137,12 +136,8 @@ pub(crate) struct SessionPage {
 pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
     let wanted: CreateSession = body::json(call)?;
     let principal = call.principal()?;
-    let team = match principal {
-        Principal::Key { team, .. } => team.clone(),
-        Principal::Operator { .. } | Principal::Daemon => {
-            return Err(Problem::bad_request("a session belongs to a key's team"));
-        }
-    };
+    let team = principal.team().cloned();
+    let team = team.ok_or_else(|| Problem::bad_request("a session belongs to a key's team"))?;
     let idempotency = idempotency_key(call)?.map(|key| (key, call.body.as_ref()));
     let wait = wanted.wait;
     let new = NewSession {
