@@ -114,6 +114,7 @@ impl Bench {
                 volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
+            rules: std::sync::Arc::default(),
             clock,
             reload,
             calls: TaskTracker::new(),

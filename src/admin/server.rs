@@ -462,7 +462,7 @@ fn refused(code: &str, message: impl Into<String>) -> Answer {
 fn told(error: &AppError) -> Answer {
     let code = match error {
         AppError::Unauthenticated => "unauthenticated",
-        AppError::Denied(_) => "denied",
+        AppError::Denied { .. } => "denied",
         AppError::Session(error) => error.code(),
         AppError::Store(_) => "store_failed",
         AppError::Audit(_) => "audit_failed",

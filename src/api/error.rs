@@ -145,10 +145,10 @@ impl From<AppError> for Problem {
         }
         match error {
             AppError::Unauthenticated => Self::unauthenticated(),
-            AppError::Denied(rule) => Self::new(
+            AppError::Denied { rule, reason } => Self::new(
                 StatusCode::FORBIDDEN,
                 "denied",
-                format!("the rule {rule} denies this"),
+                format!("the rule {rule} denies this: {reason}"),
             ),
             AppError::Session(error) => error.into(),
             AppError::Store(error) => {

@@ -8,7 +8,7 @@ use super::{App, AppError};
 use crate::backup::{Made, Progress};
 use crate::base::clock::Timestamp;
 use crate::model::principal::Principal;
-use crate::policy::Action;
+use crate::policy::{Action, Resource};
 
 /// One thing that the daemon stands on or looks after.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl App {
         with_images: bool,
         progress: watch::Sender<Progress>,
     ) -> Result<Made, AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         let made = self
             .0
             .backups

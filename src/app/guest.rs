@@ -37,7 +37,7 @@ impl App {
         id: SessionId,
         spec: ProcessSpec,
     ) -> Result<Attachment, AppError> {
-        let session = self.session(principal, id).await?;
+        let session = self.may_use(principal, id).await?;
         let event = AuditEvent::ProcessStart {
             program: spec.argv.first().cloned(),
             arguments: spec.argv.len().saturating_sub(1),
@@ -368,7 +368,7 @@ impl App {
         principal: &Principal,
         id: SessionId,
     ) -> Result<Guest, AppError> {
-        self.session(principal, id).await?;
+        self.may_use(principal, id).await?;
         match self.0.sessions.handle(id) {
             Some(handle) => handle.guest().await.map_err(AppError::Session),
             None => Err(self.ended(id).await),

@@ -11,6 +11,7 @@ use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
 use crate::model::session::{Phase, Reason, Session};
+use crate::policy::Action;
 use crate::session::handle::SessionHandle;
 use crate::session::manager::{check_idle, check_labels};
 use crate::session::wish::Change;
@@ -110,9 +111,9 @@ impl App {
         })
     }
 
-    /// The handle of a session that the principal may use and that has not ended.
+    /// The handle of a session that the principal may change and that has not ended.
     async fn live(&self, principal: &Principal, id: SessionId) -> Result<SessionHandle, AppError> {
-        self.session(principal, id).await?;
+        self.reach(principal, id, Action::ChangeSession).await?;
         match self.0.sessions.handle(id) {
             Some(handle) => Ok(handle),
             None => Err(self.ended(id).await),

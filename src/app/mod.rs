@@ -8,6 +8,7 @@ mod doctor;
 mod guest;
 pub mod lease;
 mod record;
+mod rules;
 pub mod snapshot;
 mod templates;
 mod transfer;
@@ -16,6 +17,7 @@ mod volumes;
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
 pub use self::record::{AuditExport, Extent, ocsf_event};
+pub use self::rules::RuleBook;
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
@@ -47,10 +49,10 @@ use crate::model::principal::{Client, Principal};
 use crate::model::process::{RunOutcome, RunSpec};
 use crate::model::query::{BadFilter, SessionFilter};
 use crate::model::session::{Reason, Session};
-use crate::policy::{self, Action};
+use crate::policy::{self, Action, Resource};
 use crate::runtime::{ArchiveStream, RuntimeError, RuntimeFacts, SandboxRuntime};
 use crate::session::SessionError;
-use crate::session::manager::{NewSession, Sessions, is_settled};
+use crate::session::manager::{NewSession, Sessions, default_template, is_settled};
 use crate::store::{Store, StoreError};
 
 /// How long a create waits for its session before it answers with the session as it is.
@@ -83,6 +85,8 @@ pub struct Parts {
     pub facts: RuntimeFacts,
     /// Hashes API keys.
     pub hasher: KeyHasher,
+    /// What the operator allows and denies beside what is so by nature.
+    pub rules: Arc<RuleBook>,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
     /// Asks the daemon to read its settings again.
@@ -125,8 +129,13 @@ pub enum AppError {
     #[error("the credentials are missing or not valid")]
     Unauthenticated,
     /// The policy says no.
-    #[error("the rule {0} denies it")]
-    Denied(&'static str),
+    #[error("the rule {rule} denies it: {reason}")]
+    Denied {
+        /// The rule's name.
+        rule: String,
+        /// Why, for people.
+        reason: String,
+    },
     /// The sessions say no.
     #[error(transparent)]
     Session(SessionError),
@@ -179,11 +188,19 @@ pub enum AppError {
 }
 
 impl AppError {
+    /// The policy says no.
+    fn denied(rule: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Denied {
+            rule: rule.into(),
+            reason: reason.into(),
+        }
+    }
+
     /// A stable word for the record.
     const fn code(&self) -> &'static str {
         match self {
             Self::Unauthenticated => "unauthenticated",
-            Self::Denied(_) => "denied",
+            Self::Denied { .. } => "denied",
             Self::Session(error) => error.code(),
             Self::Store(_) => "store",
             Self::Audit(_) => "audit",
@@ -270,7 +287,10 @@ impl App {
         idempotency: Option<(String, &[u8])>,
         wait: bool,
     ) -> Result<(Arc<Session>, bool), AppError> {
-        self.allow(principal, &Action::CreateSession)?;
+        let template = new.template.clone().map_or_else(default_template, Ok);
+        let template = template.map_err(AppError::Session)?;
+        let resource = Resource::of(team).template(&template);
+        self.allow(principal, Action::CreateSession, &resource)?;
         let sessions = &self.0.sessions;
         let idempotency = idempotency.map(|(key, request)| (key, identity::digest(request)));
         let created = sessions.create(principal, team, new, idempotency).await;
@@ -304,9 +324,31 @@ impl App {
         principal: &Principal,
         id: SessionId,
     ) -> Result<Arc<Session>, AppError> {
+        self.reach(principal, id, Action::ReadSession).await
+    }
+
+    /// A session that the principal may use.
+    pub(super) async fn may_use(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+    ) -> Result<Arc<Session>, AppError> {
+        self.reach(principal, id, Action::UseSession).await
+    }
+
+    /// A session to which the principal may do this.
+    pub(super) async fn reach(
+        &self,
+        principal: &Principal,
+        id: SessionId,
+        action: Action,
+    ) -> Result<Arc<Session>, AppError> {
         let session = self.0.sessions.get(id).await.map_err(AppError::Session)?;
-        let team = session.spec.team.clone();
-        self.allow(principal, &Action::UseSession { team })?;
+        let resource = Resource {
+            session: Some(id),
+            ..Resource::of(&session.spec.team).template(&session.spec.template)
+        };
+        self.allow(principal, action, &resource)?;
         Ok(session)
     }
 
@@ -319,7 +361,7 @@ impl App {
         principal: &Principal,
         mut filter: SessionFilter,
     ) -> Result<Vec<Session>, AppError> {
-        self.allow(principal, &Action::ListSessions)?;
+        self.allow(principal, Action::ListSessions, &Resource::default())?;
         if let Some(team) = principal.team() {
             filter.team = Some(team.clone());
         }
@@ -335,7 +377,7 @@ impl App {
         principal: &Principal,
         id: SessionId,
     ) -> Result<Arc<Session>, AppError> {
-        let session = self.session(principal, id).await?;
+        let session = self.reach(principal, id, Action::ChangeSession).await?;
         if session.ended_at.is_some() {
             return Ok(session);
         }
@@ -366,7 +408,7 @@ impl App {
         id: SessionId,
         spec: RunSpec,
     ) -> Result<RunOutcome, AppError> {
-        let session = self.session(principal, id).await?;
+        let session = self.may_use(principal, id).await?;
         let Some(handle) = self.0.sessions.handle(id) else {
             return Err(self.ended(id).await);
         };
@@ -395,7 +437,7 @@ impl App {
         name: Name,
         team: Name,
     ) -> Result<(KeyId, Secret<String>), AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         let now = self.0.clock.now();
         let internal = |error: &dyn std::error::Error| AppError::Internal(error.to_string());
         let id = KeyId::generate(now).map_err(|error| internal(&error))?;
@@ -430,7 +472,7 @@ impl App {
         principal: &Principal,
         archive: ArchiveStream,
     ) -> Result<ImageDigest, AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         let intent = self
             .begin(principal, None, AuditEvent::ImageImport {})
             .await?;
@@ -448,7 +490,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn images(&self, principal: &Principal) -> Result<Vec<Image>, AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         self.0.runtime.images().await.map_err(AppError::Runtime)
     }
 
@@ -457,7 +499,7 @@ impl App {
     /// # Errors
     /// [`AppError::Reload`] with every problem.
     pub async fn reload(&self, principal: &Principal) -> Result<(), AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         let (answer, answered) = oneshot::channel();
         let busy = |_| AppError::Reload("a reload is under way already".to_owned());
         self.0.reload.try_send(answer).map_err(busy)?;
@@ -552,16 +594,23 @@ impl App {
     }
 
     /// Asks the policy. What it denies is recorded.
-    fn allow(&self, principal: &Principal, action: &Action) -> Result<(), AppError> {
-        let decision = policy::decide(principal, action);
+    fn allow(
+        &self,
+        principal: &Principal,
+        action: Action,
+        resource: &Resource<'_>,
+    ) -> Result<(), AppError> {
+        let rules = self.0.rules.rules();
+        let decision = policy::decide(&rules, principal, action, resource, self.now());
         if decision.allowed {
             return Ok(());
         }
-        self.0.audit.denied(principal, action.name(), decision.rule);
+        let denied = (action.name(), decision.rule.as_ref());
+        self.0.audit.denied(principal, denied.0, denied.1);
         Err(if decision.hidden {
             AppError::Session(SessionError::NotFound)
         } else {
-            AppError::Denied(decision.rule)
+            AppError::denied(decision.rule, decision.reason)
         })
     }
 

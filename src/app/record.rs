@@ -14,7 +14,7 @@ use crate::base::id::SessionId;
 use crate::model::principal::Principal;
 use crate::model::query::{AuditFilter, BadFilter};
 use crate::model::record::SignedArchive;
-use crate::policy::Action;
+use crate::policy::{Action, Resource};
 use crate::store::StoreError;
 
 impl App {
@@ -77,7 +77,7 @@ impl App {
         principal: &Principal,
         before: Option<Timestamp>,
     ) -> Result<Archived, AppError> {
-        self.allow(principal, &Action::Administer)?;
+        self.allow(principal, Action::Administer, &Resource::default())?;
         let done = self.0.retention.look(principal, before).await;
         done.map_err(AppError::Archive)
     }
@@ -161,8 +161,10 @@ impl App {
         session: Option<SessionId>,
     ) -> Result<(), AppError> {
         match session {
+            // Whoever reads the whole reads what is of one session, of any team.
+            Some(_) if self.would_allow(principal, Action::ReadAudit) => Ok(()),
             Some(id) => self.session(principal, id).await.map(drop),
-            None => self.allow(principal, &Action::ReadAudit),
+            None => self.allow(principal, Action::ReadAudit, &Resource::default()),
         }
     }
 

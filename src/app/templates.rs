@@ -10,7 +10,7 @@ use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::settings::TeamTemplates;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
-use crate::policy::Action;
+use crate::policy::{Action, Resource};
 use crate::session::checkpoints::CheckpointState;
 use crate::store::{NewTemplate, TemplatePut, TemplateRemoval};
 
@@ -75,10 +75,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn templates(&self, principal: &Principal) -> Result<Vec<Template>, AppError> {
-        let action = Action::UseTemplate {
-            is_for_its_team: true,
-        };
-        self.allow(principal, &action)?;
+        self.allow(principal, Action::ReadTemplates, &Resource::default())?;
         match principal.team() {
             Some(team) => {
                 let templates = self.0.sessions.templates(team).await;
@@ -99,6 +96,8 @@ impl App {
         version: Option<u32>,
     ) -> Result<Template, AppError> {
         let team = own_team(principal)?;
+        let resource = Resource::of(team).template(name);
+        self.allow(principal, Action::ReadTemplates, &resource)?;
         let found = self.0.sessions.template(team, name).await;
         let found = found.map_err(AppError::Store)?;
         let Some(version) = version else {
@@ -140,8 +139,11 @@ impl App {
         let team = own_team(principal)?.clone();
         // Who does not say means the own team: what every team gets is the operator's to say.
         let teams = spec.teams.get_or_insert_with(|| [team.clone()].into());
-        let is_kept_in_team = teams.iter().all(|named| *named == team);
-        self.allow(principal, &Action::ChangeTemplate { is_kept_in_team })?;
+        let resource = Resource {
+            is_shared: teams.iter().any(|named| *named != team),
+            ..Resource::of(&team).template(&name)
+        };
+        self.allow(principal, Action::ChangeTemplates, &resource)?;
         let settings = self.settings();
         let bounds = &settings.sessions.team_templates;
         let mut problems = spec.problems();
@@ -195,10 +197,8 @@ impl App {
         precondition: Precondition,
     ) -> Result<(), AppError> {
         let team = own_team(principal)?.clone();
-        let action = Action::ChangeTemplate {
-            is_kept_in_team: true,
-        };
-        self.allow(principal, &action)?;
+        let resource = Resource::of(&team).template(&name);
+        self.allow(principal, Action::ChangeTemplates, &resource)?;
         self.not_from_file(&team, &name)?;
         let event = AuditEvent::TemplateRemove {
             template: name.clone(),
@@ -230,8 +230,9 @@ const fn no(refusal: TemplateRefusal) -> AppError {
 
 /// The team for which a principal asks. Operators change files.
 pub(super) fn own_team(principal: &Principal) -> Result<&Name, AppError> {
-    let denied = AppError::Denied("templates-of-the-api-belong-to-a-team");
-    principal.team().ok_or(denied)
+    let rule = "templates-of-the-api-belong-to-a-team";
+    let denied = || AppError::denied(rule, "operators change the files of the configuration");
+    principal.team().ok_or_else(denied)
 }
 
 /// What goes further than the operator lets teams go.

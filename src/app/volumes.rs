@@ -5,7 +5,7 @@ use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::volume::{Holder, Volume};
-use crate::policy::Action;
+use crate::policy::{Action, Resource};
 use crate::session::{SessionError, VolumeRefusal};
 
 /// A volume as its team sees it.
@@ -25,7 +25,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volumes(&self, principal: &Principal) -> Result<Vec<VolumeSeen>, AppError> {
-        let team = self.own_team(principal)?;
+        let team = self.own_team(principal, Action::ReadVolumes)?;
         let found = self.0.sessions.volumes_of(team.clone()).await;
         let found = found.map_err(AppError::Store)?;
         Ok(found.into_iter().map(|found| self.seen(found)).collect())
@@ -36,7 +36,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volume(&self, principal: &Principal, name: &Name) -> Result<VolumeSeen, AppError> {
-        let team = self.own_team(principal)?;
+        let team = self.own_team(principal, Action::ReadVolumes)?;
         let found = self.0.store.volume(team.clone(), name.clone()).await;
         let found = found.map_err(AppError::Store)?;
         let missing = || SessionError::Volume(VolumeRefusal::NotFound(name.clone()));
@@ -54,7 +54,7 @@ impl App {
         name: Name,
         size_bytes: u64,
     ) -> Result<VolumeSeen, AppError> {
-        let team = self.own_team(principal)?.clone();
+        let team = self.own_team(principal, Action::ChangeVolumes)?.clone();
         let event = AuditEvent::VolumeCreate {
             volume: name.clone(),
             team: team.clone(),
@@ -75,7 +75,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn remove_volume(&self, principal: &Principal, name: Name) -> Result<(), AppError> {
-        let team = self.own_team(principal)?.clone();
+        let team = self.own_team(principal, Action::ChangeVolumes)?.clone();
         let event = AuditEvent::VolumeDelete {
             volume: name.clone(),
             team: team.clone(),
@@ -97,9 +97,10 @@ impl App {
     }
 
     /// The team whose volumes a principal may see and change.
-    fn own_team<'a>(&self, principal: &'a Principal) -> Result<&'a Name, AppError> {
-        self.allow(principal, &Action::UseVolumes)?;
-        let denied = AppError::Denied("volumes-belong-to-a-team");
-        principal.team().ok_or(denied)
+    fn own_team<'a>(&self, principal: &'a Principal, action: Action) -> Result<&'a Name, AppError> {
+        let denied = || AppError::denied("volumes-belong-to-a-team", "an operator has no team");
+        let team = principal.team().ok_or_else(denied)?;
+        self.allow(principal, action, &Resource::of(team))?;
+        Ok(team)
     }
 }

@@ -173,11 +173,11 @@ impl AuditLog {
     }
 
     /// Notes that the policy denied something. Written by [`AuditLog::keep_tally`].
-    pub fn denied(&self, principal: &Principal, action: &'static str, rule: &'static str) {
+    pub fn denied(&self, principal: &Principal, action: &'static str, rule: &str) {
         self.tally.count(Refusal::Denied {
             principal: principal.to_string(),
             action,
-            rule,
+            rule: rule.to_owned(),
         });
     }
 

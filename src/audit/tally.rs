@@ -36,7 +36,7 @@ pub(super) enum Refusal {
     Denied {
         principal: String,
         action: &'static str,
-        rule: &'static str,
+        rule: String,
     },
 }
 
@@ -177,7 +177,7 @@ impl AuditLog {
                 principal.clone(),
                 AuditEvent::AccessDenied {
                     action: (*action).to_owned(),
-                    rule: (*rule).to_owned(),
+                    rule: rule.clone(),
                     attempts,
                 },
             ),

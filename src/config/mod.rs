@@ -13,6 +13,7 @@ pub mod reload;
 
 mod document;
 mod merge;
+mod rules;
 mod section;
 mod templates;
 mod validate;
@@ -33,11 +34,14 @@ use crate::model::settings::{
     StoreConfig, VolumesConfig,
 };
 use crate::model::template::TemplateSpec;
+use crate::policy::{NamedRule, Origin};
 use crate::runtime::RuntimeConfig;
 
 /// Where the configuration is when nobody says.
 pub const DEFAULT_PATH: &str = "/etc/casemate/casemate.yaml";
 
+/// Most files of templates, and of rules, that are read.
+const MAX_FILES_BESIDE: usize = crate::policy::MAX_RULES;
 /// Most drop-ins that are read.
 const MAX_DROP_INS: usize = 64;
 /// Most problems that are told; the rest is counted.
@@ -64,6 +68,8 @@ pub struct Config {
     pub sessions: SessionsConfig,
     /// What sessions are made of, by name, as their files say.
     pub templates: BTreeMap<Name, TemplateSpec>,
+    /// What the operator allows and denies, as the files say.
+    pub policy: Vec<NamedRule>,
     /// Volumes.
     pub volumes: VolumesConfig,
     /// The record.
@@ -148,23 +154,26 @@ impl ConfigProblems {
 }
 
 impl Config {
-    /// Reads the main file, its drop-ins and the templates beside it. Blocks on the disk.
+    /// Reads the main file, its drop-ins, and the templates and rules beside it. Blocks on the disk.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn load(path: &Path) -> Result<Self, ConfigProblems> {
-        Self::from_sources(&sources(path)?, &templates::sources(path)?)
+        let mut beside = beside(path, templates::DIRECTORY)?;
+        beside.extend(self::beside(path, rules::DIRECTORY)?);
+        Self::from_sources(&sources(path)?, &beside)
     }
 
-    /// Understands files that were read: name and content, the main file first, later ones win; and the files of templates.
+    /// Understands files that were read: name and content, the main file first, later ones win; and the files of templates
+    /// and rules, whose names begin with those of their directories.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn from_sources(
         sources: &[(String, Vec<u8>)],
-        templates: &[(String, Vec<u8>)],
+        beside: &[(String, Vec<u8>)],
     ) -> Result<Self, ConfigProblems> {
-        let all = [sources, templates].concat();
+        let all = [sources, beside].concat();
         let mut problems = Problems::new(&all);
         let mut whole = Node {
             file: 0,
@@ -206,8 +215,16 @@ impl Config {
             .map(|key| (key.path, key.value))
             .collect();
         for (file, (name, bytes)) in all.iter().enumerate().skip(sources.len()) {
-            if let Some((name, spec)) = problems.template(file, name, bytes) {
-                config.templates.insert(name, spec);
+            if name.starts_with(rules::DIRECTORY) {
+                let rule = problems.file_beside(file, name, bytes, rules::rule);
+                config.policy.extend(rule.map(|(name, rule)| NamedRule {
+                    name,
+                    origin: Origin::File,
+                    rule,
+                }));
+            } else {
+                let template = problems.file_beside(file, name, bytes, templates::template);
+                config.templates.extend(template);
             }
         }
         problems.finish(config)
@@ -280,9 +297,15 @@ impl<'a> Problems<'a> {
         self.add(file, unreadable.line, &[], unreadable.text);
     }
 
-    /// Understands the file of a template; `None` when a problem was noted.
-    fn template(&mut self, file: usize, name: &str, bytes: &[u8]) -> Option<(Name, TemplateSpec)> {
-        let name = templates::name_of(name).map_err(|text| self.add(file, None, &[], text));
+    /// Understands a file that says one thing, which is called as the file is; `None` when a problem was noted.
+    fn file_beside<T>(
+        &mut self,
+        file: usize,
+        name: &str,
+        bytes: &[u8],
+        understand: fn(&section::Section<'_>) -> Option<T>,
+    ) -> Option<(Name, T)> {
+        let name = name_of(name).map_err(|text| self.add(file, None, &[], text));
         let document = match document::parse(file, bytes) {
             Ok(document) => document,
             Err(unreadable) => {
@@ -292,9 +315,9 @@ impl<'a> Problems<'a> {
         };
         self.duplicates(file, &document.duplicates);
         let walk = Walk::new(true);
-        let spec = templates::template(&walk.root(&document.root));
+        let understood = understand(&walk.root(&document.root));
         walk.finish().problems.iter().for_each(|p| self.located(p));
-        Some((name.ok()?, spec?))
+        Some((name.ok()?, understood?))
     }
 
     fn duplicates(&mut self, file: usize, duplicates: &[document::Path]) {
@@ -371,6 +394,30 @@ fn sources(path: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
         sources.push((format!("{name}.d/{file}"), bytes));
     }
     Ok(sources)
+}
+
+/// The files of a directory beside a main file, by name.
+fn beside(main: &Path, directory: &str) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
+    let path = main.with_file_name(directory);
+    let failed =
+        |path: &Path, error| ConfigProblems::about_file(path, format!("cannot be read: {error}"));
+    let files = files_in(&path, MAX_FILES_BESIDE).map_err(|error| failed(&path, error))?;
+    let mut sources = Vec::with_capacity(files.len());
+    for file in files {
+        let bytes = read(&file).map_err(|error| failed(&file, error))?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        sources.push((format!("{directory}/{name}"), bytes));
+    }
+    Ok(sources)
+}
+
+/// What a file beside the main file says something of: it is called as the file is.
+fn name_of(file: &str) -> Result<Name, String> {
+    let stem = Path::new(file).file_stem().unwrap_or_default();
+    let name = stem.to_string_lossy().parse::<Name>();
+    let about = file.strip_prefix(rules::DIRECTORY);
+    let what = about.map_or("a template", |_| "a rule");
+    name.map_err(|why| format!("its name does not name {what}: {why}"))
 }
 
 /// The `*.yaml` in a directory, by name; none when there is no directory.

@@ -6,6 +6,7 @@ use super::Config;
 use crate::model::name::Name;
 use crate::model::settings::{LogConfig, SessionsConfig};
 use crate::model::template::TemplateSpec;
+use crate::policy::NamedRule;
 
 /// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
 const RELOADABLE: [&str; 2] = ["log.", "sessions."];
@@ -22,7 +23,9 @@ pub struct Reload {
     pub sessions: SessionsConfig,
     /// All templates; sessions that live keep theirs.
     pub templates: BTreeMap<Name, TemplateSpec>,
-    /// The keys that differ, for the log and the record; of a template only `templates.<name>`.
+    /// All rules of the files.
+    pub policy: Vec<NamedRule>,
+    /// The keys that differ, for the log and the record; of a template only `templates.<name>`, of a rule `policy.<name>`.
     pub changed: Vec<String>,
 }
 
@@ -62,7 +65,20 @@ impl Config {
                 .filter(|name| self.templates.get(*name) != new.templates.get(*name))
                 .map(|name| format!("templates.{name}")),
         );
+        let rule = |rules: &[NamedRule], name: &Name| {
+            let found = rules.iter().find(|rule| rule.name == *name);
+            found.map(|named| named.rule.clone())
+        };
+        let rules = self.policy.iter().chain(&new.policy);
+        let rules: BTreeSet<&Name> = rules.map(|rule| &rule.name).collect();
+        changed.extend(
+            rules
+                .into_iter()
+                .filter(|name| rule(&self.policy, name) != rule(&new.policy, name))
+                .map(|name| format!("policy.{name}")),
+        );
         Ok(Reload {
+            policy: new.policy.clone(),
             log: new.log.clone(),
             sessions: new.sessions.clone(),
             templates: new.templates.clone(),
@@ -102,6 +118,25 @@ mod tests {
         assert_eq!(reload.sessions.max, 7);
         assert_eq!(reload.log.level, "debug");
         assert_eq!(reload.templates.len(), 1);
+    }
+
+    #[test]
+    fn rules_change_while_running() {
+        let with = |rule: &str| {
+            let main = ("casemate.yaml".to_owned(), b"version: 1".to_vec());
+            let rule = ("policy/nights.yaml".to_owned(), rule.as_bytes().to_vec());
+            Config::from_sources(&[main], &[rule]).unwrap()
+        };
+        let deny = with("effect: deny");
+        let reload = config("").reload_from(&deny).unwrap();
+        assert_eq!(
+            (&*reload.changed, reload.policy.len()),
+            (&["policy.nights".to_owned()][..], 1)
+        );
+        assert_eq!(deny.reload_from(&deny).unwrap().changed, [""; 0]);
+        let later = with("effect: deny\nhours: '22:00-06:00'");
+        assert_eq!(deny.reload_from(&later).unwrap().changed, ["policy.nights"]);
+        assert_eq!(deny.reload_from(&config("")).unwrap().policy, []);
     }
 
     #[test]

@@ -2,12 +2,9 @@
 //!
 //! A new key is a line here and its entry in `config/templates/base.yaml`, which a test compares.
 
-use std::path::Path;
-
 use super::document::Value;
 use super::section::Section;
 use super::validate::any_limits;
-use super::{ConfigProblems, files_in, read};
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::setup::{
@@ -16,33 +13,8 @@ use crate::model::setup::{
 use crate::model::signal;
 use crate::model::template::TemplateSpec;
 
-/// Most files of templates that are read.
-const MAX_FILES: usize = 1024;
-
 /// The directory beside the main file, and what its files are called in problems.
 pub(super) const DIRECTORY: &str = "templates";
-
-/// The files of templates beside a main file, by name.
-pub(super) fn sources(main: &Path) -> Result<Vec<(String, Vec<u8>)>, ConfigProblems> {
-    let directory = main.with_file_name(DIRECTORY);
-    let failed =
-        |path: &Path, error| ConfigProblems::about_file(path, format!("cannot be read: {error}"));
-    let files = files_in(&directory, MAX_FILES).map_err(|error| failed(&directory, error))?;
-    let mut sources = Vec::with_capacity(files.len());
-    for file in files {
-        let bytes = read(&file).map_err(|error| failed(&file, error))?;
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        sources.push((format!("{DIRECTORY}/{name}"), bytes));
-    }
-    Ok(sources)
-}
-
-/// What the template in a file is called: as the file is.
-pub(super) fn name_of(file: &str) -> Result<Name, String> {
-    let stem = Path::new(file).file_stem().unwrap_or_default();
-    let name = stem.to_string_lossy().parse::<Name>();
-    name.map_err(|why| format!("its name does not name a template: {why}"))
-}
 
 /// One template. `None` when it has no image, which was noted.
 pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {

@@ -80,6 +80,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         backup: backup(&root.section("backup"), &beside),
         // Files of their own, see `templates`.
         templates: BTreeMap::new(),
+        policy: Vec::new(),
         audit: audit(&root.section("audit"), &beside),
         log: log(&root.section("log")),
         values: BTreeMap::new(),

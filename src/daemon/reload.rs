@@ -44,6 +44,7 @@ pub(super) async fn reload(
     logging
         .set_level(&change.log.level)
         .map_err(|error| error.to_string())?;
+    house.rules.set_files(change.policy);
     house.sessions.reload(Settings {
         sessions: change.sessions,
         templates,

@@ -19,7 +19,7 @@ use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
-use crate::app::{App, Parts as AppParts};
+use crate::app::{App, Parts as AppParts, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
@@ -144,6 +144,8 @@ pub(super) struct House {
     pub(super) restored: Option<swap::Mark>,
     /// What the hardening checks look at.
     pub(super) scene: Arc<Scene>,
+    /// The operator's rules.
+    pub(super) rules: Arc<RuleBook>,
 }
 
 impl Ground {
@@ -232,6 +234,8 @@ impl Ground {
             clock: Arc::clone(&clock),
         });
         let retention = Retention::new(audit.clone());
+        let rules = Arc::<RuleBook>::default();
+        rules.set_files(config.policy.clone());
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
@@ -241,6 +245,7 @@ impl Ground {
             runtime: Arc::clone(&runtime),
             facts,
             hasher: self.hasher,
+            rules: Arc::clone(&rules),
             clock,
             reload,
             calls: calls.clone(),
@@ -263,6 +268,7 @@ impl Ground {
             retention,
             restored: self.restored,
             scene,
+            rules,
         };
         Ok((self.lock, house))
     }

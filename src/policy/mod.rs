@@ -1,165 +1,244 @@
 //! Floor 2: pure decisions on the nouns. No I/O, no clock; the same question has the same answer.
 //!
-//! Deny is the default: what no rule allows is denied. Another team's session is answered as if it
-//! did not exist, so that nobody can probe for names.
+//! Deny is the default: what nothing allows is denied. What denies wins over what allows, in this order:
+//!
+//! 1. another team's resource is answered as if it did not exist, so that nobody can probe for names;
+//! 2. a token of one session reaches that session only;
+//! 3. what no client may ever do (administer; make things for other teams), and an auditor nothing but read the record;
+//! 4. scopes that a key or token was narrowed to;
+//! 5. the operator's rules that deny;
+//! 6. the role, or a rule of the operator's that allows.
+//!
+//! Operators, who own the machine, and Casemate itself are allowed everything: a rule that could lock out operators would only
+//! make them edit the file.
 
+mod action;
+mod rule;
+#[cfg(test)]
+mod tests;
+
+pub use self::action::{ACTIONS, Action, Resource, UnknownAction};
+pub use self::rule::{
+    Condition, Day, Effect, Hours, MAX_ENTRIES, MAX_REASON_BYTES, MAX_RULES, NotADay, NotHours,
+    Rule, RuleProblem,
+};
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::clock::Timestamp;
+use crate::model::grant::{Role, Scope};
 use crate::model::name::Name;
-use crate::model::principal::Principal;
+use crate::model::principal::{Client, Principal};
 
-/// What somebody wants to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Make a session for the principal's own team.
-    CreateSession,
-    /// List the sessions that the principal may see.
-    ListSessions,
-    /// See, use or end a session of this team.
-    UseSession {
-        /// The session's owner.
-        team: Name,
-    },
-    /// See a template, or make a session of it.
-    UseTemplate {
-        /// Whether it is for the principal's team.
-        is_for_its_team: bool,
-    },
-    /// Make, change or remove a template of the principal's own team.
-    ChangeTemplate {
-        /// Whether it is for no other team.
-        is_kept_in_team: bool,
-    },
-    /// See, make or remove a volume of the principal's own team.
-    UseVolumes,
-    /// Read the whole audit log.
-    ReadAudit,
-    /// Anything at the admin socket.
-    Administer,
+/// The operator's rules, by name: those of files and those of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules(Vec<NamedRule>);
+
+/// A rule and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedRule {
+    /// Its name.
+    pub name: Name,
+    /// Where it is written.
+    pub origin: Origin,
+    /// What it says.
+    pub rule: Rule,
 }
 
-impl Action {
-    /// The action's name, for the record.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::CreateSession => "create-session",
-            Self::ListSessions => "list-sessions",
-            Self::UseSession { .. } => "use-session",
-            Self::UseTemplate { .. } => "use-template",
-            Self::ChangeTemplate { .. } => "change-template",
-            Self::UseVolumes => "use-volumes",
-            Self::ReadAudit => "read-audit",
-            Self::Administer => "administer",
-        }
-    }
+/// Where a rule is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// In a file of the configuration.
+    File,
+    /// In the store.
+    Store,
 }
 
 /// The answer, with the rule that gave it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// Whether it may be done.
     pub allowed: bool,
     /// The rule's name, for the refusal and the record.
-    pub rule: &'static str,
+    pub rule: Cow<'static, str>,
+    /// Why, for people.
+    pub reason: Cow<'static, str>,
     /// Whether the caller must be told that the thing does not exist.
     pub hidden: bool,
 }
 
-const fn allow(rule: &'static str) -> Decision {
+/// A rule that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Considered {
+    /// Its name.
+    pub name: Name,
+    /// Where it is written.
+    pub origin: Origin,
+    /// What it says.
+    pub effect: Effect,
+    /// The first of its conditions that does not hold; `None`: it speaks.
+    pub misses: Option<Condition>,
+}
+
+impl Rules {
+    /// These rules.
+    #[must_use]
+    pub fn new(rules: Vec<NamedRule>) -> Self {
+        Self(rules)
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> &[NamedRule] {
+        &self.0
+    }
+
+    /// The first that says so.
+    fn first(&self, effect: Effect, speaks: impl Fn(&Rule) -> bool) -> Option<&NamedRule> {
+        let mut rules = self.0.iter();
+        rules.find(|named| named.rule.effect == effect && speaks(&named.rule))
+    }
+}
+
+fn answer(allowed: bool, rule: &'static str, reason: impl Into<Cow<'static, str>>) -> Decision {
     Decision {
-        allowed: true,
-        rule,
+        allowed,
+        rule: Cow::Borrowed(rule),
+        reason: reason.into(),
         hidden: false,
     }
 }
 
-const fn deny(rule: &'static str) -> Decision {
+fn hide(rule: &'static str, reason: &'static str) -> Decision {
     Decision {
-        allowed: false,
-        rule,
+        hidden: true,
+        ..answer(false, rule, reason)
+    }
+}
+
+/// What an operator's rule says.
+fn said(named: &NamedRule) -> Decision {
+    let reason = named.rule.reason.clone();
+    Decision {
+        allowed: named.rule.effect == Effect::Allow,
+        rule: Cow::Owned(named.name.to_string()),
+        reason: reason.map_or(Cow::Borrowed("the operator's rule says so"), Cow::Owned),
         hidden: false,
     }
 }
 
-/// Decides whether `principal` may do `action`.
+/// Decides whether `principal` may do `action` to `resource` at this time.
 #[must_use]
-pub fn decide(principal: &Principal, action: &Action) -> Decision {
-    match (principal, action) {
-        (Principal::Operator { .. }, _) => allow("operators-administer"),
-        (Principal::Daemon, _) => allow("casemate-keeps-house"),
-        (
-            Principal::Client(_),
-            Action::CreateSession | Action::ListSessions | Action::UseVolumes,
-        ) => allow("members-use-their-team"),
-        (Principal::Client(client), Action::UseSession { team }) if client.team == *team => {
-            allow("members-use-their-team")
+pub fn decide(
+    rules: &Rules,
+    principal: &Principal,
+    action: Action,
+    resource: &Resource<'_>,
+    now: Timestamp,
+) -> Decision {
+    match principal {
+        Principal::Operator { .. } => {
+            answer(true, "operators-administer", "operators own this machine")
         }
-        (Principal::Client(_), Action::UseSession { .. }) => Decision {
-            hidden: true,
-            ..deny("teams-are-apart")
-        },
-        (Principal::Client(_), Action::UseTemplate { is_for_its_team }) => {
-            if *is_for_its_team {
-                allow("templates-are-for-their-teams")
-            } else {
-                Decision {
-                    hidden: true,
-                    ..deny("templates-are-for-their-teams")
-                }
-            }
-        }
-        // What runs in a team's sessions is that team's word, or the operator's.
-        (Principal::Client(_), Action::ChangeTemplate { is_kept_in_team }) => {
-            if *is_kept_in_team {
-                allow("members-make-their-team-s-templates")
-            } else {
-                deny("members-make-templates-for-their-own-team-only")
-            }
-        }
-        // Of the whole log; what was recorded of one session is part of using it.
-        (Principal::Client(_), Action::ReadAudit | Action::Administer) => {
-            deny("only-operators-administer")
-        }
+        Principal::Daemon => answer(true, "casemate-keeps-house", "Casemate itself"),
+        Principal::Client(client) => decide_for(rules, client, action, resource, now),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::id::KeyId;
-    use crate::model::principal::Client;
-
-    fn key(team: &str) -> Principal {
-        let team = team.parse().unwrap();
-        Principal::Client(Client::member(KeyId::from_bytes([1; 16]), team))
+fn decide_for(
+    rules: &Rules,
+    client: &Client,
+    action: Action,
+    resource: &Resource<'_>,
+    now: Timestamp,
+) -> Decision {
+    if resource.team.is_some_and(|team| *team != client.team) {
+        return hide("teams-are-apart", "it belongs to another team");
     }
-
-    #[test]
-    fn a_member_uses_its_own_team_s_sessions_only() {
-        let of = |team: &str| Action::UseSession {
-            team: team.parse().unwrap(),
-        };
-        assert!(decide(&key("a"), &of("a")).allowed);
-        let other = decide(&key("a"), &of("b"));
-        assert!(!other.allowed && other.hidden);
-    }
-
-    #[test]
-    fn a_member_makes_templates_for_its_own_team_and_does_not_see_those_of_others() {
-        let change = |is_kept_in_team| Action::ChangeTemplate { is_kept_in_team };
-        assert!(decide(&key("a"), &change(true)).allowed);
-        let shared = decide(&key("a"), &change(false));
-        assert!(!shared.allowed && !shared.hidden);
-        let used = |is_for_its_team| Action::UseTemplate { is_for_its_team };
-        assert!(decide(&key("a"), &used(true)).allowed);
-        let other = decide(&key("a"), &used(false));
-        assert!(!other.allowed && other.hidden);
-    }
-
-    #[test]
-    fn a_member_does_not_administer() {
-        for action in [Action::ReadAudit, Action::Administer] {
-            assert!(!decide(&key("a"), &action).allowed);
-            assert!(decide(&Principal::Operator { uid: 0 }, &action).allowed);
+    if let Some(own) = client.session {
+        if resource.session.is_some_and(|session| session != own) {
+            return hide(
+                "tokens-are-for-one-session",
+                "the token is for another session",
+            );
+        }
+        if resource.session.is_none() {
+            return answer(
+                false,
+                "tokens-are-for-one-session",
+                "the token is for one session, and this is more",
+            );
         }
     }
+    let Some(scope) = action.scope() else {
+        return answer(
+            false,
+            "only-operators-administer",
+            "operators do this at the admin socket",
+        );
+    };
+    if resource.is_shared {
+        return answer(
+            false,
+            "members-make-templates-for-their-own-team-only",
+            "what every team gets is the operator's to say",
+        );
+    }
+    if client.grant.role == Role::Auditor && scope != Scope::AuditRead {
+        let reason = "an auditor reads the record and does nothing else";
+        return answer(false, "auditors-read-the-record", reason);
+    }
+    let named = client.grant.scopes.as_ref();
+    if named.is_some_and(|scopes| !scopes.contains(&scope)) {
+        return answer(
+            false,
+            "scopes-narrow",
+            format!("the key or token was made without the scope {scope}"),
+        );
+    }
+    let speaks = |rule: &Rule| rule.misses(client, action, resource, now).is_none();
+    if let Some(denies) = rules.first(Effect::Deny, speaks) {
+        return said(denies);
+    }
+    if client.grant.role.may(scope) {
+        return answer(
+            true,
+            "roles-allow",
+            format!("a {} has the scope {scope}", client.grant.role),
+        );
+    }
+    match rules.first(Effect::Allow, speaks) {
+        Some(allows) => said(allows),
+        None => answer(
+            false,
+            "nothing-allows",
+            format!(
+                "a {} does not have the scope {scope}, and no rule gives it",
+                client.grant.role
+            ),
+        ),
+    }
+}
+
+/// Every rule of the operator's, and whether it speaks here.
+#[must_use]
+pub fn consider(
+    rules: &Rules,
+    client: &Client,
+    action: Action,
+    resource: &Resource<'_>,
+    now: Timestamp,
+) -> Vec<Considered> {
+    let rules = rules.all().iter();
+    rules
+        .map(|named| Considered {
+            name: named.name.clone(),
+            origin: named.origin,
+            effect: named.rule.effect,
+            misses: named.rule.misses(client, action, resource, now),
+        })
+        .collect()
 }

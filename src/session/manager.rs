@@ -680,7 +680,11 @@ pub fn check_idle(idle_timeout_s: Option<u64>) -> Result<(), SessionError> {
     }
 }
 
-fn default_template() -> Result<Name, SessionError> {
+/// The template of a session that names none.
+///
+/// # Errors
+/// None that can happen.
+pub fn default_template() -> Result<Name, SessionError> {
     "base".parse().map_err(|_| SessionError::NotFound)
 }
 

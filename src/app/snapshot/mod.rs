@@ -38,7 +38,7 @@ use crate::model::principal::Principal;
 use crate::model::session::Session;
 use crate::model::settings::TeamTemplates;
 use crate::model::template::{Origin, Precondition, Template, TemplateProblem, TemplateSpec};
-use crate::policy::Action;
+use crate::policy::{Action, Resource};
 use crate::runtime::{ArchiveStream, Makeup, RuntimeError, SandboxRuntime};
 use crate::session::SessionError;
 use crate::session::guest::Guest;
@@ -190,12 +190,10 @@ impl App {
         name: Name,
         precondition: Precondition,
     ) -> Result<Snapshot, AppError> {
-        let session = self.session(principal, id).await?;
+        let session = self.may_use(principal, id).await?;
         let team = own_team(principal)?.clone();
-        let action = Action::ChangeTemplate {
-            is_kept_in_team: true,
-        };
-        self.allow(principal, &action)?;
+        let resource = Resource::of(&team).template(&name);
+        self.allow(principal, Action::ChangeTemplates, &resource)?;
         let spec = self.recipe(&team, &session).await?;
         self.may_put(&team, &name, &precondition).await?;
         let place = self.0.snapshots.take(id).map_err(AppError::Snapshot)?;
