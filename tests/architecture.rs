@@ -56,7 +56,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ),
     ("rusqlite", &["store/"]),
     ("rustix", &["bin/", "host/"]),
-    ("schemars", &["base/", "model/", "api/"]),
+    ("schemars", &["base/", "model/", "api/", "policy/"]),
     ("sd_notify", &["host/notify.rs"]),
     ("serde", &[""]),
     ("serde_json", &[""]),

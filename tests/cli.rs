@@ -23,6 +23,7 @@ use std::time::Duration;
 use casemate::admin::protocol::{Answer, Envelope, KeyView, Request, SessionLine, VERSION};
 use casemate::base::clock::Timestamp;
 use casemate::base::id::{KeyId, SessionId};
+use casemate::model::grant::Role;
 use casemate::model::image::ImageDigest;
 use casemate::model::session::{Phase, Reason};
 use nix::sys::signal::{Signal, kill};
@@ -621,7 +622,7 @@ fn a_new_key_is_all_that_stands_on_standard_output() {
     assert!(!text(&output.stderr).contains("secret"));
     let (request, _) = daemon.thread.join().unwrap();
     assert!(
-        matches!(request, Request::KeyCreate { name, team } if name.as_str() == "ci" && team.as_str() == "red")
+        matches!(request, Request::KeyCreate { name, team, role: Role::Member, scopes: None, expires_in_s: None } if name.as_str() == "ci" && team.as_str() == "red")
     );
 }
 

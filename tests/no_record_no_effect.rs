@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate::app::{App, AppError, Parts};
+use casemate::app::{App, AppError, NewKey, Parts};
 use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::KeyId;
@@ -115,6 +115,7 @@ impl Bench {
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             rules: std::sync::Arc::default(),
+            keys: casemate::app::KeyRing::default(),
             clock,
             reload,
             calls: TaskTracker::new(),
@@ -187,7 +188,7 @@ async fn what_cannot_be_recorded_is_not_done() {
         app.create_session(&principal, &team, new(), None, false),
         app.run(&principal, session.id, run_spec()),
         app.end_session(&principal, session.id),
-        app.create_key(operator, name("k"), name("default")),
+        app.create_key(operator, NewKey::member(name("k"), name("default"))),
         app.import_image(operator, archive),
         app.note(operator, AuditEvent::DaemonReload { changed: vec![] }),
         app.put_template(
@@ -223,7 +224,7 @@ async fn what_cannot_be_recorded_is_not_done() {
     let left = app.templates(&principal).await.unwrap();
     let left: Vec<_> = left.iter().map(|template| template.name.as_str()).collect();
     assert_eq!(left, ["base", "own"]);
-    app.create_key(operator, name("k"), name("default"))
+    app.create_key(operator, NewKey::member(name("k"), name("default")))
         .await
         .unwrap();
     app.remove_template(&principal, name("own"), Precondition::None)

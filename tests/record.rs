@@ -22,6 +22,7 @@ use casemate::base::id::{EventId, KeyId, SessionId};
 use casemate::model::event::{
     AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
 };
+use casemate::model::grant::{Role, Scope};
 use casemate::model::image::ImageDigest;
 use casemate::model::lease::OnTimeout;
 use casemate::model::limit::Limit;
@@ -134,9 +135,14 @@ fn events() -> Vec<AuditEvent> {
             path: path(),
             user: user(),
         },
+        // As before keys had roles.
         AuditEvent::KeyCreate {
             key,
             name: name("k"),
+            team: None,
+            role: None,
+            scopes: None,
+            expires_at: None,
         },
         AuditEvent::TemplatePut {
             template: name("t"),
@@ -202,6 +208,22 @@ fn events() -> Vec<AuditEvent> {
             restored_at: Timestamp::from_millis(2),
         },
         AuditEvent::AuditArchive { first: 1, last: 7 },
+        AuditEvent::KeyCreate {
+            key,
+            name: name("k"),
+            team: Some(name("red")),
+            role: Some(Role::Member),
+            scopes: Some([Scope::SessionsRead].into()),
+            expires_at: Some(Timestamp::from_millis(1000)),
+        },
+        AuditEvent::KeyRevoke { key },
+        AuditEvent::PolicyPut {
+            rule: name("nights"),
+            says: r#"{"effect":"deny"}"#.into(),
+        },
+        AuditEvent::PolicyRemove {
+            rule: name("nights"),
+        },
     ]
 }
 

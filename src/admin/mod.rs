@@ -3,6 +3,7 @@
 //! The socket file lets everybody connect, so that whoever may not is refused by a rule and shows
 //! in the log instead of failing silently. Root and the members of one group may go on.
 
+mod access;
 pub mod protocol;
 mod record;
 mod server;

@@ -5,6 +5,7 @@
 //! by an empty one. The daemon answers with any number of [`Answer::Progress`] or [`Answer::AuditLines`] and
 //! one last answer.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -14,12 +15,16 @@ use tokio_util::codec::LengthDelimitedCodec;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
 use crate::model::check::Examined;
+use crate::model::grant::{Role, Scope};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
 use crate::model::query::AuditFilter;
 use crate::model::record::Archive;
 use crate::model::session::{Phase, Reason};
 use crate::model::verify::{Finding, Verified};
+
+pub use crate::app::{Explained, Whom};
+pub use crate::policy::{Action, NamedRule, Origin as RuleOrigin, Rule};
 
 /// The protocol's version. Another one is refused with a sentence.
 pub const VERSION: u32 = 1;
@@ -56,6 +61,58 @@ pub enum Request {
         name: Name,
         /// The team that it acts for.
         team: Name,
+        /// What whoever has it is.
+        #[serde(default)]
+        role: Role,
+        /// What it is narrowed to; `None`: all that the role may do.
+        #[serde(default)]
+        scopes: Option<BTreeSet<Scope>>,
+        /// How long it is valid; `None`: until it is revoked.
+        #[serde(default)]
+        expires_in_s: Option<u64>,
+    },
+    /// List API keys in the order of their making, without their texts.
+    KeyList {
+        /// Only those of this team.
+        team: Option<Name>,
+        /// Only those after this one.
+        after: Option<KeyId>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Revoke an API key.
+    KeyRevoke {
+        /// Which.
+        id: KeyId,
+    },
+    /// List the operator's rules.
+    PolicyList,
+    /// Keep a rule in the store.
+    PolicyPut {
+        /// Its name.
+        name: Name,
+        /// What it says.
+        rule: Rule,
+    },
+    /// Remove a rule of the store.
+    PolicyRemove {
+        /// Its name.
+        name: Name,
+    },
+    /// Say what would be decided, and why.
+    PolicyExplain {
+        /// Of whom.
+        whom: Whom,
+        /// What they want.
+        action: Action,
+        /// Of which team's.
+        team: Option<Name>,
+        /// In which session.
+        session: Option<SessionId>,
+        /// With which template.
+        template: Option<Name>,
+        /// When; now when absent.
+        at: Option<Timestamp>,
     },
     /// List sessions of all teams, newest first.
     SessionList {
@@ -134,6 +191,12 @@ impl Request {
         match self {
             Self::Status => "status",
             Self::KeyCreate { .. } => "key-create",
+            Self::KeyList { .. } => "key-list",
+            Self::KeyRevoke { .. } => "key-revoke",
+            Self::PolicyList => "policy-list",
+            Self::PolicyPut { .. } => "policy-put",
+            Self::PolicyRemove { .. } => "policy-remove",
+            Self::PolicyExplain { .. } => "policy-explain",
             Self::SessionList { .. } => "session-list",
             Self::SessionStop { .. } => "session-stop",
             Self::ImageImport => "image-import",
@@ -172,6 +235,18 @@ pub enum Answer {
     Status(StatusView),
     /// A new key. Shown now and never again.
     Key(KeyView),
+    /// API keys.
+    Keys {
+        /// In the order of their making.
+        items: Vec<KeyLine>,
+    },
+    /// The operator's rules.
+    Rules {
+        /// Those of files first.
+        items: Vec<NamedRule>,
+    },
+    /// What would be decided.
+    Explained(Explained),
     /// Sessions.
     Sessions {
         /// Newest first.
@@ -320,6 +395,35 @@ impl fmt::Debug for KeyView {
     }
 }
 
+/// A key in a list.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KeyLine {
+    /// Its public part.
+    pub id: KeyId,
+    /// What it is for.
+    pub name: Name,
+    /// The team that it acts for.
+    pub team: Name,
+    /// What whoever has it is.
+    pub role: Role,
+    /// What it is narrowed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scopes: Option<BTreeSet<Scope>>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Who made it.
+    pub created_by: String,
+    /// Until when it is valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+    /// When it was last used, to the minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<Timestamp>,
+}
+
 /// A session in a list.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SessionLine {
@@ -360,6 +464,12 @@ mod tests {
     fn the_name_is_the_command_on_the_wire() {
         let requests = [
             Request::Status,
+            Request::PolicyList,
+            Request::KeyList {
+                team: None,
+                after: None,
+                limit: 1,
+            },
             Request::ImageImport,
             Request::ImageList,
             Request::Reload,

@@ -16,9 +16,9 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::access;
 use super::protocol::{
-    Answer, BackupView, DoctorView, Envelope, KeyView, Request, SessionLine, StatusView, VERSION,
-    codec,
+    Answer, BackupView, DoctorView, Envelope, Request, SessionLine, StatusView, VERSION, codec,
 };
 use super::record;
 use crate::app::{App, AppError};
@@ -260,13 +260,13 @@ impl Desk {
     ) -> Result<Answer, AppError> {
         Ok(match request {
             Request::Status => self.status().await,
-            Request::KeyCreate { name, team } => {
-                let (id, key) = self.app.create_key(who, name, team).await?;
-                Answer::Key(KeyView {
-                    id,
-                    key: key.expose().clone(),
-                })
-            }
+            Request::KeyCreate { .. }
+            | Request::KeyList { .. }
+            | Request::KeyRevoke { .. }
+            | Request::PolicyList
+            | Request::PolicyPut { .. }
+            | Request::PolicyRemove { .. }
+            | Request::PolicyExplain { .. } => access::answer(&self.app, who, request).await?,
             Request::SessionList { live, limit } => self.sessions(who, live, limit).await?,
             Request::SessionStop { id } => {
                 self.app.end_session(who, id).await?;
@@ -473,6 +473,8 @@ fn told(error: &AppError) -> Answer {
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),
+        AppError::Key(refusal) => refusal.code(),
+        AppError::Rule(refusal) => refusal.code(),
         AppError::Snapshot(refusal) => refusal.code(),
         AppError::Backup(error) => error.code(),
         AppError::Reload(_) => "not_reloaded",

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::route::Reply;
 use crate::app::snapshot::BadLayer;
-use crate::app::{AppError, SnapshotRefusal, TemplateRefusal};
+use crate::app::{AppError, KeyRefusal, SnapshotRefusal, TemplateRefusal};
 use crate::base::id::RequestId;
 use crate::model::session::Reason;
 use crate::session::gate::Refused;
@@ -184,6 +184,20 @@ impl From<AppError> for Problem {
             ),
             AppError::Runtime(error) => runtime_unavailable(error),
             AppError::Template(refusal) => refusal.into(),
+            AppError::Key(refusal) => {
+                let status = match refusal {
+                    KeyRefusal::NotFound => StatusCode::NOT_FOUND,
+                    KeyRefusal::Beyond | KeyRefusal::Auditor => StatusCode::FORBIDDEN,
+                    KeyRefusal::TooMany(_) => StatusCode::CONFLICT,
+                    KeyRefusal::Over | KeyRefusal::TokenLife => StatusCode::UNPROCESSABLE_ENTITY,
+                };
+                Self::new(status, refusal.code(), refusal.to_string())
+            }
+            AppError::Rule(refusal) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                refusal.code(),
+                refusal.to_string(),
+            ),
             AppError::Snapshot(refusal) => refusal.into(),
             // Only operators ask for one, and not here.
             AppError::Backup(error) => {

@@ -3,6 +3,7 @@
 //! An answer that fails half way never looks complete: an error, a panic and a wrong promise of its
 //! length all cut it.
 
+use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,6 +81,7 @@ impl Reply {
             request: None,
             parting: None,
             taking: None,
+            over: None,
         }));
         Self::new(status, body).with(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
     }
@@ -136,6 +138,8 @@ pub(super) struct Streamed {
     request: Option<RequestId>,
     parting: Option<Arc<Parting>>,
     taking: Option<Arc<Taking>>,
+    /// Ready when whoever asked may not have the rest.
+    over: Option<BoxFuture<'static, ()>>,
 }
 
 /// Whether a client asks for more: since when a piece lies there after which nobody has asked for the
@@ -167,6 +171,13 @@ impl ReplyBody {
             body.request = Some(request);
             body.parting = parting;
             body.taking = taking;
+        }
+    }
+
+    /// Cuts what is streamed when `over` is ready.
+    pub(super) fn until(&mut self, over: impl Future<Output = ()> + Send + 'static) {
+        if let Self::Streamed(body) = self {
+            body.over = Some(Box::pin(over));
         }
     }
 
@@ -219,7 +230,16 @@ impl Streamed {
         if let Some(taking) = &self.taking {
             taking.set(None);
         }
-        match ready!(self.poll_piece(context)) {
+        let over = self.over.as_mut();
+        let is_over = over.is_some_and(|over| over.as_mut().poll(context).is_ready());
+        let piece = if is_over {
+            self.over = None;
+            self.pieces = futures_util::stream::empty().boxed();
+            Some(Err("the credential is not valid any more".into()))
+        } else {
+            ready!(self.poll_piece(context))
+        };
+        match piece {
             Some(Ok(mut piece)) => {
                 if piece.len() > PIECE_BYTES {
                     self.rest = piece.split_off(PIECE_BYTES);

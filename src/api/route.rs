@@ -13,7 +13,7 @@ use super::error::Problem;
 use super::handshake::Handshake;
 use super::intake::BodyReader;
 pub use super::reply::Reply;
-use crate::app::App;
+use crate::app::{App, Validity};
 use crate::base::id::RequestId;
 use crate::model::principal::Principal;
 
@@ -226,6 +226,8 @@ pub struct Call {
     pub request_id: RequestId,
     /// Who asks; `None` only on [`Access::Open`] routes.
     pub principal: Option<Principal>,
+    /// When who asks may not any more.
+    pub validity: Validity,
     /// The `{…}` segments of the path.
     pub path: BTreeMap<String, String>,
     /// The raw query.

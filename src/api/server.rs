@@ -273,7 +273,7 @@ impl Server {
             .iter()
             .find(|route| route.takes(&head.method))
             .ok_or_else(|| method_not_allowed(found.value))?;
-        let principal = match route.access {
+        let asked = match route.access {
             Access::Open => None,
             Access::Key => {
                 let asked = match credentials(&head.headers) {
@@ -286,6 +286,9 @@ impl Server {
                 Some(asked?)
             }
         };
+        let (principal, validity) = asked.map_or_else(Default::default, |asked| {
+            (Some(asked.principal), asked.validity)
+        });
         let path = found
             .params
             .iter()
@@ -312,6 +315,7 @@ impl Server {
             app: self.app.clone(),
             request_id,
             principal,
+            validity,
             path,
             query: head.uri.query().unwrap_or("").to_owned(),
             headers: head.headers,
@@ -320,7 +324,18 @@ impl Server {
             stop: conversation.stop.clone(),
             once: Mutex::new(once),
         };
-        (route.handler)(&call).await
+        let over = self.app.outlives(&call.validity);
+        let mut reply = tokio::select! {
+            biased;
+            () = over => return Err(Problem::unauthenticated()),
+            reply = (route.handler)(&call) => reply?,
+        };
+        if reply.response.body().is_streamed() && call.principal.is_some() {
+            let (app, validity) = (call.app, call.validity);
+            let over = async move { app.outlives(&validity).await };
+            reply.response.body_mut().until(over);
+        }
+        Ok(reply)
     }
 }
 

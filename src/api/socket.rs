@@ -190,12 +190,14 @@ impl Reply {
             );
         }
         let (stop, request) = (call.stop.clone(), call.request_id);
+        let (app, validity) = (call.app.clone(), call.validity.clone());
         reply.upgraded = Some(Box::pin(async move {
             match handshake.on.await {
                 Ok(upgraded) => {
                     let span = request.to_string();
                     let io = TokioIo::new(upgraded);
-                    serve(io, stop, &handshake.parting, &span, talk).await;
+                    let over = app.outlives(&validity);
+                    serve(io, stop, over, &handshake.parting, &span, talk).await;
                 }
                 Err(error) => debug!(%request, %error, "a client left before its socket opened"),
             }
@@ -211,6 +213,8 @@ enum End {
     Finished(u16, String),
     /// The daemon stops.
     Stopping,
+    /// Whoever opened it may not any more.
+    Over,
     /// The client closed it; the protocol answers by itself.
     Closed,
     /// Nobody is there to be told.
@@ -220,8 +224,14 @@ enum End {
 }
 
 /// Runs a socket to its end.
-async fn serve<I, T, F>(io: I, stop: CancellationToken, parting: &Parting, request: &str, talk: T)
-where
+async fn serve<I, T, F>(
+    io: I,
+    stop: CancellationToken,
+    revoked: impl Future<Output = ()>,
+    parting: &Parting,
+    request: &str,
+    talk: T,
+) where
     I: AsyncRead + AsyncWrite + Unpin,
     T: FnOnce(Socket) -> F,
     F: Future<Output = ()>,
@@ -255,6 +265,7 @@ where
             // What the daemon wants comes before what is still on its way.
             biased;
             () = stop.cancelled() => End::Stopping,
+            () = revoked => End::Over,
             end = listen(&mut source, to_handler, &unanswered) => end,
             end = speak(&mut sink, &mut from_handler, &unanswered) => end.unwrap_or_else(|| {
                 let (code, reason) = *last_word.lock().unwrap_or_else(PoisonError::into_inner);
@@ -400,6 +411,10 @@ where
     let (code, reason) = match end {
         End::Finished(code, reason) => (CloseCode::from(code), reason),
         End::Stopping => (CloseCode::Away, "casemated is stopping".to_owned()),
+        End::Over => (
+            CloseCode::Policy,
+            "the key or token is not valid any more".to_owned(),
+        ),
         End::Broken(code, reason) => (code, reason.to_owned()),
         End::Closed => {
             // Sends what the protocol answers.

@@ -6,6 +6,7 @@
 mod backup;
 mod doctor;
 mod guest;
+mod keys;
 pub mod lease;
 mod record;
 mod rules;
@@ -16,8 +17,9 @@ mod volumes;
 
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
+pub use self::keys::{Authenticated, KeyRefusal, KeyRing, MadeKey, NewKey, Validity};
 pub use self::record::{AuditExport, Extent, ocsf_event};
-pub use self::rules::RuleBook;
+pub use self::rules::{Explained, RuleBook, RuleRefusal, Whom};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
 pub use self::transfer::{Attachment, Download, Input, Sink, Upload};
@@ -38,14 +40,12 @@ use crate::audit::{AuditError, AuditLog, Intent};
 use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
 use crate::base::clock::Clock;
-use crate::base::id::{KeyId, SessionId};
-use crate::base::secret::Secret;
-use crate::identity::{self, KeyHasher, PresentedKey};
+use crate::base::id::SessionId;
+use crate::identity::{self, KeyHasher};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
-use crate::model::key::ApiKey;
 use crate::model::name::Name;
-use crate::model::principal::{Client, Principal};
+use crate::model::principal::Principal;
 use crate::model::process::{RunOutcome, RunSpec};
 use crate::model::query::{BadFilter, SessionFilter};
 use crate::model::session::{Reason, Session};
@@ -85,6 +85,8 @@ pub struct Parts {
     pub facts: RuntimeFacts,
     /// Hashes API keys.
     pub hasher: KeyHasher,
+    /// The keys that were presented lately.
+    pub keys: KeyRing,
     /// What the operator allows and denies beside what is so by nature.
     pub rules: Arc<RuleBook>,
     /// Who tells the time.
@@ -173,6 +175,12 @@ pub enum AppError {
     /// The template cannot be had, kept or removed.
     #[error(transparent)]
     Template(TemplateRefusal),
+    /// There is no such key, or none is made.
+    #[error(transparent)]
+    Key(KeyRefusal),
+    /// The rule is not kept.
+    #[error(transparent)]
+    Rule(RuleRefusal),
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
@@ -211,6 +219,8 @@ impl AppError {
             Self::BadArchive(_) => "bad_archive",
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),
+            Self::Key(refusal) => refusal.code(),
+            Self::Rule(refusal) => refusal.code(),
             Self::Snapshot(refusal) => refusal.code(),
             Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",
@@ -253,26 +263,6 @@ impl App {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         Self(Arc::new(parts))
-    }
-
-    /// Who presents this key.
-    ///
-    /// # Errors
-    /// [`AppError::Unauthenticated`], [`AppError::Store`].
-    pub async fn authenticate(&self, presented: &str) -> Result<Principal, AppError> {
-        let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
-        let key = self
-            .0
-            .store
-            .key(presented.id)
-            .await
-            .map_err(AppError::Store)?;
-        match key {
-            Some(key) if self.0.hasher.matches(&presented, &key.digest) => {
-                Ok(Principal::Client(Client::member(key.id, key.team)))
-            }
-            _ => Err(AppError::Unauthenticated),
-        }
     }
 
     /// Makes a session; waits for it when asked to. `true` says that the request was a repeated one.
@@ -425,42 +415,6 @@ impl App {
         let work = async move { handle.run(spec).await };
         let told = |outcome: &RunOutcome| Some(exit_in_words(outcome.exit_code, outcome.signal));
         self.recorded(principal, id, event, work, told).await
-    }
-
-    /// Makes an API key. Its text is shown here and never again.
-    ///
-    /// # Errors
-    /// [`AppError`].
-    pub async fn create_key(
-        &self,
-        principal: &Principal,
-        name: Name,
-        team: Name,
-    ) -> Result<(KeyId, Secret<String>), AppError> {
-        self.allow(principal, Action::Administer, &Resource::default())?;
-        let now = self.0.clock.now();
-        let internal = |error: &dyn std::error::Error| AppError::Internal(error.to_string());
-        let id = KeyId::generate(now).map_err(|error| internal(&error))?;
-        let key = PresentedKey::generate(id).map_err(|error| internal(&error))?;
-        let event = AuditEvent::KeyCreate {
-            key: id,
-            name: name.clone(),
-        };
-        let intent = self.begin(principal, None, event).await?;
-        let kept = self
-            .0
-            .store
-            .insert_key(ApiKey {
-                id,
-                name,
-                team,
-                digest: self.0.hasher.digest(&key),
-                created_at: now,
-            })
-            .await;
-        finish(intent, kept.as_ref().map(|()| None).map_err(|_| "store")).await;
-        kept.map_err(AppError::Store)?;
-        Ok((id, key.reveal()))
     }
 
     /// Loads an image archive into the runtime's store.

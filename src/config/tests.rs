@@ -369,3 +369,56 @@ fn backups_have_a_time_a_place_and_a_recipient_or_none() {
     let secret = config("backup: {recipient: AGE-SECRET-KEY-1HUSH}").unwrap_err();
     assert!(!secret.to_string().contains("HUSH"), "{secret}");
 }
+
+#[test]
+fn the_rules_that_the_page_shows_are_rules() {
+    let page = fs::read_to_string(repository("docs/access.md")).unwrap();
+    let main = || ("casemate.yaml".to_owned(), b"version: 1".to_vec());
+    let shown: Vec<_> = page.split("```yaml\n").skip(1).collect();
+    assert!(shown.len() >= 3);
+    for block in shown {
+        let (rule, _) = block.split_once("```").unwrap();
+        let file = ("policy/shown.yaml".to_owned(), rule.as_bytes().to_vec());
+        let config = Config::from_sources(&[main()], &[file]).unwrap();
+        assert_eq!(config.policy.len(), 1, "{rule}");
+    }
+    for (file, text, told) in [
+        ("policy/Nights.yaml", "effect: deny", "does not name a rule"),
+        ("policy/a.yaml", "reason: x", "effect: is missing"),
+        ("policy/a.yaml", "effect: maybe", "is allow or deny"),
+        (
+            "policy/a.yaml",
+            "effect: deny\nteam: red",
+            "did you mean teams?",
+        ),
+        (
+            "policy/a.yaml",
+            "effect: deny\nactions: [fly]",
+            "an action is one of",
+        ),
+        (
+            "policy/a.yaml",
+            "effect: deny\nactions: [administer]",
+            "operators",
+        ),
+        (
+            "policy/a.yaml",
+            "effect: allow\nactions: [read-keys]",
+            "says whom",
+        ),
+        ("policy/a.yaml", "effect: deny\nhours: 8-9", "part of a day"),
+        ("policy/a.yaml", "effect: deny\nfrom: tomorrow", "RFC 3339"),
+        (
+            "policy/a.yaml",
+            "effect: deny\neffect: allow",
+            "more than once",
+        ),
+    ] {
+        let source = (file.to_owned(), text.as_bytes().to_vec());
+        let problems = Config::from_sources(&[main()], &[source])
+            .unwrap_err()
+            .to_string();
+        assert!(problems.contains(told), "{text}: {problems}");
+        assert!(problems.starts_with("policy/"), "{problems}");
+    }
+}

@@ -290,6 +290,11 @@ async fn keep_record(
         counting.keep_tally(stop).await;
         Ok(())
     });
+    let (app, stop) = (house.app.clone(), keepers.stopping());
+    keepers.spawn("keys", async move {
+        app.keep_keys(stop).await;
+        Ok(())
+    });
     let (copying, stop) = log();
     keepers.spawn("mirror", async move {
         copying.keep_mirror(mirror, stop).await;

@@ -19,7 +19,7 @@ use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::{Server, ServerConfig};
-use crate::app::{App, Parts as AppParts, RuleBook};
+use crate::app::{App, KeyRing, Parts as AppParts, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
@@ -236,6 +236,7 @@ impl Ground {
         let retention = Retention::new(audit.clone());
         let rules = Arc::<RuleBook>::default();
         rules.set_files(config.policy.clone());
+        rules.read_stored(&store).await?;
         let calls = TaskTracker::new();
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
@@ -245,6 +246,7 @@ impl Ground {
             runtime: Arc::clone(&runtime),
             facts,
             hasher: self.hasher,
+            keys: KeyRing::default(),
             rules: Arc::clone(&rules),
             clock,
             reload,

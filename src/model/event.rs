@@ -4,8 +4,11 @@
 //! *outcome*, written after it. What merely happened leaves one *fact*. The JSON form is a promise:
 //! fields are added, never renamed.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
+use super::grant::{Role, Scope};
 use super::image::ImageDigest;
 use super::lease::OnTimeout;
 use super::limit::Limit;
@@ -180,13 +183,45 @@ pub enum AuditEvent {
         /// Who writes it inside.
         user: String,
     },
-    /// An API key was made.
+    /// An API key was made, or a token of a session.
     #[serde(rename = "key.create")]
     KeyCreate {
         /// Its public part.
         key: KeyId,
         /// What it is for.
         name: Name,
+        /// The team that it acts for; absent in records from before there were roles.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        team: Option<Name>,
+        /// What whoever has it is; likewise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        role: Option<Role>,
+        /// What it is narrowed to.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scopes: Option<BTreeSet<Scope>>,
+        /// Until when it is valid.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<Timestamp>,
+    },
+    /// An API key was to be revoked.
+    #[serde(rename = "key.revoke")]
+    KeyRevoke {
+        /// Its public part.
+        key: KeyId,
+    },
+    /// A rule of the operator's was to be kept in the store.
+    #[serde(rename = "policy.put")]
+    PolicyPut {
+        /// Its name.
+        rule: Name,
+        /// What it says.
+        says: String,
+    },
+    /// A rule was to be removed from the store.
+    #[serde(rename = "policy.remove")]
+    PolicyRemove {
+        /// Its name.
+        rule: Name,
     },
     /// A template was to be made or changed through the API.
     #[serde(rename = "template.put")]
@@ -358,6 +393,9 @@ impl AuditEvent {
             Self::ArchiveRead { .. } => "archive.read",
             Self::ArchiveWrite { .. } => "archive.write",
             Self::KeyCreate { .. } => "key.create",
+            Self::KeyRevoke { .. } => "key.revoke",
+            Self::PolicyPut { .. } => "policy.put",
+            Self::PolicyRemove { .. } => "policy.remove",
             Self::TemplatePut { .. } => "template.put",
             Self::TemplateRemove { .. } => "template.remove",
             Self::SessionSnapshot { .. } => "session.snapshot",
@@ -402,6 +440,9 @@ pub const KINDS: &[&str] = &[
     "image.import",
     "image.remove",
     "key.create",
+    "key.revoke",
+    "policy.put",
+    "policy.remove",
     "process.attach",
     "process.input",
     "process.signal",
@@ -425,7 +466,7 @@ pub const KINDS: &[&str] = &[
 ];
 
 /// What kinds begin with that there will be: operators may name them already.
-const FAMILIES_TO_COME: &[&str] = &["credential", "policy"];
+const FAMILIES_TO_COME: &[&str] = &["credential"];
 
 /// Whether this is a kind of event, or what some begin with up to the dot.
 #[must_use]

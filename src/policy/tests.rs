@@ -412,7 +412,7 @@ fn no_rule_of_the_operator_s_opens_what_is_closed_by_nature() {
     let mut attempts = 0;
     for line in ATTEMPTS.lines().filter(|line| !line.is_empty()) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [role, scopes, bound, action, team, of, reach, rule] = words[..] else {
+        let [role, scopes, bound, action, team, of, reach, verdict] = words[..] else {
             panic!("{line}")
         };
         let mut client = client("a", role.parse().unwrap());
@@ -431,9 +431,9 @@ fn no_rule_of_the_operator_s_opens_what_is_closed_by_nature() {
         };
         let decision = ask(&generous, &client, action.parse().unwrap(), &resource);
         assert!(!decision.allowed, "{line}: allowed by {}", decision.rule);
-        assert_eq!(decision.rule, rule, "{line}");
+        assert_eq!(decision.rule, verdict, "{line}");
         let is_of_others =
-            rule == "teams-are-apart" || (rule == "tokens-are-for-one-session" && of != "-");
+            verdict == "teams-are-apart" || (verdict == "tokens-are-for-one-session" && of != "-");
         assert_eq!(decision.hidden, is_of_others, "{line}");
         attempts += 1;
     }

@@ -19,6 +19,7 @@
 mod archive;
 mod support;
 
+mod access;
 mod admin;
 mod backup;
 mod bad_input;

@@ -2,6 +2,7 @@
 
 mod daemon;
 mod files;
+mod keys;
 mod processes;
 mod sessions;
 mod templates;
@@ -19,6 +20,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         files::ROUTES,
         templates::ROUTES,
         volumes::ROUTES,
+        keys::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

@@ -10,6 +10,7 @@ mod bodies_out;
 mod document;
 mod events;
 mod head;
+mod keys;
 mod record;
 mod sockets;
 mod templates;
@@ -104,6 +105,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         },
         hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
         rules: std::sync::Arc::default(),
+        keys: crate::app::KeyRing::default(),
         clock,
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),

@@ -20,7 +20,7 @@ use crate::api::error::Problem;
 use crate::api::route::{Answer, Call, Reply, Route};
 use crate::api::socket::{MAX_MESSAGE_BYTES, Message, SocketError};
 
-type Client<S> = WebSocketStream<S>;
+pub(super) type Client<S> = WebSocketStream<S>;
 
 async fn dial<S>(stream: S, protocol: Option<&str>) -> (Client<S>, HeaderMap)
 where
@@ -41,7 +41,7 @@ where
 }
 
 /// The code and reason with which a socket is closed; whatever came before is passed over.
-async fn closed<S>(client: &mut Client<S>) -> (u16, String)
+pub(super) async fn closed<S>(client: &mut Client<S>) -> (u16, String)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -56,7 +56,7 @@ where
     }
 }
 
-async fn echo(call: &Call) -> Result<Reply, Problem> {
+pub(super) async fn echo(call: &Call) -> Result<Reply, Problem> {
     if call.query == "refused" {
         return Err(Problem::bad_request("not now"));
     }

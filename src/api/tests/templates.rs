@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Door, PATIENCE};
+use crate::api::route::Route;
 use crate::api::routes::ROUTES;
 use crate::api::server::{Server, ServerConfig};
-use crate::app::{App, Parts};
+use crate::app::{App, NewKey, Parts};
 use crate::audit::AuditLog;
-use crate::base::clock::{SystemClock, Timestamp};
+use crate::base::clock::{ManualClock, Timestamp};
 use crate::base::secret::Secret;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::event::{AuditEvent, Outcome, Stage};
@@ -38,10 +39,12 @@ use crate::store::Store;
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
 
 pub(super) struct House {
-    door: Door,
+    pub(super) door: Door,
     pub(super) store: Store,
+    pub(super) app: App,
+    pub(super) clock: Arc<ManualClock>,
     pub(super) red: String,
-    blue: String,
+    pub(super) blue: String,
 }
 
 pub(super) struct Answer {
@@ -73,9 +76,14 @@ fn files() -> BTreeMap<Name, Template> {
 
 impl House {
     pub(super) async fn open() -> Self {
+        Self::open_with(&[]).await
+    }
+
+    /// One that has these routes too.
+    pub(super) async fn open_with(more: &[Route]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("state.db")).unwrap();
-        let clock = Arc::new(SystemClock);
+        let clock = Arc::new(ManualClock::at(1_700_000_000_000));
         let audit = AuditLog::new(store.clone(), clock.clone());
         let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([IMAGE]));
         let bounds = TeamTemplates {
@@ -128,7 +136,8 @@ impl House {
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             rules: std::sync::Arc::default(),
-            clock,
+            keys: crate::app::KeyRing::default(),
+            clock: clock.clone(),
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: crate::app::Snapshots::default(),
@@ -138,8 +147,8 @@ impl House {
         });
         let operator = Principal::Operator { uid: 0 };
         let key = async |team| {
-            let made = app.create_key(&operator, name("k"), name(team)).await;
-            made.unwrap().1.expose().clone()
+            let made = app.create_key(&operator, NewKey::member(name("k"), name(team)));
+            made.await.unwrap().text.expose().clone()
         };
         let (red, blue) = (key("red").await, key("blue").await);
         let config = ServerConfig {
@@ -147,7 +156,8 @@ impl House {
             max_connections: 16,
             header_timeout: PATIENCE,
         };
-        let server = Server::with_routes(app, config, &ROUTES).unwrap();
+        let routes = [&ROUTES[..], more].concat();
+        let server = Server::with_routes(app.clone(), config, &routes).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
@@ -161,6 +171,8 @@ impl House {
         Self {
             door,
             store,
+            app,
+            clock,
             red,
             blue,
         }
@@ -212,10 +224,19 @@ impl House {
         path: &str,
         headers: &[(&str, &str)],
     ) -> Response<Incoming> {
+        let key = [("x-api-key", self.red.as_str())];
+        self.open_stream_with(path, &[&key, headers].concat()).await
+    }
+
+    /// The same, with what is presented among the headers.
+    pub(super) async fn open_stream_with(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Response<Incoming> {
         let mut request = Request::builder()
             .uri(format!("http://x{path}"))
-            .header("host", "x")
-            .header("x-api-key", &self.red);
+            .header("host", "x");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -246,7 +267,7 @@ impl House {
     }
 }
 
-fn problem(answer: &Answer, status: u16, code: &str) -> String {
+pub(super) fn problem(answer: &Answer, status: u16, code: &str) -> String {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.body["code"], code, "{}", answer.body);
     answer.body["detail"].as_str().unwrap().to_owned()

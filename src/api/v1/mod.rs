@@ -4,6 +4,7 @@ pub(super) mod archive;
 pub(super) mod audit;
 pub(super) mod files;
 pub(super) mod health;
+pub(super) mod keys;
 pub(super) mod lease;
 pub(super) mod processes;
 mod program;

@@ -11,19 +11,19 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, cp, run, session, template, volume};
+use crate::commands::{admin, audit, cp, key, policy, run, session, template, volume};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Sessions (over the HTTP API, with a key)",
-        &["run", "session", "template", "volume", "audit"],
+        &["run", "session", "template", "volume", "key", "audit"],
     ),
     (
         "In a session (likewise)",
         &["exec", "shell", "start", "ps", "logs", "signal", "cp"],
     ),
-    ("This machine", &["ready", "doctor", "admin"]),
+    ("This machine", &["ready", "doctor", "policy", "admin"]),
     ("This program", &["completions", "man", "version"]),
 ];
 
@@ -120,6 +120,12 @@ pub enum Command {
     /// Read what was recorded; export it and verify it
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Make, list and revoke the team's API keys; for team admins
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Show and change what is allowed and denied, and explain it; for root and operators
+    #[command(subcommand)]
+    Policy(policy::Command),
     /// Ask whether casemated can do its work; needs no key
     Ready,
     /// Check whether this machine and its settings are fit; for root and operators

@@ -307,6 +307,9 @@ impl Daemon {
         let request = protocol::Request::KeyCreate {
             name: "test".parse().unwrap(),
             team: team.parse().unwrap(),
+            role: casemate::model::grant::Role::default(),
+            scopes: None,
+            expires_in_s: None,
         };
         match self.admin(request).await {
             protocol::Answer::Key(view) => {

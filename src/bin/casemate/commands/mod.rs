@@ -6,7 +6,10 @@ pub mod audit;
 pub mod cp;
 pub mod doctor;
 mod ending;
+pub mod grant;
+pub mod key;
 pub mod pair;
+pub mod policy;
 pub mod process;
 pub mod program;
 pub mod ready;
@@ -24,7 +27,7 @@ use casemate::base::exit::Exit;
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
 use crate::http::Client;
-use crate::key;
+use crate::key as own_key;
 use crate::socket::Admin;
 
 /// What every command can use.
@@ -39,15 +42,15 @@ pub struct Context {
 impl Context {
     /// The HTTP API, with the caller's key.
     pub fn client(&self) -> Result<Client, Failure> {
-        let environment = std::env::var_os(key::VARIABLE);
-        let key = key::find(self.key_file.as_deref(), environment)?;
+        let environment = std::env::var_os(own_key::VARIABLE);
+        let key = own_key::find(self.key_file.as_deref(), environment)?;
         Client::new(&self.url, Some(key))
     }
 
     /// Whether the caller has said that there is a key.
     pub fn has_key(&self) -> bool {
         self.key_file.is_some()
-            || std::env::var_os(key::VARIABLE).is_some_and(|text| !text.is_empty())
+            || std::env::var_os(own_key::VARIABLE).is_some_and(|text| !text.is_empty())
     }
 
     /// The HTTP API's open routes: no key is needed, so none is sent.
@@ -84,6 +87,8 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Template(command) => command.execute(&context).await?,
         Command::Volume(command) => return command.execute(&context).await,
         Command::Audit(command) => command.execute(&context).await?,
+        Command::Key(command) => command.execute(&context).await?,
+        Command::Policy(command) => return command.execute(&context).await,
         Command::Doctor => return doctor::execute(&context).await,
         Command::Admin(command) => return command.execute(&context).await,
         Command::Completions { shell } => about::completions(shell)?,

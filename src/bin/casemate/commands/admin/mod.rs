@@ -2,12 +2,12 @@
 
 mod backup;
 mod image;
+mod key;
 mod session;
 mod status;
 
 use casemate::admin::protocol::{Answer, Request};
 use casemate::base::exit::Exit;
-use casemate::model::name::Name;
 use clap::Subcommand;
 
 use super::Context;
@@ -19,9 +19,9 @@ use crate::output::{self, tell};
 pub enum Command {
     /// Show how casemated is; ends with 69 when it cannot do its work
     Status,
-    /// Make API keys
+    /// Make, list and revoke API keys of all teams
     #[command(subcommand)]
-    Key(Key),
+    Key(key::Command),
     /// Look at and end sessions of all teams
     #[command(subcommand)]
     Session(session::Command),
@@ -36,26 +36,12 @@ pub enum Command {
     Restore(Box<backup::Restore>),
 }
 
-/// What to do with keys.
-#[derive(Subcommand)]
-pub enum Key {
-    /// Make a key and print it, once and never again: KEY=$(casemate admin key create NAME)
-    Create {
-        /// What it is for
-        #[arg(value_name = "NAME")]
-        name: Name,
-        /// The team that it acts for
-        #[arg(long, default_value = "default")]
-        team: Name,
-    },
-}
-
 impl Command {
     /// The exit code.
     pub async fn execute(self, context: &Context) -> Result<u8, Failure> {
         match self {
             Self::Status => return status::execute(context).await,
-            Self::Key(Key::Create { name, team }) => create_key(context, name, team).await?,
+            Self::Key(command) => command.execute(context).await?,
             Self::Session(command) => command.execute(context).await?,
             Self::Image(command) => command.execute(context).await?,
             Self::Backup(backup) => backup.execute(context).await?,
@@ -68,28 +54,6 @@ impl Command {
             }
         }
         Ok(Exit::Ok.code())
-    }
-}
-
-async fn create_key(context: &Context, name: Name, team: Name) -> Result<(), Failure> {
-    let about = format!(
-        "made the key {name} for the team {team}; it is shown now and never again, so put it into CASEMATE_API_KEY or a file of mode 600"
-    );
-    match context
-        .admin()
-        .ask(Request::KeyCreate { name, team })
-        .await?
-    {
-        Answer::Key(view) => {
-            if context.json {
-                output::json(&view)?;
-            } else {
-                output::line(&view.key)?;
-            }
-            tell(&about);
-            Ok(())
-        }
-        _ => Err(Failure::mismatch()),
     }
 }
 

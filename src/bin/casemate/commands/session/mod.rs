@@ -1,6 +1,7 @@
 //! `casemate session …`: the team's sessions over the HTTP API.
 
 mod snapshot;
+mod token;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -54,6 +55,8 @@ pub enum Command {
     Set(Set),
     /// Make what a session changed in its files a version of a template; the session goes on
     Snapshot(snapshot::Snapshot),
+    /// Make a token that reaches one session only and print it, once and never again
+    Token(token::Token),
     /// End sessions; one that has ended already is no failure
     Stop {
         /// Which
@@ -253,6 +256,7 @@ impl Command {
             }
             Self::Set(set) => set.execute(context).await,
             Self::Snapshot(snapshot) => snapshot.execute(context).await,
+            Self::Token(token) => token.execute(context).await,
             Self::Stop { ids } => stop(context, ids).await,
         }
     }
