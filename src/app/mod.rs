@@ -29,7 +29,7 @@ use std::time::Duration;
 use futures_util::TryFutureExt;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::audit::retention::{ArchiveError, Retention};
 use crate::audit::{AuditError, AuditLog, Intent};
@@ -38,7 +38,7 @@ use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
-use crate::identity::{self, KeyHasher, PresentedKey};
+use crate::identity::{self, KeyHasher, PresentedKey, jwt};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::key::ApiKey;
@@ -83,6 +83,8 @@ pub struct Parts {
     pub facts: RuntimeFacts,
     /// Hashes API keys.
     pub hasher: KeyHasher,
+    /// Verifies JSON web tokens.
+    pub tokens: Arc<jwt::Tokens>,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
     /// Asks the daemon to read its settings again.
@@ -238,11 +240,14 @@ impl App {
         Self(Arc::new(parts))
     }
 
-    /// Who presents this key.
+    /// Who presents this key, or this token.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`], [`AppError::Store`].
     pub async fn authenticate(&self, presented: &str) -> Result<Principal, AppError> {
+        if jwt::looks_like_one(presented) {
+            return self.by_token(presented).await;
+        }
         let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
         let key = self
             .0
@@ -256,6 +261,15 @@ impl App {
             }
             _ => Err(AppError::Unauthenticated),
         }
+    }
+
+    /// Who presents this token. The reason of a refusal is for the log alone.
+    async fn by_token(&self, token: &str) -> Result<Principal, AppError> {
+        let client = self.0.tokens.authenticate(token, self.0.clock.now()).await;
+        client.map(Principal::Client).map_err(|refused| {
+            debug!(reason = refused.as_str(), "a token was refused");
+            AppError::Unauthenticated
+        })
     }
 
     /// Makes a session; waits for it when asked to. `true` says that the request was a repeated one.
