@@ -40,7 +40,10 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
-    ("http", &["api/", "identity/jwt/fetch.rs", "runtime/", "bin/"]),
+    (
+        "http",
+        &["api/", "identity/jwt/fetch.rs", "runtime/", "bin/"],
+    ),
     ("http_body", &["api/", "runtime/", "bin/"]),
     (
         "http_body_util",

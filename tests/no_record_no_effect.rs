@@ -114,7 +114,10 @@ impl Bench {
                 volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            tokens: Arc::new(casemate::identity::jwt::Tokens::new(None, tokio_util::task::TaskTracker::new())),
+            tokens: Arc::new(casemate::identity::jwt::Tokens::new(
+                None,
+                tokio_util::task::TaskTracker::new(),
+            )),
             clock,
             reload,
             calls: TaskTracker::new(),

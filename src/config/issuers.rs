@@ -50,7 +50,10 @@ pub(super) fn issuers(root: &Section<'_>) -> Vec<Issuer> {
         };
         let twin = issuers.iter().find(|other| other.issuer == issuer.issuer);
         if let (true, Some(twin)) = (root.is_complete(), twin) {
-            let text = format!("is that of {} too; two issuers cannot have the same", twin.name);
+            let text = format!(
+                "is that of {} too; two issuers cannot have the same",
+                twin.name
+            );
             keys.problem("issuer", text);
         }
         issuers.push(issuer);
@@ -108,7 +111,12 @@ fn issuer(name: Option<Name>, keys: &Section<'_>) -> Option<Issuer> {
 
 fn algorithms(keys: &Section<'_>) -> BTreeSet<Algorithm> {
     let parse = |value: &Value| {
-        let known = || format!("has an entry that is none of {}", ALGORITHMS.map(Algorithm::as_str).join(", "));
+        let known = || {
+            format!(
+                "has an entry that is none of {}",
+                ALGORITHMS.map(Algorithm::as_str).join(", ")
+            )
+        };
         match value {
             Value::Text(text) => Algorithm::named(text).ok_or_else(known),
             _ => Err(known()),
@@ -120,10 +128,16 @@ fn algorithms(keys: &Section<'_>) -> BTreeSet<Algorithm> {
         .into_iter()
         .collect();
     if keys.is_complete() && !keys.is_set("algorithms") {
-        keys.problem("algorithms", "is missing; write how the tokens are signed, as in [RS256]");
+        keys.problem(
+            "algorithms",
+            "is missing; write how the tokens are signed, as in [RS256]",
+        );
     } else if keys.is_complete() && algorithms.len() > 1 && algorithms.contains(&Algorithm::Hs256) {
         // With a public key as its secret anybody could sign.
-        keys.problem("algorithms", "has HS256 beside others; an issuer has either a secret or public keys");
+        keys.problem(
+            "algorithms",
+            "has HS256 beside others; an issuer has either a secret or public keys",
+        );
     }
     algorithms
 }
@@ -201,9 +215,15 @@ fn team(keys: &Section<'_>) -> Option<TeamRule> {
     let map = keys.entries("team_map", name);
     let has_map = keys.is_set("team_map");
     match (keys.is_set("team"), keys.is_set("team_claim")) {
-        (true, true) => keys.problem("team", "and team_claim exclude each other; keep one of them"),
+        (true, true) => keys.problem(
+            "team",
+            "and team_claim exclude each other; keep one of them",
+        ),
         (false, false) if keys.is_complete() => {
-            keys.problem("team", "is missing, and so is team_claim; a token acts for a team");
+            keys.problem(
+                "team",
+                "is missing, and so is team_claim; a token acts for a team",
+            );
         }
         (true, false) if has_map => keys.problem("team_map", "is for team_claim, which is not set"),
         _ => {}
@@ -244,7 +264,9 @@ fn required(keys: &Section<'_>) -> BTreeMap<ClaimPath, BTreeSet<String>> {
         _ => Err("expected text, a whole number, true, false, or a list of them".to_owned()),
     };
     let values = |value: &Value| match value {
-        Value::List(nodes) if nodes.is_empty() => Err("has no value that could be right".to_owned()),
+        Value::List(nodes) if nodes.is_empty() => {
+            Err("has no value that could be right".to_owned())
+        }
         Value::List(nodes) => nodes.iter().map(|node| one(&node.value)).collect(),
         value => one(value).map(|value| [value].into()),
     };

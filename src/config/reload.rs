@@ -71,7 +71,9 @@ impl Config {
         );
         let issuers = |config: &Self| -> BTreeMap<Name, Issuer> {
             let issuers = config.jwt.iter();
-            issuers.map(|issuer| (issuer.name.clone(), issuer.clone())).collect()
+            issuers
+                .map(|issuer| (issuer.name.clone(), issuer.clone()))
+                .collect()
         };
         let (old, now) = (issuers(self), issuers(new));
         let names: BTreeSet<&Name> = old.keys().chain(now.keys()).collect();

@@ -74,7 +74,11 @@ impl ClaimPath {
             text.split('.').map(str::to_owned).collect()
         };
         let is_good = names.len() <= MAX_CLAIM_DEPTH && names.iter().all(|name| !name.is_empty());
-        if is_good { Ok(Self(names)) } else { Err(NotAClaim) }
+        if is_good {
+            Ok(Self(names))
+        } else {
+            Err(NotAClaim)
+        }
     }
 
     /// The names, the outermost first.
@@ -195,7 +199,10 @@ mod tests {
     fn a_path_has_names_between_dots_and_a_url_is_one_name() {
         let names = |text| ClaimPath::parse(text).map(|path| path.names().to_vec());
         assert_eq!(names("sub").unwrap(), ["sub"]);
-        assert_eq!(names("realm_access.roles").unwrap(), ["realm_access", "roles"]);
+        assert_eq!(
+            names("realm_access.roles").unwrap(),
+            ["realm_access", "roles"]
+        );
         let url = "https://example.com/roles";
         assert_eq!(names(url).unwrap(), [url]);
         for bad in ["", ".", "a.", ".a", "a..b", "a.b.c.d.e.f.g.h.i"] {

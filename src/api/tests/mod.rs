@@ -103,7 +103,10 @@ fn app(directory: &tempfile::TempDir) -> App {
             volumes_problem: None,
         },
         hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-        tokens: Arc::new(crate::identity::jwt::Tokens::new(None, tokio_util::task::TaskTracker::new())),
+        tokens: Arc::new(crate::identity::jwt::Tokens::new(
+            None,
+            tokio_util::task::TaskTracker::new(),
+        )),
         clock,
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),

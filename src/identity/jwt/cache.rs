@@ -92,7 +92,11 @@ mod tests {
             cache.put(digest(n), 3, 7, accepted.clone());
         }
         assert_eq!(cache.len(), MAX_TOKENS);
-        let get = |n, now| cache.get(&digest(n), at(now), |issuer, generation| (issuer, generation) == (3, 7));
+        let get = |n, now| {
+            cache.get(&digest(n), at(now), |issuer, generation| {
+                (issuer, generation) == (3, 7)
+            })
+        };
         assert_eq!(get(0, 15), None, "the oldest went");
         assert!(get(1, 10).is_some() && get(MAX_TOKENS, 19).is_some());
         assert!(get(1, 9).is_none() && get(1, 20).is_none());

@@ -175,7 +175,11 @@ fn team(rule: &TeamRule, claims: &Object) -> Result<Name, Refused> {
     };
     let values = texts(claim, claims).ok_or(Refused::Team)?;
     let teams: BTreeSet<Name> = match map {
-        Some(map) => values.iter().filter_map(|value| map.get(*value)).cloned().collect(),
+        Some(map) => values
+            .iter()
+            .filter_map(|value| map.get(*value))
+            .cloned()
+            .collect(),
         None => {
             let names = values.iter().map(|value| value.parse::<Name>().ok());
             names.collect::<Option<_>>().ok_or(Refused::Team)?
@@ -200,7 +204,11 @@ fn role(rule: &RoleRule, claims: &Object) -> Result<Role, Refused> {
     if roles.contains(&Role::Auditor) && roles.len() > 1 {
         return Err(Refused::Role);
     }
-    roles.last().copied().or(rule.otherwise).ok_or(Refused::Role)
+    roles
+        .last()
+        .copied()
+        .or(rule.otherwise)
+        .ok_or(Refused::Role)
 }
 
 /// The scopes that a token names: a list, or text with blanks between them (RFC 8693 section 4.2). Without the claim there is none.

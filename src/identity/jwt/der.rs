@@ -47,8 +47,9 @@ pub(super) fn from_pem(text: &str) -> Result<PublicKey, &'static str> {
         .0;
     let joined: String = body.split_ascii_whitespace().collect();
     let der = STANDARD.decode(joined).map_err(|_| "is not base64")?;
-    from_der(&der)
-        .ok_or("is not a public key of RSA, of the curve P-256 or of Ed25519, in its plain encoding")
+    from_der(&der).ok_or(
+        "is not a public key of RSA, of the curve P-256 or of Ed25519, in its plain encoding",
+    )
 }
 
 /// A `SubjectPublicKeyInfo`.
@@ -70,7 +71,9 @@ pub(super) fn from_der(der: &[u8]) -> Option<PublicKey> {
             let (numbers, after) = read(key, SEQUENCE)?;
             let (n, numbers) = positive(numbers)?;
             let (e, numbers) = positive(numbers)?;
-            let is_whole = [null, rest, after, numbers].iter().all(|left| left.is_empty());
+            let is_whole = [null, rest, after, numbers]
+                .iter()
+                .all(|left| left.is_empty());
             is_whole.then(|| PublicKey::Rsa {
                 n: n.to_vec(),
                 e: e.to_vec(),
@@ -82,8 +85,9 @@ pub(super) fn from_der(der: &[u8]) -> Option<PublicKey> {
             let is_point = key.len() == 65 && key.first() == Some(&4);
             (is_ours && is_point).then(|| PublicKey::P256(key.to_vec()))
         }
-        ED25519 => (parameters.is_empty() && key.len() == 32)
-            .then(|| PublicKey::Ed25519(key.to_vec())),
+        ED25519 => {
+            (parameters.is_empty() && key.len() == 32).then(|| PublicKey::Ed25519(key.to_vec()))
+        }
         _ => None,
     }
 }

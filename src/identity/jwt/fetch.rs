@@ -54,7 +54,9 @@ pub enum FetchError {
     #[error("ask the server")]
     Http(#[source] hyper::Error),
     /// The server sends us elsewhere.
-    #[error("the server answers with a redirect, which is not followed; set jwks_url to where the keys are")]
+    #[error(
+        "the server answers with a redirect, which is not followed; set jwks_url to where the keys are"
+    )]
     Redirect,
     /// Another status than 200.
     #[error("the server answers with status {0}")]
@@ -84,7 +86,10 @@ impl Place {
     /// What is wrong with it, as a sentence that goes on from the URL.
     pub(super) fn parse(url: &str) -> Result<Self, &'static str> {
         let plain = url.len() <= 2048 && url.bytes().all(|b| b.is_ascii_graphic());
-        let uri = url.parse::<Uri>().ok().filter(|_| plain && !url.contains('#'));
+        let uri = url
+            .parse::<Uri>()
+            .ok()
+            .filter(|_| plain && !url.contains('#'));
         let uri = uri.ok_or("is not a URL")?;
         let authority = uri.authority().ok_or("is not a URL with a host")?;
         if authority.as_str().contains('@') {
@@ -109,7 +114,10 @@ impl Place {
             host: host.to_owned(),
             port: uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 }),
             authority: authority.as_str().to_owned(),
-            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+            path: uri
+                .path_and_query()
+                .map_or("/", |path| path.as_str())
+                .to_owned(),
             is_tls,
         })
     }
@@ -126,7 +134,9 @@ impl Place {
     async fn ask(&self, ca_file: Option<&Path>) -> Result<Vec<u8>, FetchError> {
         let name = (self.host.as_str(), self.port);
         if !self.is_tls {
-            let stream = TcpStream::connect(name).await.map_err(FetchError::Connect)?;
+            let stream = TcpStream::connect(name)
+                .await
+                .map_err(FetchError::Connect)?;
             return self.talk(stream).await;
         }
         let path = ca_file.unwrap_or(Path::new(SYSTEM_CA));
@@ -136,7 +146,9 @@ impl Place {
         })?;
         let server = ServerName::try_from(self.host.clone());
         let server = server.map_err(|error| FetchError::Connect(io::Error::other(error)))?;
-        let stream = TcpStream::connect(name).await.map_err(FetchError::Connect)?;
+        let stream = TcpStream::connect(name)
+            .await
+            .map_err(FetchError::Connect)?;
         let stream = TlsConnector::from(tls).connect(server, stream).await;
         self.talk(stream.map_err(FetchError::Connect)?).await
     }
@@ -148,7 +160,10 @@ impl Place {
         let request = Request::get(self.path.as_str())
             .header(header::HOST, &self.authority)
             .header(header::ACCEPT, TYPES.join(", "))
-            .header(header::USER_AGENT, concat!("casemated/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("casemated/", env!("CARGO_PKG_VERSION")),
+            )
             .header(header::CONNECTION, "close")
             .body(Empty::<Bytes>::new())
             .map_err(|error| FetchError::Connect(io::Error::other(error)))?;
@@ -158,7 +173,10 @@ impl Place {
             .await
             .map_err(FetchError::Http)?;
         let answer = async {
-            let answer = sender.send_request(request).await.map_err(FetchError::Http)?;
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(FetchError::Http)?;
             let (head, body) = answer.into_parts();
             if head.status.is_redirection() {
                 return Err(FetchError::Redirect);
@@ -167,7 +185,9 @@ impl Place {
                 return Err(FetchError::Status(head.status));
             }
             let value = head.headers.get(header::CONTENT_TYPE);
-            let value = value.and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let value = value
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default();
             let essence = value.split(';').next().unwrap_or_default().trim();
             let is_known = TYPES.iter().any(|one| essence.eq_ignore_ascii_case(one));
             if !is_known || head.headers.contains_key(header::CONTENT_ENCODING) {

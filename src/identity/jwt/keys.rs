@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use ring::hmac;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
     UnparsedPublicKey,
 };
-use ring::hmac;
 
 use super::der::{self, PublicKey};
 use super::json::{self, Json, Object};
@@ -84,7 +84,9 @@ impl Key {
     pub(super) fn secret(secret: &Secret<Vec<u8>>) -> Result<Self, Unfit> {
         let bytes = plain_secret(secret.expose());
         if !(MIN_SECRET_BYTES..=MAX_SECRET_BYTES).contains(&bytes.len()) {
-            return Err("does not have 32 to 4096 bytes; openssl rand -base64 48 makes a secret that has");
+            return Err(
+                "does not have 32 to 4096 bytes; openssl rand -base64 48 makes a secret that has",
+            );
         }
         Ok(Self {
             algorithm: Algorithm::Hs256,
@@ -134,7 +136,7 @@ impl Key {
 /// A text without the line's end that an editor or a shell put there; anything that is no text as it is.
 fn plain_secret(bytes: &[u8]) -> &[u8] {
     match bytes {
-        [text @ .., b'\n'] if text.iter().all(u8::is_ascii_graphic) => text,
+        [text @ .., b'\n'] if text.iter().all(|b| matches!(b, b' '..=b'~')) => text,
         other => other,
     }
 }
@@ -144,7 +146,9 @@ fn is_strong(n: &[u8], e: &[u8]) -> bool {
         Some(0) | None => 0,
         Some(first) => bytes.len() * 8 - first.leading_zeros() as usize,
     };
-    let exponent = e.iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let exponent = e
+        .iter()
+        .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
     (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&bits(n))
         && n.last().is_some_and(|last| last % 2 == 1)
         && (1..=MAX_EXPONENT_BYTES).contains(&e.len())
@@ -180,7 +184,9 @@ impl KeySet {
             let Json::Object(entry) = entry else { continue };
             let is_private = PRIVATE.iter().any(|name| entry.contains_key(*name));
             if is_private || entry.get("kty").and_then(Json::text) == Some("oct") {
-                return Err("holds a private or secret key; make new keys, and publish only the public parts");
+                return Err(
+                    "holds a private or secret key; make new keys, and publish only the public parts",
+                );
             }
             let Some(key) = from_jwk(entry).filter(|key| allowed.contains(&key.algorithm)) else {
                 continue;
@@ -278,7 +284,8 @@ mod tests {
     }
 
     /// The key of RFC 8037 appendix A.2.
-    const ED25519: &str = r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
+    const ED25519: &str =
+        r#""kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo""#;
 
     fn set(entries: &[String]) -> Result<KeySet, Unfit> {
         let text = format!("{{\"keys\":[{}]}}", entries.join(","));
@@ -294,7 +301,10 @@ mod tests {
         assert!(key(&with_end).unwrap().verifies(b"m", tag.as_ref()));
         assert!(key(&text).unwrap().verifies(b"m", tag.as_ref()));
         let binary = [[0xff; 31].as_slice(), b"\n"].concat();
-        assert!(key(&binary).is_ok(), "bytes that are no text stay as they are");
+        assert!(
+            key(&binary).is_ok(),
+            "bytes that are no text stay as they are"
+        );
         assert!(key(&text[..31]).is_err());
         assert!(key(&with_end[1..]).is_err());
         assert!(key(&[1; MAX_SECRET_BYTES + 1]).is_err());
@@ -328,14 +338,24 @@ mod tests {
             format!("{{{ED25519},\"kid\":\"\"}}"),
             format!("{{{ED25519},\"kid\":7}}"),
             ED25519.replace("OKP", "EC").replacen('"', "{\"", 1) + "}",
-            r#"{"kty":"OKP","crv":"X25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#.to_owned(),
+            r#"{"kty":"OKP","crv":"X25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#
+                .to_owned(),
             r#"{"kty":"OKP","crv":"Ed25519","x":"11qY"}"#.to_owned(),
             r#"{"kty":"OKP","crv":"Ed25519"}"#.to_owned(),
             r#"{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}"#.to_owned(),
             r#"{"kty":"RSA","n":"AAAA","e":"AQAB"}"#.to_owned(),
-            format!("{{\"kty\":\"RSA\",\"n\":\"{}\",\"e\":\"AQAB\"}}", "_".repeat(340)),
-            format!("{{\"kty\":\"RSA\",\"n\":\"{}8\",\"e\":\"Aw\"}}", "_".repeat(342)),
-            format!("{{\"kty\":\"RSA\",\"n\":\"{}8\",\"e\":\"AQAA\"}}", "_".repeat(342)),
+            format!(
+                "{{\"kty\":\"RSA\",\"n\":\"{}\",\"e\":\"AQAB\"}}",
+                "_".repeat(340)
+            ),
+            format!(
+                "{{\"kty\":\"RSA\",\"n\":\"{}8\",\"e\":\"Aw\"}}",
+                "_".repeat(342)
+            ),
+            format!(
+                "{{\"kty\":\"RSA\",\"n\":\"{}8\",\"e\":\"AQAA\"}}",
+                "_".repeat(342)
+            ),
             "7".to_owned(),
         ] {
             assert!(set(std::slice::from_ref(&other)).is_err(), "{other}");
@@ -348,12 +368,21 @@ mod tests {
     #[test]
     fn a_set_that_is_none_is_refused() {
         for bad in [
-            "", "[]", "{}", "{\"keys\":{}}", "{\"keys\":[]}", "{\"keys\":[],\"keys\":[]}", "<html>",
+            "",
+            "[]",
+            "{}",
+            "{\"keys\":{}}",
+            "{\"keys\":[]}",
+            "{\"keys\":[],\"keys\":[]}",
+            "<html>",
         ] {
             assert!(KeySet::from_jwks(bad.as_bytes(), &all()).is_err(), "{bad}");
         }
         let one = format!("{{{ED25519},\"kid\":\"a\"}}");
-        assert_eq!(set(&[one.clone(), one]).unwrap_err(), "has two keys with one kid");
+        assert_eq!(
+            set(&[one.clone(), one]).unwrap_err(),
+            "has two keys with one kid"
+        );
         let many = vec!["7".to_owned(); MAX_KEYS + 1];
         assert_eq!(set(&many).unwrap_err(), "has more than 128 keys");
         let text = format!("{{\"keys\":[{{{ED25519}}}]}}");
@@ -366,7 +395,10 @@ mod tests {
         let named = |kid| format!("{{{ED25519},\"kid\":\"{kid}\"}}");
         let two = set(&[named("a"), named("b")]).unwrap();
         let choose = |kid, algorithm| two.choose(kid, algorithm).map(|key| key.kid.clone());
-        assert_eq!(choose(Some("b"), Algorithm::EdDsa), Ok(Some("b".to_owned())));
+        assert_eq!(
+            choose(Some("b"), Algorithm::EdDsa),
+            Ok(Some("b".to_owned()))
+        );
         assert_eq!(choose(Some("c"), Algorithm::EdDsa), Err(NoKey::Unknown));
         assert_eq!(choose(Some("a"), Algorithm::Hs256), Err(NoKey::Algorithm));
         assert_eq!(choose(None, Algorithm::EdDsa), Err(NoKey::Ambiguous));

@@ -32,8 +32,8 @@ use tokio_util::task::TaskTracker;
 use cache::Cache;
 pub use claims::MAX_SUBJECT_BYTES;
 pub use fetch::FetchError;
-pub use keys::MIN_SECRET_BYTES;
 use json::Json;
+pub use keys::MIN_SECRET_BYTES;
 use source::Source;
 pub use source::SourceError;
 
@@ -203,9 +203,17 @@ impl Tokens {
         for issuer in issuers {
             let has_same_keys = |other: &Issuer| {
                 (&other.name, &other.keys, &other.times, &other.algorithms)
-                    == (&issuer.name, &issuer.keys, &issuer.times, &issuer.algorithms)
+                    == (
+                        &issuer.name,
+                        &issuer.keys,
+                        &issuer.times,
+                        &issuer.algorithms,
+                    )
             };
-            let same = before.issuers.iter().find(|(other, _)| has_same_keys(other));
+            let same = before
+                .issuers
+                .iter()
+                .find(|(other, _)| has_same_keys(other));
             let source = match same {
                 Some((_, source)) => Ok(Arc::clone(source)),
                 None => Source::new(&issuer, self.credentials.as_deref()).map(Arc::new),

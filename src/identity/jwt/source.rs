@@ -195,7 +195,8 @@ impl Source {
 
     /// Whether the keys of this generation still hold.
     pub(super) fn is_current(&self, generation: u64, now: Timestamp) -> bool {
-        self.held(now).is_some_and(|held| held.generation == generation)
+        self.held(now)
+            .is_some_and(|held| held.generation == generation)
     }
 
     fn held(&self, now: Timestamp) -> Option<Held> {
@@ -249,7 +250,10 @@ impl Source {
         let mut state = self.state();
         let same = state.held.take().filter(|held| held.digest == digest);
         let held = match same {
-            Some(held) => Held { had_at: now, ..held },
+            Some(held) => Held {
+                had_at: now,
+                ..held
+            },
             None => {
                 state.generation += 1;
                 info!(issuer = %self.issuer, ?keys, "keys of an issuer of tokens were read");
@@ -364,7 +368,10 @@ async fn read(
     // All of it at once: a buffer that grows would leave pieces of a secret behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(max_bytes + 64));
     let most = max_bytes as u64 + 2;
-    file.take(most).read_to_end(&mut bytes).await.map_err(failed)?;
+    file.take(most)
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(failed)?;
     if bytes.len() as u64 == most {
         let problem = std::io::Error::other(format!("it is longer than {max_bytes} bytes"));
         return Err(failed(problem));
