@@ -114,10 +114,7 @@ impl Bench {
                 volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            tokens: Arc::new(casemate::identity::jwt::Tokens::new(
-                None,
-                tokio_util::task::TaskTracker::new(),
-            )),
+            tokens: Arc::default(),
             clock,
             reload,
             calls: TaskTracker::new(),

@@ -13,6 +13,7 @@ mod head;
 mod record;
 mod sockets;
 mod templates;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use crate::app::{App, Parts};
 use crate::audit::AuditLog;
 use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
+use crate::identity::jwt::Tokens;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::SessionsConfig;
 use crate::model::settings::VolumesConfig;
@@ -57,6 +59,11 @@ const MUCH: u64 = 256 << 20;
 const PIECE: &[u8] = &[7; 64 * 1024];
 
 fn app(directory: &tempfile::TempDir) -> App {
+    app_with(directory, Arc::default())
+}
+
+/// One that takes these tokens.
+fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
     let store = Store::open(&directory.path().join("state.db")).unwrap();
     let clock = Arc::new(SystemClock);
     let audit = AuditLog::new(store.clone(), clock.clone());
@@ -103,10 +110,7 @@ fn app(directory: &tempfile::TempDir) -> App {
             volumes_problem: None,
         },
         hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-        tokens: Arc::new(crate::identity::jwt::Tokens::new(
-            None,
-            tokio_util::task::TaskTracker::new(),
-        )),
+        tokens,
         clock,
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),

@@ -127,10 +127,7 @@ impl House {
                 volumes_problem: None,
             },
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            tokens: Arc::new(crate::identity::jwt::Tokens::new(
-                None,
-                tokio_util::task::TaskTracker::new(),
-            )),
+            tokens: Arc::default(),
             clock,
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),

@@ -20,7 +20,7 @@ mod source;
 mod token;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -170,6 +170,13 @@ pub struct Tokens {
 pub struct Trusted {
     issuers: Vec<(Issuer, Arc<Source>)>,
     verified: Cache,
+}
+
+impl Default for Tokens {
+    /// No issuer, and no credentials of a unit.
+    fn default() -> Self {
+        Self::new(None, TaskTracker::new())
+    }
 }
 
 impl Tokens {

@@ -419,7 +419,7 @@ fn signatures() -> Vec<Row> {
         ("RS256: zeros", bytes(rsa(), vec![0; 256])),
         ("RS256: one", bytes(rsa(), [vec![0; 255], vec![1]].concat())),
         ("RS256: the modulus", bytes(rsa(), member("rsa", "n"))),
-        ("RS256: a byte short", changed(&rsa(), &|s| drop(s.pop()))),
+        ("RS256: a byte short", changed(&rsa(), &|s| truncate_one(s))),
         ("RS256: a byte more", changed(&rsa(), &|s| s.push(0))),
         ("RS256: a zero before", changed(&rsa(), &|s| s.insert(0, 0))),
         ("RS256: one byte", bytes(rsa(), vec![0])),
@@ -441,7 +441,7 @@ fn signatures() -> Vec<Row> {
             changed(&es(), &|s| s[32..].copy_from_slice(&n)),
         ),
         ("ES256: r and s change places", changed(&es(), &swapped)),
-        ("ES256: a byte short", changed(&es(), &|s| drop(s.pop()))),
+        ("ES256: a byte short", changed(&es(), &|s| truncate_one(s))),
         ("ES256: a byte more", changed(&es(), &|s| s.push(0))),
         ("ES256: in ASN.1", es().by(By::EcDer).token()),
         (
@@ -455,7 +455,7 @@ fn signatures() -> Vec<Row> {
             "EdDSA: the neutral point",
             bytes(ed(), [vec![1], vec![0; 63]].concat()),
         ),
-        ("EdDSA: a byte short", changed(&ed(), &|s| drop(s.pop()))),
+        ("EdDSA: a byte short", changed(&ed(), &|s| truncate_one(s))),
         ("EdDSA: a byte more", changed(&ed(), &|s| s.push(0))),
         (
             "EdDSA: twice",
@@ -992,4 +992,8 @@ fn every_reason_has_a_word_of_its_own() {
     assert_eq!(words.len(), reasons.len());
     // Those that no token alone leads to are in `servers`.
     assert_eq!(words.len(), 23, "{words:?}");
+}
+
+fn truncate_one(bytes: &mut Vec<u8>) {
+    bytes.truncate(bytes.len() - 1);
 }

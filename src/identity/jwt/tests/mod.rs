@@ -192,3 +192,24 @@ fn token_by(seed: u8, kid: &str, issuer: &str) -> String {
     let signature = ed25519(seed).sign(message.as_bytes());
     format!("{message}.{}", mint::encode(signature))
 }
+
+/// Whoever trusts the example keys, for tests of the front doors.
+pub(crate) async fn for_a_door(now: Timestamp) -> Tokens {
+    let tokens = Tokens::new(None, TaskTracker::new());
+    let issuers = vec![public("public", KeySource::JwksFile(path("jwks.json")))];
+    tokens.trust(tokens.prepare(issuers, now).await.unwrap());
+    tokens
+}
+
+/// A token of theirs that is signed like this and has so many seconds left.
+pub(crate) fn token_for_a_door(algorithm: Algorithm, now: Timestamp, left_s: i64) -> String {
+    let draft = match algorithm {
+        Algorithm::Rs256 => mint::Draft::rsa(),
+        Algorithm::Es256 => mint::Draft::public("ES256", "ec", mint::By::Ec),
+        Algorithm::EdDsa => mint::Draft::public("EdDSA", "ed", mint::By::Ed),
+        Algorithm::Hs256 => mint::Draft::public("HS256", "rsa", mint::By::Hmac),
+    };
+    let now_s = now.as_millis() / 1000;
+    let draft = draft.without("iat").without("nbf");
+    draft.claim("exp", (now_s + left_s).into()).token()
+}
