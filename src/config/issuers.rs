@@ -40,6 +40,10 @@ pub(super) fn issuers(root: &Section<'_>) -> Vec<Issuer> {
         root.problem("jwt", format!("has more than {MAX_ISSUERS} issuers"));
     }
     for (name, keys) in sections {
+        // What is no map was noted, and a name without a value says nothing.
+        if !keys.is_written() {
+            continue;
+        }
         let name = name.parse::<Name>();
         if let Err(why) = &name {
             keys.problem_here(format!("its name does not name an issuer: {why}"));

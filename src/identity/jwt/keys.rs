@@ -206,6 +206,11 @@ impl KeySet {
         })
     }
 
+    /// How many there are.
+    pub(super) const fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// The key for a token that says this of itself.
     pub(super) fn choose(&self, kid: Option<&str>, algorithm: Algorithm) -> Result<&Key, NoKey> {
         let key = match kid {

@@ -256,7 +256,8 @@ impl Source {
             },
             None => {
                 state.generation += 1;
-                info!(issuer = %self.issuer, ?keys, "keys of an issuer of tokens were read");
+                let count = keys.len();
+                info!(issuer = %self.issuer, count, "keys of an issuer of tokens were read");
                 Held {
                     keys: Arc::new(keys),
                     digest,
