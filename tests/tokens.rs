@@ -1,9 +1,8 @@
 //! Tokens that other people's libraries made, taken with exactly the settings that docs/authentication.md shows.
 //!
-//! PyJWT made those of Clerk's and Keycloak's kind (`mint.py`), jose those of Auth.js (`mint.mjs`); the keys are those that the RFCs print.
+//! `PyJWT` made those of Clerk's and Keycloak's kind (`mint.py`), `jose` those of Auth.js (`mint.mjs`); the keys are those that the RFCs print.
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     reason = "a panic is how a test fails, in its helpers too"
 )]
 

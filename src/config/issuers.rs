@@ -108,7 +108,7 @@ fn issuer(name: Option<Name>, keys: &Section<'_>) -> Option<Issuer> {
         required,
         subject: subject?,
         team: team?,
-        role: role?,
+        role,
         scopes,
     })
 }
@@ -160,9 +160,7 @@ fn source(keys: &Section<'_>, algorithms: &BTreeSet<Algorithm>) -> Option<KeySou
             _ => Err("expected text".to_owned()),
         })
     };
-    let url = text("jwks_url", |text| {
-        check_url(text).map_err(|why| why.to_owned())
-    });
+    let url = text("jwks_url", |text| check_url(text).map_err(str::to_owned));
     let ca_file = path("ca_file");
     let sources = [
         path("key_file").map(KeySource::Pem),
@@ -243,7 +241,7 @@ fn team(keys: &Section<'_>) -> Option<TeamRule> {
 }
 
 /// A member, unless something else is written.
-fn role(keys: &Section<'_>) -> Option<RoleRule> {
+fn role(keys: &Section<'_>) -> RoleRule {
     let fixed = keys.single("role", role_name);
     let claim = claim_or(keys, "roles_claim", None);
     let map = keys.entries("role_map", role_name);
@@ -254,10 +252,10 @@ fn role(keys: &Section<'_>) -> Option<RoleRule> {
         (None, None) => Some(Role::default()),
         (_, fixed) => fixed,
     };
-    Some(RoleRule {
+    RoleRule {
         claim: claim.map(|claim| (claim, map)),
         otherwise,
-    })
+    }
 }
 
 fn required(keys: &Section<'_>) -> BTreeMap<ClaimPath, BTreeSet<String>> {

@@ -28,7 +28,8 @@ fn main() {
 
 async fn measure() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jwt");
-    let table: Value = serde_json::from_slice(&std::fs::read(fixtures.join("jose.json")).unwrap()).unwrap();
+    let table: Value =
+        serde_json::from_slice(&std::fs::read(fixtures.join("jose.json")).unwrap()).unwrap();
     let now = Timestamp::from_millis(table["now_s"].as_i64().unwrap() * 1000);
     let settings = format!(
         "version: 1\njwt: {{any: {{issuer: 'https://any.example.com', audiences: [casemate], algorithms: [RS256, ES256, EdDSA], \

@@ -86,10 +86,10 @@ fn validity(
         from = from.max(earlier(begin, leeway));
     }
     match (date(claims, "iat")?, issuer.max_age) {
-        (Some(issued), max_age) => {
-            from = from.max(earlier(issued, leeway));
+        (Some(made), max_age) => {
+            from = from.max(earlier(made, leeway));
             if let Some(max_age) = max_age {
-                until = until.min(later(later(issued, max_age), leeway));
+                until = until.min(later(later(made, max_age), leeway));
             }
         }
         (None, Some(_)) => return Err(Refused::TooOld),
@@ -174,16 +174,12 @@ fn team(rule: &TeamRule, claims: &Object) -> Result<Name, Refused> {
         TeamRule::Claim { claim, map } => (claim, map),
     };
     let values = texts(claim, claims).ok_or(Refused::Team)?;
-    let teams: BTreeSet<Name> = match map {
-        Some(map) => values
-            .iter()
-            .filter_map(|value| map.get(*value))
-            .cloned()
-            .collect(),
-        None => {
-            let names = values.iter().map(|value| value.parse::<Name>().ok());
-            names.collect::<Option<_>>().ok_or(Refused::Team)?
-        }
+    let teams: BTreeSet<Name> = if let Some(map) = map {
+        let known = values.iter().filter_map(|value| map.get(*value));
+        known.cloned().collect()
+    } else {
+        let names = values.iter().map(|value| value.parse::<Name>().ok());
+        names.collect::<Option<_>>().ok_or(Refused::Team)?
     };
     let mut teams = teams.into_iter();
     match (teams.next(), teams.next()) {

@@ -249,21 +249,20 @@ impl Source {
     fn take(&self, keys: KeySet, digest: [u8; 32], now: Timestamp) {
         let mut state = self.state();
         let same = state.held.take().filter(|held| held.digest == digest);
-        let held = match same {
-            Some(held) => Held {
+        let held = if let Some(held) = same {
+            Held {
                 had_at: now,
                 ..held
-            },
-            None => {
-                state.generation += 1;
-                let count = keys.len();
-                info!(issuer = %self.issuer, count, "keys of an issuer of tokens were read");
-                Held {
-                    keys: Arc::new(keys),
-                    digest,
-                    generation: state.generation,
-                    had_at: now,
-                }
+            }
+        } else {
+            state.generation += 1;
+            let count = keys.len();
+            info!(issuer = %self.issuer, count, "keys of an issuer of tokens were read");
+            Held {
+                keys: Arc::new(keys),
+                digest,
+                generation: state.generation,
+                had_at: now,
             }
         };
         state.held = Some(held);

@@ -11,6 +11,7 @@ use crate::model::grant::Scope;
 use crate::model::principal::Proof;
 
 /// Name, token, subject, team, role.
+#[expect(clippy::too_many_lines, reason = "a table is as long as it is")]
 fn rows() -> Vec<(&'static str, String, &'static str, &'static str, Role)> {
     let public = |alg, kid, by| Draft::public(alg, kid, by);
     let member = Role::Member;

@@ -50,7 +50,7 @@ pub(super) enum By {
     Ec,
     /// The same, in the encoding that tokens do not have.
     EcDer,
-    /// EdDSA.
+    /// `EdDSA`.
     Ed,
     /// HS256.
     Hmac,

@@ -101,6 +101,7 @@ impl Server {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "no answer is one too")]
 fn answer(head: &str, body: impl AsRef<[u8]>) -> Answer {
     let body = body.as_ref();
     let head = format!("HTTP/1.1 {head}\r\ncontent-length: {}\r\n\r\n", body.len());
