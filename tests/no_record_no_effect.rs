@@ -116,6 +116,7 @@ impl Bench {
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             rules: std::sync::Arc::default(),
             keys: casemate::app::KeyRing::default(),
+            tokens: Arc::default(),
             clock,
             reload,
             calls: TaskTracker::new(),

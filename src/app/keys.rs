@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{App, AppError};
 use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
-use crate::identity::PresentedKey;
+use crate::identity::{PresentedKey, jwt};
 use crate::model::event::AuditEvent;
 use crate::model::grant::{Grant, Role, Scope};
 use crate::model::key::ApiKey;
@@ -228,11 +228,14 @@ impl KeyRing {
 }
 
 impl App {
-    /// Who presents this key.
+    /// Who presents this key, or this token.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`], [`AppError::Store`].
     pub async fn authenticate(&self, presented: &str) -> Result<Authenticated, AppError> {
+        if jwt::looks_like_one(presented) {
+            return self.by_token(presented).await;
+        }
         let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
         let (key, revoked) = self.known_key(&presented).await?;
         let now = self.now();
@@ -256,6 +259,22 @@ impl App {
             validity: Validity {
                 revoked,
                 expires_at: key.expires_at,
+            },
+        })
+    }
+
+    /// Who presents this token. The reason of a refusal is for the log alone.
+    async fn by_token(&self, token: &str) -> Result<Authenticated, AppError> {
+        let verified = self.0.tokens.authenticate(token, self.now()).await;
+        let (client, until) = verified.map_err(|refused| {
+            debug!(reason = refused.as_str(), "a token was refused");
+            AppError::Unauthenticated
+        })?;
+        Ok(Authenticated {
+            principal: Principal::Client(client),
+            validity: Validity {
+                revoked: Arc::default(),
+                expires_at: Some(until),
             },
         })
     }

@@ -41,7 +41,7 @@ use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
-use crate::identity::{self, KeyHasher};
+use crate::identity::{self, KeyHasher, jwt};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
 use crate::model::name::Name;
@@ -89,6 +89,8 @@ pub struct Parts {
     pub keys: KeyRing,
     /// What the operator allows and denies beside what is so by nature.
     pub rules: Arc<RuleBook>,
+    /// Verifies JSON web tokens.
+    pub tokens: Arc<jwt::Tokens>,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
     /// Asks the daemon to read its settings again.
@@ -282,7 +284,7 @@ impl App {
         let resource = Resource::of(team).template(&template);
         self.allow(principal, Action::CreateSession, &resource)?;
         let sessions = &self.0.sessions;
-        let idempotency = idempotency.map(|(key, request)| (key, identity::digest(request)));
+        let idempotency = idempotency.map(|(key, request)| (key, repeatable(team, request)));
         let created = sessions.create(principal, team, new, idempotency).await;
         let (session, repeated) = created.map_err(AppError::Session)?;
         if !wait {
@@ -644,6 +646,11 @@ impl App {
     }
 }
 
+/// By what a request is known again. The team is part of it: one person may come for several, with the same key.
+fn repeatable(team: &Name, request: &[u8]) -> [u8; 32] {
+    identity::digest(&[team.as_str().as_bytes(), b"\0", request].concat())
+}
+
 /// How a process ended, for the record.
 fn exit_in_words(exit_code: Option<i32>, signal: Option<i32>) -> String {
     match (exit_code, signal) {
@@ -669,4 +676,17 @@ async fn finish(intent: Intent, told: Result<Option<String>, &'static str>) {
 /// Logs a failure that no caller can be told about in full.
 pub fn report(request: &dyn std::fmt::Display, error: &(dyn std::error::Error + 'static)) {
     warn!(request = %request, error = %Chain(error), "a call failed");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_for_another_team_is_no_repetition() {
+        let [one, other] = ["a", "ab"].map(|name| name.parse::<Name>().unwrap());
+        assert_eq!(repeatable(&one, b"x"), repeatable(&one, b"x"));
+        assert_ne!(repeatable(&one, b"x"), repeatable(&other, b"x"));
+        assert_ne!(repeatable(&one, b"bx"), repeatable(&other, b"x"));
+    }
 }

@@ -12,6 +12,7 @@ pub mod level;
 pub mod reload;
 
 mod document;
+mod issuers;
 mod merge;
 mod rules;
 mod section;
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use document::{MAX_FILE_BYTES, Node, Value};
 use section::{Found, Located, Walk};
 
+use crate::model::issuer::Issuer;
 use crate::model::name::Name;
 use crate::model::settings::{
     AdminConfig, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, SessionsConfig,
@@ -58,6 +60,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The HTTP door.
     pub http: HttpConfig,
+    /// Whose JSON web tokens are taken at that door.
+    pub jwt: Vec<Issuer>,
     /// The admin socket.
     pub admin: AdminConfig,
     /// podman and gVisor.

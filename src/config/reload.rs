@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Config;
+use crate::model::issuer::Issuer;
 use crate::model::name::Name;
 use crate::model::settings::{LogConfig, SessionsConfig};
 use crate::model::template::TemplateSpec;
@@ -13,6 +14,9 @@ const RELOADABLE: [&str; 2] = ["log.", "sessions."];
 
 /// What among them is settled at the start: launches under way hold places of the old number.
 const SETTLED: [&str; 1] = ["sessions.concurrent_launches"];
+
+/// Keys of issuers of tokens, which are compared whole: not all that they say is in the list of values.
+const ISSUERS: &str = "jwt.";
 
 /// What a reload changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +29,10 @@ pub struct Reload {
     pub templates: BTreeMap<Name, TemplateSpec>,
     /// All rules of the files.
     pub policy: Vec<NamedRule>,
-    /// The keys that differ, for the log and the record; of a template only `templates.<name>`, of a rule `policy.<name>`.
+    /// All issuers of tokens; what was verified before is verified anew.
+    pub jwt: Vec<Issuer>,
+    /// The keys that differ, for the log and the record; of a template only `templates.<name>`, of a rule `policy.<name>`, of an
+    /// issuer `jwt.<name>`.
     pub changed: Vec<String>,
 }
 
@@ -49,6 +56,7 @@ impl Config {
         let keys: BTreeSet<&String> = self.values.keys().chain(new.values.keys()).collect();
         let (mut changed, fixed): (Vec<String>, Vec<String>) = keys
             .into_iter()
+            .filter(|key| !key.starts_with(ISSUERS))
             .filter(|key| self.values.get(*key) != new.values.get(*key))
             .cloned()
             .partition(|key| {
@@ -77,8 +85,23 @@ impl Config {
                 .filter(|name| rule(&self.policy, name) != rule(&new.policy, name))
                 .map(|name| format!("policy.{name}")),
         );
+        let issuers = |config: &Self| -> BTreeMap<Name, Issuer> {
+            let issuers = config.jwt.iter();
+            issuers
+                .map(|issuer| (issuer.name.clone(), issuer.clone()))
+                .collect()
+        };
+        let (old, now) = (issuers(self), issuers(new));
+        let names: BTreeSet<&Name> = old.keys().chain(now.keys()).collect();
+        changed.extend(
+            names
+                .into_iter()
+                .filter(|name| old.get(*name) != now.get(*name))
+                .map(|name| format!("{ISSUERS}{name}")),
+        );
         Ok(Reload {
             policy: new.policy.clone(),
+            jwt: new.jwt.clone(),
             log: new.log.clone(),
             sessions: new.sessions.clone(),
             templates: new.templates.clone(),
@@ -137,6 +160,24 @@ mod tests {
         let later = with("effect: deny\nhours: '22:00-06:00'");
         assert_eq!(deny.reload_from(&later).unwrap().changed, ["policy.nights"]);
         assert_eq!(deny.reload_from(&config("")).unwrap().policy, []);
+    }
+
+    #[test]
+    fn issuers_change_while_running_by_their_names() {
+        let with = |text: &str| {
+            config(&format!(
+                "jwt: {{one: {{issuer: a, audiences: [b], algorithms: [HS256], secret_file: /s, team: c{text}}}}}"
+            ))
+        };
+        let changed = |from: &Config, to: &Config| from.reload_from(to).unwrap().changed;
+        assert_eq!(changed(&config(""), &with("")), ["jwt.one"]);
+        assert_eq!(changed(&with(""), &config("")), ["jwt.one"]);
+        assert_eq!(changed(&with(""), &with("")), [""; 0]);
+        // As many entries as before, with another value.
+        let one = with(", required_claims: {a: b}");
+        let other = with(", required_claims: {a: c}");
+        assert_eq!(changed(&one, &other), ["jwt.one"]);
+        assert_eq!(one.reload_from(&other).unwrap().jwt, other.jwt);
     }
 
     #[test]

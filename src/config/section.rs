@@ -409,6 +409,38 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A map of names that are not known before to maps that have keys of their own.
+    pub(super) fn sections(&self, key: &'static str) -> Vec<(String, Section<'a>)> {
+        let named = self.section(key);
+        let entries = named.map.into_iter().flatten();
+        let sections = entries
+            .map(|(name, node)| (name.clone(), named.sub_section(name, Some(node))))
+            .collect();
+        named.take_all();
+        sections
+    }
+
+    /// A map of names that are not known before to values that pass `parse`, which says what they must be.
+    pub(super) fn entries<T>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> BTreeMap<String, T> {
+        let named = self.section(key);
+        let mut entries = BTreeMap::new();
+        for (name, node) in named.map.into_iter().flatten() {
+            match parse(&node.value) {
+                Ok(value) => {
+                    entries.insert(name.clone(), value);
+                }
+                Err(why) => named.problem(name, why),
+            }
+        }
+        named.take_all();
+        self.record(key, format!("{} entries", entries.len()));
+        entries
+    }
+
     /// Text that may be absent. It may be a secret: no list repeats it.
     pub(super) fn optional(&self, key: &'static str) -> Option<String> {
         let show = |text: &Option<String>| text.as_ref().map_or("", |_| "set").to_owned();
@@ -503,7 +535,7 @@ impl Drop for Section<'_> {
 }
 
 /// The path, if it is absolute and in its plain spelling.
-fn plain_path(text: &str, max_bytes: usize) -> Result<PathBuf, String> {
+pub(super) fn plain_path(text: &str, max_bytes: usize) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if !path.is_absolute() {
         return Err("is not an absolute path; begin it with /".to_owned());

@@ -109,6 +109,54 @@ fn every_key_stands_in_the_shipped_file_with_its_default() {
 }
 
 #[test]
+fn every_key_of_an_issuer_stands_on_its_page() {
+    let page = fs::read_to_string(repository("docs/authentication.md")).unwrap();
+    let text = "jwt: {x: {issuer: a}}";
+    let document = document::parse(0, text.as_bytes()).unwrap();
+    let (_, found) = walk(&document.root, false);
+    let keys = found
+        .keys
+        .iter()
+        .filter_map(|key| key.path.strip_prefix("jwt.x."));
+    let keys: Vec<_> = keys.collect();
+    for key in &keys {
+        assert!(
+            page.contains(&format!("\n| `{key}` | ")),
+            "{key} is missing"
+        );
+    }
+    assert_eq!(page.matches("\n| `").count(), keys.len());
+}
+
+#[test]
+fn issuers_of_several_files_are_merged_key_by_key() {
+    let main = "version: 1\njwt: {one: {issuer: a, audiences: [b], algorithms: [RS256], key_file: /k, team: t}}";
+    let config = several(&[main, "jwt: {one: {leeway_s: 5}, two: {issuer: c, audiences: [b], algorithms: [HS256], secret_credential: s, team_claim: x.y, role: auditor}}"]).unwrap();
+    let names: Vec<_> = config
+        .jwt
+        .iter()
+        .map(|issuer| issuer.name.as_str())
+        .collect();
+    assert_eq!(names, ["one", "two"]);
+    assert_eq!(config.jwt[0].leeway.as_secs(), 5);
+    assert_eq!(config.jwt[1].leeway.as_secs(), 30);
+    assert_eq!(
+        config.jwt[1].role.otherwise,
+        Some(crate::model::grant::Role::Auditor)
+    );
+    assert_eq!(one("version: 1").unwrap().jwt, []);
+    // Nobody is more than a member because nothing was written.
+    assert_eq!(
+        config.jwt[0].role.otherwise,
+        Some(crate::model::grant::Role::Member)
+    );
+    // With a claim for roles nobody has one because nothing was written.
+    let text =
+        format!("{main}\n").replace("team: t", "team: t, roles_claim: r, role_map: {x: member}");
+    assert_eq!(one(text).unwrap().jwt[0].role.otherwise, None);
+}
+
+#[test]
 fn every_key_of_a_template_stands_in_the_shipped_one_with_its_default() {
     let file = "config/templates/base.yaml";
     let text = uncommented(file);

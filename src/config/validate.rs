@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::document::Value;
+use super::issuers::issuers;
 use super::section::Section;
 use super::{Config, level};
 use crate::model::event::is_kind;
@@ -28,7 +29,7 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Longest path beneath `runtime_dir`: `/link/ses_` + 26 characters + `/egress.sock`, rounded up.
 const MAX_BENEATH_RUNTIME_DIR_BYTES: usize = 52;
 /// Longest other path; the kernel's own limit is 4,095 (`PATH_MAX`).
-const MAX_PATH_BYTES: usize = 1024;
+pub(super) const MAX_PATH_BYTES: usize = 1024;
 
 /// Where in the state's directory archives of the record are, unless the configuration says otherwise.
 const ARCHIVES: &str = "archive";
@@ -71,6 +72,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         state_dir,
         runtime_dir,
         http: http(&root.section("http"), mode),
+        jwt: issuers(root),
         admin: admin(&root.section("admin")),
         runtime,
         sandbox_group,

@@ -15,6 +15,7 @@ mod start;
 pub mod tasks;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -28,6 +29,7 @@ use self::start::{Ground, House, Refusal};
 use crate::audit::mirror::Mirror;
 use crate::backup::{self, Backups};
 use crate::base::chain::Chain;
+use crate::base::clock::SystemClock;
 use crate::base::exit::Exit;
 use crate::config::Config;
 use crate::host::journal::SOCKET as JOURNAL;
@@ -256,6 +258,11 @@ fn keep_house(config: &Config, house: &House, tasks: &tasks::Tasks) {
     let (retention, stopping) = (house.retention.clone(), stop());
     tasks.spawn_core("retention", async move {
         retention.keep(stopping).await;
+        Ok(())
+    });
+    let (tokens, clock, stopping) = (Arc::clone(&house.tokens), Arc::new(SystemClock), stop());
+    tasks.spawn_core("tokens", async move {
+        tokens.keep(clock, stopping).await;
         Ok(())
     });
     let check = check::keep(house.store.clone(), config.store.check_every, stop());

@@ -1,4 +1,4 @@
-//! What may change while the daemon runs: templates, bounds of sessions, the log's level.
+//! What may change while the daemon runs: templates, bounds of sessions, issuers of tokens, the log's level.
 
 use std::path::Path;
 
@@ -29,6 +29,8 @@ pub(super) async fn reload(
     start::check_images(house.runtime.as_ref(), &change.templates, &[])
         .await
         .map_err(|refusal| refusal.text)?;
+    let trusted = house.tokens.prepare(change.jwt, house.app.now()).await;
+    let trusted = trusted.map_err(|problems| start::in_words(&problems))?;
     let event = AuditEvent::DaemonReload {
         changed: change.changed.clone(),
     };
@@ -45,6 +47,7 @@ pub(super) async fn reload(
         .set_level(&change.log.level)
         .map_err(|error| error.to_string())?;
     house.rules.set_files(change.policy);
+    house.tokens.trust(trusted);
     house.sessions.reload(Settings {
         sessions: change.sessions,
         templates,

@@ -31,6 +31,7 @@ use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
+use crate::identity::jwt::{IssuerError, Tokens};
 use crate::identity::{HASH_KEY_BYTES, HASH_KEY_FILE, KeyHasher};
 use crate::model::event::AuditEvent;
 use crate::model::image::ImageDigest;
@@ -135,6 +136,7 @@ pub(super) struct House {
     pub(super) audit: AuditLog,
     pub(super) runtime: Arc<dyn SandboxRuntime>,
     pub(super) calls: TaskTracker,
+    pub(super) tokens: Arc<Tokens>,
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
@@ -238,6 +240,7 @@ impl Ground {
         rules.set_files(config.policy.clone());
         rules.read_stored(&store).await?;
         let calls = TaskTracker::new();
+        let tokens = tokens(config, calls.clone(), clock.as_ref()).await?;
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
             sessions: sessions.clone(),
@@ -248,6 +251,7 @@ impl Ground {
             hasher: self.hasher,
             keys: KeyRing::default(),
             rules: Arc::clone(&rules),
+            tokens: Arc::clone(&tokens),
             clock,
             reload,
             calls: calls.clone(),
@@ -264,6 +268,7 @@ impl Ground {
             audit,
             runtime,
             calls,
+            tokens,
             reloads,
             was_signed,
             backups,
@@ -412,6 +417,26 @@ pub(super) async fn check_images(
             missing.join("; ")
         ),
     ))
+}
+
+/// Whoever verifies the tokens of the issuers in the settings.
+async fn tokens(
+    config: &Config,
+    calls: TaskTracker,
+    clock: &dyn Clock,
+) -> Result<Arc<Tokens>, Refusal> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let tokens = Tokens::new(credentials, calls);
+    let trusted = tokens.prepare(config.jwt.clone(), clock.now()).await;
+    let trusted = trusted.map_err(|problems| Refusal::new(Exit::Config, in_words(&problems)))?;
+    tokens.trust(trusted);
+    Ok(Arc::new(tokens))
+}
+
+/// Each issuer whose keys cannot be had, on a line.
+pub(super) fn in_words(problems: &[IssuerError]) -> String {
+    let lines = problems.iter().map(|problem| Chain(problem).to_string());
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// What signs the record, and whether it did so before this start.

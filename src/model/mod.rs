@@ -4,6 +4,7 @@ pub mod check;
 pub mod event;
 pub mod grant;
 pub mod image;
+pub mod issuer;
 pub mod key;
 pub mod lease;
 pub mod limit;

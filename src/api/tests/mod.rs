@@ -14,6 +14,7 @@ mod keys;
 mod record;
 mod sockets;
 mod templates;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::app::{App, Parts};
 use crate::audit::AuditLog;
 use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
+use crate::identity::jwt::Tokens;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::SessionsConfig;
 use crate::model::settings::VolumesConfig;
@@ -58,6 +60,11 @@ const MUCH: u64 = 256 << 20;
 const PIECE: &[u8] = &[7; 64 * 1024];
 
 fn app(directory: &tempfile::TempDir) -> App {
+    app_with(directory, Arc::default())
+}
+
+/// One that takes these tokens.
+fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
     let store = Store::open(&directory.path().join("state.db")).unwrap();
     let clock = Arc::new(SystemClock);
     let audit = AuditLog::new(store.clone(), clock.clone());
@@ -106,6 +113,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
         rules: std::sync::Arc::default(),
         keys: crate::app::KeyRing::default(),
+        tokens,
         clock,
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),

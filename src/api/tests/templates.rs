@@ -138,6 +138,7 @@ impl House {
             rules: std::sync::Arc::default(),
             keys: crate::app::KeyRing::default(),
             clock: clock.clone(),
+            tokens: Arc::default(),
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: crate::app::Snapshots::default(),
