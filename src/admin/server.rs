@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::protocol::{
-    Answer, BackupView, DoctorView, Envelope, KeyView, Request, SessionLine, StatusView, VERSION,
-    codec,
+    Answer, BackupView, DoctorView, Envelope, KeyView, Request, RotatedView, SessionLine,
+    StatusView, VERSION, codec,
 };
 use super::record;
 use crate::app::{App, AppError};
@@ -294,6 +294,14 @@ impl Desk {
                 self.app.reload(who).await?;
                 Answer::Done
             }
+            Request::RotateKey => {
+                let rotated = self.app.rotate_key(who).await?;
+                Answer::Rotated(RotatedView {
+                    generation: rotated.generation,
+                    sealed: rotated.sealed,
+                    origin: rotated.origin,
+                })
+            }
             Request::Backup { to, images } => self.backup(frames, who, to, images).await?,
         })
     }
@@ -473,6 +481,7 @@ fn told(error: &AppError) -> Answer {
         AppError::BadArchive(_) => "bad_archive",
         AppError::Runtime(_) => "runtime_failed",
         AppError::Template(refusal) => refusal.code(),
+        AppError::Credential(error) => error.code(),
         AppError::Snapshot(refusal) => refusal.code(),
         AppError::Backup(error) => error.code(),
         AppError::Reload(_) => "not_reloaded",

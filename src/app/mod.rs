@@ -4,6 +4,7 @@
 //! record the outcome. A front door only translates.
 
 mod backup;
+mod credentials;
 mod doctor;
 mod guest;
 pub mod lease;
@@ -38,6 +39,7 @@ use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
+use crate::credential::{CredentialError, Credentials};
 use crate::identity::{self, KeyHasher, PresentedKey};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
@@ -93,6 +95,8 @@ pub struct Parts {
     pub snapshots: Snapshots,
     /// Makes backups.
     pub backups: Backups,
+    /// What teams need to reach other things.
+    pub credentials: Credentials,
     /// Moves what is old of the record to files.
     pub retention: Retention,
     /// The last readiness.
@@ -164,6 +168,9 @@ pub enum AppError {
     /// The template cannot be had, kept or removed.
     #[error(transparent)]
     Template(TemplateRefusal),
+    /// The credential cannot be had, set or removed, or the vault's key not be changed.
+    #[error(transparent)]
+    Credential(CredentialError),
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
@@ -194,6 +201,7 @@ impl AppError {
             Self::BadArchive(_) => "bad_archive",
             Self::Runtime(_) => "runtime",
             Self::Template(refusal) => refusal.code(),
+            Self::Credential(error) => error.code(),
             Self::Snapshot(refusal) => refusal.code(),
             Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",

@@ -3,6 +3,7 @@
 //! Deny is the default: what no rule allows is denied. Another team's session is answered as if it
 //! did not exist, so that nobody can probe for names.
 
+use crate::model::grant::Scope;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 
@@ -30,6 +31,10 @@ pub enum Action {
     },
     /// See, make or remove a volume of the principal's own team.
     UseVolumes,
+    /// List the credentials of the principal's own team, never their values.
+    ReadCredentials,
+    /// Set or remove credentials of the principal's own team.
+    WriteCredentials,
     /// Read the whole audit log.
     ReadAudit,
     /// Anything at the admin socket.
@@ -47,6 +52,8 @@ impl Action {
             Self::UseTemplate { .. } => "use-template",
             Self::ChangeTemplate { .. } => "change-template",
             Self::UseVolumes => "use-volumes",
+            Self::ReadCredentials => "read-credentials",
+            Self::WriteCredentials => "write-credentials",
             Self::ReadAudit => "read-audit",
             Self::Administer => "administer",
         }
@@ -113,6 +120,20 @@ pub fn decide(principal: &Principal, action: &Action) -> Decision {
                 allow("members-make-their-team-s-templates")
             } else {
                 deny("members-make-templates-for-their-own-team-only")
+            }
+        }
+        (Principal::Client(client), Action::ReadCredentials) => {
+            if client.grant.may(Scope::CredentialsRead) {
+                allow("grants-say-who-sees-credentials")
+            } else {
+                deny("grants-say-who-sees-credentials")
+            }
+        }
+        (Principal::Client(client), Action::WriteCredentials) => {
+            if client.grant.may(Scope::CredentialsWrite) {
+                allow("grants-say-who-sets-credentials")
+            } else {
+                deny("grants-say-who-sets-credentials")
             }
         }
         // Of the whole log; what was recorded of one session is part of using it.

@@ -20,6 +20,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_volumes.sql"),
     include_str!("migrations/0006_record.sql"),
     include_str!("migrations/0007_archived.sql"),
+    include_str!("migrations/0008_credentials.sql"),
 ];
 
 /// The version that chains the record, which is more than SQL can do.
@@ -131,13 +132,14 @@ pub(super) mod tests {
     use crate::store::Store;
 
     /// What each version left, by its number less one.
-    const LEFT: [&str; 6] = [
+    const LEFT: [&str; 7] = [
         include_str!("../../tests/fixtures/store/0001.sql"),
         include_str!("../../tests/fixtures/store/0002.sql"),
         include_str!("../../tests/fixtures/store/0003.sql"),
         include_str!("../../tests/fixtures/store/0004.sql"),
         include_str!("../../tests/fixtures/store/0005.sql"),
         include_str!("../../tests/fixtures/store/0006.sql"),
+        include_str!("../../tests/fixtures/store/0007.sql"),
     ];
 
     /// A database as a version of the schema left it.

@@ -1,5 +1,6 @@
 //! The one list of routes. Dispatch, authentication, 404, 405 and the OpenAPI document come from it.
 
+mod credentials;
 mod daemon;
 mod files;
 mod processes;
@@ -19,6 +20,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         files::ROUTES,
         templates::ROUTES,
         volumes::ROUTES,
+        credentials::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

@@ -80,6 +80,8 @@ fn app(directory: &tempfile::TempDir) -> App {
             templates: BTreeMap::new(),
         },
     });
+    let vault = crate::vault::Vault::open(None, directory.path(), false).unwrap();
+    let credentials = crate::credential::Credentials::new(store.clone(), vault, audit.clone());
     let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
         store: store.clone(),
         audit: audit.clone(),
@@ -107,6 +109,7 @@ fn app(directory: &tempfile::TempDir) -> App {
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),
         snapshots: crate::app::Snapshots::default(),
+        credentials,
         backups,
         readiness: tokio::sync::Mutex::new(None),
         examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
