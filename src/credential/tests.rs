@@ -86,11 +86,10 @@ impl Life {
 
     async fn open(&self, of: &str, named: &str) -> Result<String, CredentialError> {
         let by = Principal::Client(Client::member(KeyId::from_bytes([1; 16]), name(of)));
-        let opened =
-            self.credentials
-                .open_for_use(&by, None, &name(of), &name(named), &name("test"));
-        let opened = opened.await?;
-        Ok(String::from_utf8(opened.expose().to_vec()).unwrap())
+        let (team, named, purpose) = (name(of), name(named), name("test"));
+        let credentials = &self.credentials;
+        let opened = credentials.open_for_use(&by, None, &team, &named, &purpose);
+        Ok(String::from_utf8(opened.await?.expose().to_vec()).unwrap())
     }
 
     async fn fill(&self) {

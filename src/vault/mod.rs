@@ -235,7 +235,8 @@ impl Vault {
         self.current().anchor()
     }
 
-    /// Seals a secret of the daemon's own under its name.
+    /// Seals a secret of the daemon's own under its name. Only at a start, before anybody can rotate: it does not say its generation, and
+    /// must be in the database when a rotation begins.
     ///
     /// # Errors
     /// [`VaultError::NoRandomness`].
@@ -248,9 +249,15 @@ impl Vault {
     /// # Errors
     /// [`VaultError::WrongKey`].
     pub fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
-        let root = self.current();
-        let opened = root.unseal(&named_context(name), sealed);
-        opened.ok_or_else(|| root.wrong(name))
+        let (current, next) = {
+            let keys = self.keys();
+            (Arc::clone(&keys.current), keys.next.clone())
+        };
+        let context = named_context(name);
+        // While a rotation is not settled it may be under either.
+        let mut known = [Some(&current), next.as_ref()].into_iter().flatten();
+        let opened = known.find_map(|root| root.unseal(&context, sealed));
+        opened.ok_or_else(|| current.wrong(name))
     }
 
     fn current(&self) -> Arc<Root> {
