@@ -202,6 +202,21 @@ fn events() -> Vec<AuditEvent> {
             restored_at: Timestamp::from_millis(2),
         },
         AuditEvent::AuditArchive { first: 1, last: 7 },
+        AuditEvent::CredentialPut {
+            credential: name("db"),
+            team: name("red"),
+        },
+        AuditEvent::CredentialDelete {
+            credential: name("db"),
+            team: name("red"),
+        },
+        AuditEvent::CredentialUse {
+            credential: name("db"),
+            team: name("red"),
+            version: 2,
+            purpose: name("egress"),
+        },
+        AuditEvent::VaultRotate { generation: 1 },
     ]
 }
 

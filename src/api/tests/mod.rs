@@ -7,6 +7,7 @@
 
 mod bodies_in;
 mod bodies_out;
+mod credentials;
 mod document;
 mod events;
 mod head;

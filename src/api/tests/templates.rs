@@ -39,6 +39,7 @@ const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
 
 pub(super) struct House {
     door: Door,
+    pub(super) app: App,
     pub(super) store: Store,
     pub(super) red: String,
     blue: String,
@@ -151,7 +152,7 @@ impl House {
             max_connections: 16,
             header_timeout: PATIENCE,
         };
-        let server = Server::with_routes(app, config, &ROUTES).unwrap();
+        let server = Server::with_routes(app.clone(), config, &ROUTES).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
@@ -164,6 +165,7 @@ impl House {
         };
         Self {
             door,
+            app,
             store,
             red,
             blue,
