@@ -150,6 +150,8 @@ pub async fn vault_of(
     state_dir: &Path,
 ) -> Result<Vault, NoVault> {
     if let Some(anchor) = store.anchor().await? {
+        // What a daemon that was killed had committed may not be on the disk yet, and the old key goes as soon as the new one is believed.
+        store.settled_generation().await?;
         return Ok(Vault::find(credentials, state_dir, &anchor)?);
     }
     let sealed = store.all_sealed().await?;
