@@ -71,9 +71,12 @@ fn planted(what: &str) -> &'static str {
 /// How a secret may look elsewhere.
 fn forms(secret: &str) -> Vec<Vec<u8>> {
     let hex = |upper: bool| -> String {
-        let digits = secret.bytes().map(|byte| match upper {
-            true => format!("{byte:02X}"),
-            false => format!("{byte:02x}"),
+        let digits = secret.bytes().map(|byte| {
+            if upper {
+                format!("{byte:02X}")
+            } else {
+                format!("{byte:02x}")
+            }
         });
         digits.collect()
     };

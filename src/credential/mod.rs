@@ -10,7 +10,7 @@ mod tests;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tracing::{error, info};
 
 use crate::audit::{AuditError, AuditLog};
@@ -373,13 +373,17 @@ impl Credentials {
     }
 }
 
-/// Does what waits for the disk where it keeps nobody from running.
+/// Does what waits for the disk on a thread of its own, where it keeps nobody from running, and waits for its end.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, VaultError> + Send + 'static,
 ) -> Result<T, CredentialError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done.map_err(CredentialError::Vault),
-        // It does not panic; a runtime that ends drops it.
-        Err(_) => Err(CredentialError::Vault(VaultError::Unsettled)),
-    }
+    let (answer, answered) = oneshot::channel();
+    let thread = std::thread::Builder::new()
+        .name("vault".to_owned())
+        .spawn(move || drop(answer.send(work())));
+    // What was begun is not known to be done: the database tells.
+    let unsettled = |()| CredentialError::Vault(VaultError::Unsettled);
+    thread.map_err(|_| unsettled(()))?;
+    let done = answered.await.map_err(|_| unsettled(()))?;
+    done.map_err(CredentialError::Vault)
 }

@@ -66,6 +66,9 @@ pub enum CredentialRemoval {
     Conflict,
 }
 
+/// Seals one thing under another key, or says why not.
+type Rewrap<'a> = dyn Fn(&Wrapped, &[u8]) -> Result<Vec<u8>, String> + 'a;
+
 const COLUMNS: &str =
     "name, version, description, made_by, made_at, changed_by, changed_at, used_at, used_for";
 
@@ -370,7 +373,7 @@ fn rewrap_all(
     db: &Connection,
     from: u64,
     to: &Anchor,
-    rewrap: &dyn Fn(&Wrapped, &[u8]) -> Result<Vec<u8>, String>,
+    rewrap: &Rewrap<'_>,
 ) -> Result<u64, StoreError> {
     let doing = "seal under another key";
     let sql = StoreError::sql(doing);

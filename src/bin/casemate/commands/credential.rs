@@ -159,7 +159,7 @@ impl Set {
                 whole(file, path).await?
             }
             None if std::io::stdin().is_terminal() => {
-                return checked(prompt(&self.name).await?);
+                return checked(&prompt(&self.name).await?);
             }
             None => {
                 let path = Path::new("standard input");
@@ -167,11 +167,10 @@ impl Set {
                 whole(stdin, path).await?
             }
         };
-        checked(if self.exact {
-            bytes
-        } else {
-            without_newline(bytes)
-        })
+        if self.exact {
+            return checked(&bytes);
+        }
+        checked(&without_newline(&bytes))
     }
 }
 
@@ -179,7 +178,7 @@ fn unread(path: &Path, error: &std::io::Error) -> Failure {
     Failure::io(format_args!("read {}", path.display()), error)
 }
 
-fn checked(bytes: Secret<Vec<u8>>) -> Result<CredentialValue, Failure> {
+fn checked(bytes: &Secret<Vec<u8>>) -> Result<CredentialValue, Failure> {
     CredentialValue::new(bytes.expose().clone()).map_err(|error| Failure::usage(error.to_string()))
 }
 
@@ -195,7 +194,7 @@ async fn whole(from: impl AsyncRead + Unpin, path: &Path) -> Result<Secret<Vec<u
 }
 
 /// What editors and `echo` put at the end is no part of a value.
-fn without_newline(bytes: Secret<Vec<u8>>) -> Secret<Vec<u8>> {
+fn without_newline(bytes: &Secret<Vec<u8>>) -> Secret<Vec<u8>> {
     let text = bytes.expose();
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
@@ -304,7 +303,7 @@ mod tests {
     #[test]
     fn one_newline_at_the_end_is_no_part_of_a_value() {
         let cut = |text: &str| {
-            let cut = without_newline(Secret::new(text.as_bytes().to_vec()));
+            let cut = without_newline(&Secret::new(text.as_bytes().to_vec()));
             String::from_utf8(cut.expose().clone()).unwrap()
         };
         assert_eq!(cut("a\n"), "a");
