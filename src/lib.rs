@@ -18,6 +18,7 @@ pub mod app;
 
 // 6: lives and schedules
 pub mod backup;
+pub mod credential;
 pub mod session;
 
 // 5: the record

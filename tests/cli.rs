@@ -36,6 +36,8 @@ mod archives;
 mod audit;
 #[path = "cli/copies.rs"]
 mod copies;
+#[path = "cli/credentials.rs"]
+mod credentials;
 #[path = "cli/door.rs"]
 mod door;
 #[path = "cli/logs.rs"]
@@ -624,6 +626,26 @@ fn a_new_key_is_all_that_stands_on_standard_output() {
     assert!(
         matches!(request, Request::KeyCreate { name, team, role: Role::Member, scopes: None, expires_in_s: None } if name.as_str() == "ci" && team.as_str() == "red")
     );
+}
+
+#[test]
+fn a_new_vault_key_says_where_it_is_and_what_to_keep() {
+    let rotated = casemate::admin::protocol::RotatedView {
+        generation: 2,
+        sealed: 5,
+        origin: "/state/vault.key".into(),
+    };
+    let daemon = administer(vec![Answer::Rotated(rotated)]);
+    let output = daemon.command(&["rotate-key"]).output().unwrap();
+    ended(&output, 0);
+    assert_eq!(text(&output.stdout), "2\n");
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("/state/vault.key") && told.contains("keep a copy"),
+        "{told}"
+    );
+    let (request, _) = daemon.thread.join().unwrap();
+    assert!(matches!(request, Request::RotateKey));
 }
 
 #[test]

@@ -89,6 +89,9 @@ impl Bench {
             },
         });
         let (reload, _) = mpsc::channel(1);
+        let vault = casemate::vault::Vault::open(None, directory.path(), false).unwrap();
+        let credentials =
+            casemate::credential::Credentials::new(store.clone(), vault, audit.clone());
         let backups = casemate::backup::Backups::new(casemate::backup::keeper::Parts {
             store: store.clone(),
             audit: audit.clone(),
@@ -121,6 +124,7 @@ impl Bench {
             reload,
             calls: TaskTracker::new(),
             snapshots: casemate::app::Snapshots::default(),
+            credentials,
             backups,
             readiness: Mutex::new(None),
             examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),

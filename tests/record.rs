@@ -224,6 +224,21 @@ fn events() -> Vec<AuditEvent> {
         AuditEvent::PolicyRemove {
             rule: name("nights"),
         },
+        AuditEvent::CredentialPut {
+            credential: name("db"),
+            team: name("red"),
+        },
+        AuditEvent::CredentialDelete {
+            credential: name("db"),
+            team: name("red"),
+        },
+        AuditEvent::CredentialUse {
+            credential: name("db"),
+            team: name("red"),
+            version: 2,
+            purpose: name("egress"),
+        },
+        AuditEvent::VaultRotate { generation: 1 },
     ]
 }
 

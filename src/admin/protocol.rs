@@ -174,6 +174,8 @@ pub enum Request {
     },
     /// Read the settings again.
     Reload,
+    /// Put all that is sealed under another root key.
+    RotateKey,
     /// Make a backup.
     Backup {
         /// As this file, by its absolute path; in the directory of the configuration without it.
@@ -210,6 +212,7 @@ impl Request {
             Self::AuditArchives { .. } => "audit-archives",
             Self::AuditArchive { .. } => "audit-archive",
             Self::Reload => "reload",
+            Self::RotateKey => "rotate-key",
             Self::Backup { .. } => "backup",
         }
     }
@@ -300,6 +303,8 @@ pub enum Answer {
         /// What checkpoints call it.
         name: String,
     },
+    /// All that is sealed is under another root key.
+    Rotated(RotatedView),
     /// What the hardening checks found.
     Doctor(DoctorView),
     /// It was not done.
@@ -363,6 +368,17 @@ pub struct BackupView {
     /// Images of templates that podman does not have, where images were wanted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images_missing: Vec<ImageDigest>,
+}
+
+/// Another root key.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RotatedView {
+    /// Counts the vault's keys, from one.
+    pub generation: u64,
+    /// How much was sealed anew.
+    pub sealed: u64,
+    /// Where the key is.
+    pub origin: String,
 }
 
 /// A file of the audit log.
@@ -473,6 +489,7 @@ mod tests {
             Request::ImageImport,
             Request::ImageList,
             Request::Reload,
+            Request::RotateKey,
             Request::AuditVerify,
             Request::AuditKey,
             Request::AuditExport {

@@ -18,7 +18,8 @@ use tracing::{info, warn};
 
 use super::access;
 use super::protocol::{
-    Answer, BackupView, DoctorView, Envelope, Request, SessionLine, StatusView, VERSION, codec,
+    Answer, BackupView, DoctorView, Envelope, Request, RotatedView, SessionLine, StatusView,
+    VERSION, codec,
 };
 use super::record;
 use crate::app::{App, AppError};
@@ -294,6 +295,14 @@ impl Desk {
                 self.app.reload(who).await?;
                 Answer::Done
             }
+            Request::RotateKey => {
+                let rotated = self.app.rotate_key(who).await?;
+                Answer::Rotated(RotatedView {
+                    generation: rotated.generation,
+                    sealed: rotated.sealed,
+                    origin: rotated.origin,
+                })
+            }
             Request::Backup { to, images } => self.backup(frames, who, to, images).await?,
         })
     }
@@ -475,6 +484,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Template(refusal) => refusal.code(),
         AppError::Key(refusal) => refusal.code(),
         AppError::Rule(refusal) => refusal.code(),
+        AppError::Credential(error) => error.code(),
         AppError::Snapshot(refusal) => refusal.code(),
         AppError::Backup(error) => error.code(),
         AppError::Reload(_) => "not_reloaded",

@@ -53,6 +53,29 @@ pub(super) fn json<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
     parse(&call.body)
 }
 
+/// The same for a body with a secret in it: what is wrong is said by its place, since what serde says repeats what was sent.
+pub(super) fn secret_json<T: DeserializeOwned>(call: &Call, takes: &str) -> Result<T, Problem> {
+    if !call.body.is_empty() && !is_json(&call.headers) {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "send JSON with Content-Type: application/json",
+        ));
+    }
+    serde_json::from_slice(&call.body).map_err(|error| {
+        let what = if error.is_syntax() || error.is_eof() {
+            "the body is not JSON"
+        } else {
+            "the body is not what this route takes"
+        };
+        Problem::bad_request(format!(
+            "{what} ({takes}), from line {}, column {} on; what was sent is not repeated here",
+            error.line(),
+            error.column()
+        ))
+    })
+}
+
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(bytes).map_err(|error| {
         let what = if error.is_syntax() || error.is_eof() {

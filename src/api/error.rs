@@ -11,6 +11,7 @@ use super::route::Reply;
 use crate::app::snapshot::BadLayer;
 use crate::app::{AppError, KeyRefusal, SnapshotRefusal, TemplateRefusal};
 use crate::base::id::RequestId;
+use crate::credential::CredentialError;
 use crate::model::session::Reason;
 use crate::session::gate::Refused;
 use crate::session::{SessionError, VolumeRefusal};
@@ -198,6 +199,7 @@ impl From<AppError> for Problem {
                 refusal.code(),
                 refusal.to_string(),
             ),
+            AppError::Credential(error) => error.into(),
             AppError::Snapshot(refusal) => refusal.into(),
             // Only operators ask for one, and not here.
             AppError::Backup(error) => {
@@ -221,6 +223,29 @@ impl From<TemplateRefusal> for Problem {
             TemplateRefusal::Conflict(_) => StatusCode::PRECONDITION_FAILED,
         };
         Self::new(status, refusal.code(), refusal.to_string())
+    }
+}
+
+impl From<CredentialError> for Problem {
+    fn from(error: CredentialError) -> Self {
+        let (code, text) = (error.code(), error.to_string());
+        let plain = |status| Self::new(status, code, text.clone());
+        match error {
+            CredentialError::NotFound(_) => plain(StatusCode::NOT_FOUND),
+            CredentialError::Invalid(_) => plain(StatusCode::BAD_REQUEST),
+            CredentialError::Conflict(_) => plain(StatusCode::PRECONDITION_FAILED),
+            CredentialError::Full(_) => plain(StatusCode::CONFLICT),
+            CredentialError::Contended | CredentialError::Rotating => {
+                plain(StatusCode::SERVICE_UNAVAILABLE).again_later()
+            }
+            CredentialError::Envelope(_)
+            | CredentialError::Vault(_)
+            | CredentialError::Store(_)
+            | CredentialError::Audit(_) => {
+                unavailable(code, "the vault cannot do it now, so nothing was changed")
+                    .because(error)
+            }
+        }
     }
 }
 

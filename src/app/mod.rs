@@ -4,6 +4,7 @@
 //! record the outcome. A front door only translates.
 
 mod backup;
+mod credentials;
 mod doctor;
 mod guest;
 mod keys;
@@ -41,6 +42,7 @@ use crate::backup::{BackupError, Backups};
 use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
+use crate::credential::{CredentialError, Credentials};
 use crate::identity::{self, KeyHasher, jwt};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
@@ -101,6 +103,8 @@ pub struct Parts {
     pub snapshots: Snapshots,
     /// Makes backups.
     pub backups: Backups,
+    /// What teams need to reach other things.
+    pub credentials: Credentials,
     /// Moves what is old of the record to files.
     pub retention: Retention,
     /// The last readiness.
@@ -183,6 +187,9 @@ pub enum AppError {
     /// The rule is not kept.
     #[error(transparent)]
     Rule(RuleRefusal),
+    /// The credential cannot be had, set or removed, or the vault's key not be changed.
+    #[error(transparent)]
+    Credential(CredentialError),
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
@@ -223,6 +230,7 @@ impl AppError {
             Self::Template(refusal) => refusal.code(),
             Self::Key(refusal) => refusal.code(),
             Self::Rule(refusal) => refusal.code(),
+            Self::Credential(error) => error.code(),
             Self::Snapshot(refusal) => refusal.code(),
             Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",
@@ -568,6 +576,19 @@ impl App {
         } else {
             AppError::denied(decision.rule, decision.reason)
         })
+    }
+
+    /// The team of a principal who may do this to what is its own.
+    fn own_team<'a>(
+        &self,
+        principal: &'a Principal,
+        action: Action,
+        rule: &'static str,
+    ) -> Result<&'a Name, AppError> {
+        let denied = || AppError::denied(rule, "an operator has no team");
+        let team = principal.team().ok_or_else(denied)?;
+        self.allow(principal, action, &Resource::of(team))?;
+        Ok(team)
     }
 
     async fn begin(

@@ -5,8 +5,11 @@ use crate::model::event::AuditEvent;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::volume::{Holder, Volume};
-use crate::policy::{Action, Resource};
+use crate::policy::Action;
 use crate::session::{SessionError, VolumeRefusal};
+
+/// Who has no team has none.
+const RULE: &str = "volumes-belong-to-a-team";
 
 /// A volume as its team sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +28,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volumes(&self, principal: &Principal) -> Result<Vec<VolumeSeen>, AppError> {
-        let team = self.own_team(principal, Action::ReadVolumes)?;
+        let team = self.own_team(principal, Action::ReadVolumes, RULE)?;
         let found = self.0.sessions.volumes_of(team.clone()).await;
         let found = found.map_err(AppError::Store)?;
         Ok(found.into_iter().map(|found| self.seen(found)).collect())
@@ -36,7 +39,7 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn volume(&self, principal: &Principal, name: &Name) -> Result<VolumeSeen, AppError> {
-        let team = self.own_team(principal, Action::ReadVolumes)?;
+        let team = self.own_team(principal, Action::ReadVolumes, RULE)?;
         let found = self.0.store.volume(team.clone(), name.clone()).await;
         let found = found.map_err(AppError::Store)?;
         let missing = || SessionError::Volume(VolumeRefusal::NotFound(name.clone()));
@@ -54,7 +57,9 @@ impl App {
         name: Name,
         size_bytes: u64,
     ) -> Result<VolumeSeen, AppError> {
-        let team = self.own_team(principal, Action::ChangeVolumes)?.clone();
+        let team = self
+            .own_team(principal, Action::ChangeVolumes, RULE)?
+            .clone();
         let event = AuditEvent::VolumeCreate {
             volume: name.clone(),
             team: team.clone(),
@@ -75,7 +80,9 @@ impl App {
     /// # Errors
     /// [`AppError`].
     pub async fn remove_volume(&self, principal: &Principal, name: Name) -> Result<(), AppError> {
-        let team = self.own_team(principal, Action::ChangeVolumes)?.clone();
+        let team = self
+            .own_team(principal, Action::ChangeVolumes, RULE)?
+            .clone();
         let event = AuditEvent::VolumeDelete {
             volume: name.clone(),
             team: team.clone(),
@@ -94,13 +101,5 @@ impl App {
             volume,
             holders,
         }
-    }
-
-    /// The team whose volumes a principal may see and change.
-    fn own_team<'a>(&self, principal: &'a Principal, action: Action) -> Result<&'a Name, AppError> {
-        let denied = || AppError::denied("volumes-belong-to-a-team", "an operator has no team");
-        let team = principal.team().ok_or_else(denied)?;
-        self.allow(principal, action, &Resource::of(team))?;
-        Ok(team)
     }
 }

@@ -29,6 +29,7 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
+use crate::credential::{self, Credentials, NoVault};
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::jwt::{IssuerError, Tokens};
@@ -86,10 +87,21 @@ impl From<StoreError> for Refusal {
 impl From<VaultError> for Refusal {
     fn from(error: VaultError) -> Self {
         let exit = match error {
-            VaultError::Io { .. } | VaultError::NoRandomness => Exit::IoError,
+            VaultError::Io { .. } | VaultError::NotInPlace { .. } | VaultError::NoRandomness => {
+                Exit::IoError
+            }
             _ => Exit::Refused,
         };
         Self::new(exit, Chain(&error).to_string())
+    }
+}
+
+impl From<NoVault> for Refusal {
+    fn from(error: NoVault) -> Self {
+        match error {
+            NoVault::Vault(error) => error.into(),
+            NoVault::Store(error) => error.into(),
+        }
     }
 }
 
@@ -184,9 +196,11 @@ impl Ground {
         let store = Store::open_with(&path, config.audit.flush_every)?;
         store.keep_reserve();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (signer, was_signed) = signer(&store, &config.state_dir, clock.as_ref()).await?;
+        let vault = vault(&store, &config.state_dir).await?;
+        let (signer, was_signed) = Signer::open(&store, &vault, clock.now()).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
+        let credentials = Credentials::new(store.clone(), vault, audit.clone());
         let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
         let prepared = volumes.files.prepare(self.sandbox_group);
         volumes.problem = prepared.err().or_else(|| facts.volumes_problem.clone());
@@ -257,6 +271,7 @@ impl Ground {
             calls: calls.clone(),
             snapshots: crate::app::Snapshots::default(),
             backups: backups.clone(),
+            credentials,
             retention: retention.clone(),
             readiness: Mutex::new(None),
             examine: Scene::for_the_door(&scene),
@@ -439,16 +454,10 @@ pub(super) fn in_words(problems: &[IssuerError]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What signs the record, and whether it did so before this start.
-async fn signer(
-    store: &Store,
-    state_dir: &Path,
-    clock: &dyn Clock,
-) -> Result<(Signer, bool), Refusal> {
+/// The vault of the state, with the key that belongs to it.
+async fn vault(store: &Store, state_dir: &Path) -> Result<Vault, Refusal> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let is_sealed = store.has_sealed().await?;
-    let vault = Vault::open(credentials.as_deref(), state_dir, is_sealed)?;
-    Ok(Signer::open(store, &vault, clock.now()).await?)
+    Ok(credential::vault_of(store, credentials.as_deref(), state_dir).await?)
 }
 
 /// The key of the keyed hash of API keys; made when there is none.

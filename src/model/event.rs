@@ -223,6 +223,40 @@ pub enum AuditEvent {
         /// Its name.
         rule: Name,
     },
+    /// A credential was to be made, or to have another value.
+    #[serde(rename = "credential.put")]
+    CredentialPut {
+        /// Its name.
+        credential: Name,
+        /// Whose it is.
+        team: Name,
+    },
+    /// A credential was to be removed.
+    #[serde(rename = "credential.delete")]
+    CredentialDelete {
+        /// Its name.
+        credential: Name,
+        /// Whose it is.
+        team: Name,
+    },
+    /// A credential's value was given out, to be used by casemated itself.
+    #[serde(rename = "credential.use")]
+    CredentialUse {
+        /// Its name.
+        credential: Name,
+        /// Whose it is.
+        team: Name,
+        /// Which of its values.
+        version: u32,
+        /// For what.
+        purpose: Name,
+    },
+    /// All that is sealed was to come under another root key.
+    #[serde(rename = "vault.rotate")]
+    VaultRotate {
+        /// The generation of the key that there was.
+        generation: u64,
+    },
     /// A template was to be made or changed through the API.
     #[serde(rename = "template.put")]
     TemplatePut {
@@ -396,6 +430,10 @@ impl AuditEvent {
             Self::KeyRevoke { .. } => "key.revoke",
             Self::PolicyPut { .. } => "policy.put",
             Self::PolicyRemove { .. } => "policy.remove",
+            Self::CredentialPut { .. } => "credential.put",
+            Self::CredentialDelete { .. } => "credential.delete",
+            Self::CredentialUse { .. } => "credential.use",
+            Self::VaultRotate { .. } => "vault.rotate",
             Self::TemplatePut { .. } => "template.put",
             Self::TemplateRemove { .. } => "template.remove",
             Self::SessionSnapshot { .. } => "session.snapshot",
@@ -431,6 +469,9 @@ pub const KINDS: &[&str] = &[
     "audit.archive",
     "auth.failed",
     "backup.make",
+    "credential.delete",
+    "credential.put",
+    "credential.use",
     "daemon.reload",
     "daemon.start",
     "daemon.stop",
@@ -460,13 +501,14 @@ pub const KINDS: &[&str] = &[
     "state.restore",
     "template.put",
     "template.remove",
+    "vault.rotate",
     "volume.attach",
     "volume.create",
     "volume.delete",
 ];
 
 /// What kinds begin with that there will be: operators may name them already.
-const FAMILIES_TO_COME: &[&str] = &["credential"];
+const FAMILIES_TO_COME: &[&str] = &["egress"];
 
 /// Whether this is a kind of event, or what some begin with up to the dot.
 #[must_use]

@@ -1,6 +1,7 @@
 //! Floor 1: the nouns. Data and their own invariants; no I/O, no async, no clock.
 
 pub mod check;
+pub mod credential;
 pub mod event;
 pub mod grant;
 pub mod image;

@@ -334,6 +334,7 @@ impl Default for AuditConfig {
             "policy",
             "state",
             "template",
+            "vault",
         ];
         Self {
             power: power.map(str::to_owned).to_vec(),

@@ -21,6 +21,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0006_record.sql"),
     include_str!("migrations/0007_archived.sql"),
     include_str!("migrations/0008_keys.sql"),
+    include_str!("migrations/0009_credentials.sql"),
 ];
 
 /// The version that chains the record, which is more than SQL can do.
@@ -132,7 +133,7 @@ pub(super) mod tests {
     use crate::store::Store;
 
     /// What each version left, by its number less one.
-    const LEFT: [&str; 7] = [
+    const LEFT: [&str; 8] = [
         include_str!("../../tests/fixtures/store/0001.sql"),
         include_str!("../../tests/fixtures/store/0002.sql"),
         include_str!("../../tests/fixtures/store/0003.sql"),
@@ -140,6 +141,7 @@ pub(super) mod tests {
         include_str!("../../tests/fixtures/store/0005.sql"),
         include_str!("../../tests/fixtures/store/0006.sql"),
         include_str!("../../tests/fixtures/store/0007.sql"),
+        include_str!("../../tests/fixtures/store/0008.sql"),
     ];
 
     /// A database as a version of the schema left it.

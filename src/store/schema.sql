@@ -1,4 +1,4 @@
--- What the migrations come to, schema 7. Made by a test (src/store/migrate.rs), read by nobody but people.
+-- What the migrations come to, schema 8. Made by a test (src/store/migrate.rs), read by nobody but people.
 
 CREATE TABLE archived (
     last   INTEGER PRIMARY KEY,
@@ -38,6 +38,27 @@ CREATE TABLE checkpoints (
 ) STRICT;
 
 CREATE INDEX checkpoints_seq ON checkpoints (seq);
+
+CREATE TABLE credential_floors (
+    team    TEXT PRIMARY KEY,
+    version INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE credentials (
+    team        TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    version     INTEGER NOT NULL CHECK (version >= 1),
+    description TEXT NOT NULL,
+    made_by     TEXT NOT NULL,
+    made_at     INTEGER NOT NULL,
+    changed_by  TEXT NOT NULL,
+    changed_at  INTEGER NOT NULL,
+    used_at     INTEGER,
+    used_for    TEXT,
+    data_key    BLOB NOT NULL,
+    value       BLOB NOT NULL,
+    PRIMARY KEY (team, name)
+) STRICT;
 
 CREATE TABLE idempotency (
     principal TEXT NOT NULL,
@@ -117,6 +138,12 @@ CREATE TABLE templates (
     made_at  INTEGER NOT NULL,
     PRIMARY KEY (owner, name, version)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE vault (
+    one        INTEGER PRIMARY KEY CHECK (one = 1),
+    generation INTEGER NOT NULL CHECK (generation >= 1),
+    proof      BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE volumes (
     id         TEXT PRIMARY KEY,

@@ -36,6 +36,24 @@ impl Store {
             .await
     }
 
+    /// All that is sealed, each with its name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn all_sealed(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let doing = "read all that is sealed";
+        self.readers
+            .call(doing, move |db| {
+                db.prepare("SELECT name, value FROM sealed ORDER BY name")
+                    .and_then(|mut statement| {
+                        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                        rows.collect()
+                    })
+                    .map_err(StoreError::sql(doing))
+            })
+            .await
+    }
+
     /// Keeps a sealed key of a name that has none yet, with the checkpoint of the record up to `seq` that was signed with it: one is
     /// never there without the other. It survives a power cut once this returns.
     ///

@@ -5,19 +5,27 @@
 //! it secrets are sealed with AES-256-GCM; the name of each is part of what is authenticated, so that one cannot be put in
 //! another's place. Without the right key the daemon does not start: it would otherwise sign with a new key, and nobody could tell that
 //! from a forger.
+//!
+//! [`root`] finds the key and seals, [`envelope`] seals teams' credentials, [`rotation`] puts another key in its place, [`signing`]
+//! signs.
+
+mod envelope;
+mod root;
+mod rotation;
+mod signing;
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::rand::{SecureRandom, SystemRandom};
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::Zeroizing;
 
-use crate::host::{directory, users};
+pub use self::envelope::EnvelopeError;
+use self::root::{Root, named_context, read};
+pub use self::rotation::Rotation;
+pub use self::signing::{PUBLIC_KEY_BYTES, SigningKey, is_signed_by};
+use crate::host::directory;
+use crate::model::credential::Anchor;
 
 /// Bytes of the root key.
 pub const ROOT_KEY_BYTES: usize = 32;
@@ -25,19 +33,16 @@ pub const ROOT_KEY_BYTES: usize = 32;
 /// The root key's name among the credentials of the unit.
 pub const CREDENTIAL: &str = "vault-key";
 
+/// The name of the key that is to follow it, among them.
+pub const NEXT_CREDENTIAL: &str = "vault-key-next";
+
 /// The root key's file in the state directory.
 pub const FILE: &str = "vault.key";
 
-/// Bytes of an Ed25519 public key.
-pub const PUBLIC_KEY_BYTES: usize = 32;
+/// The file of the key that is to follow it, which is there while it is put in its place.
+pub const NEXT_FILE: &str = "vault.key.new";
 
-/// What is authenticated beside a secret begins with this, then comes its name.
-const CONTEXT: &[u8] = b"casemate vault 1\0";
-
-/// `O_NOFOLLOW`, of open(2) on Linux.
-const NO_FOLLOW: i32 = 0o400_000;
-
-/// Why there is no vault. All of them are a refusal to start, and say what to do.
+/// Why there is no vault, or no other key for it. All of them say what to do; at a start they are a refusal.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
     /// The key's file cannot be read or made.
@@ -68,43 +73,75 @@ pub enum VaultError {
     Missing(PathBuf),
     /// What is sealed was sealed under another key, or was changed.
     #[error(
-        "the vault's key {origin} does not open {name:?}, which was sealed under another key or was damaged; put the key back that belongs to this database; it is in no backup"
+        "the vault's key {} does not open {name:?}, which was sealed under another key or was damaged; put the key back that belongs to this database; it is in no backup, and a backup from before casemate admin rotate-key needs the key of then", origin.display()
     )]
     WrongKey {
         /// What was to be opened.
-        name: &'static str,
+        name: String,
         /// Where the key came from.
         origin: PathBuf,
     },
     /// The operating system gave no random bytes.
     #[error("ask the operating system for random bytes")]
     NoRandomness,
+    /// The key is a credential of the unit, and nobody said what is to follow it.
+    #[error(
+        "the vault's key is the credential {CREDENTIAL} of casemated's unit, which casemated cannot change; give the unit another one, {NEXT_CREDENTIAL}, restart casemated and rotate again"
+    )]
+    NoNextKey,
+    /// The key that is to follow is the one that there is.
+    #[error(
+        "the credential {NEXT_CREDENTIAL} is the vault's key already; call it {CREDENTIAL} in casemated's unit, in place of the old one, or give {NEXT_CREDENTIAL} a new key"
+    )]
+    NextIsCurrent,
+    /// The new key is the vault's, and its file could not be given its name.
+    #[error(
+        "the vault has its new key, which stays in {}: it could not be put in the place of the old one; mend the directory, then restart casemated, which tries again", path.display()
+    )]
+    NotInPlace {
+        /// Where the key is.
+        path: PathBuf,
+        /// Why it stays there.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not known whether the last change of the key was kept. Nothing is lost: both keys are there.
+    #[error(
+        "it is not known whether the last rotation was kept, so both keys stay where they are; see that the state's disk is well, and restart casemated, which finds out"
+    )]
+    Unsettled,
 }
 
-/// Opens and seals.
-pub struct Vault {
-    key: LessSafeKey,
-    origin: PathBuf,
+/// Opens and seals. Cheap to clone.
+///
+/// # Synchronization
+/// The lock is held to take a key or to put another in its place, never while something is sealed or waited for.
+#[derive(Clone)]
+pub struct Vault(Arc<Shared>);
+
+struct Shared {
+    keys: RwLock<Keys>,
+    /// The credentials of the unit, if it has any.
+    credentials: Option<PathBuf>,
+    state_dir: PathBuf,
 }
 
-/// Signs; the private part is never shown.
-pub struct SigningKey(Ed25519KeyPair);
+/// The key, and the one that may follow it: what is sealed is under either, as the database says.
+struct Keys {
+    current: Arc<Root>,
+    next: Option<Arc<Root>>,
+}
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Vault({}, [redacted])", self.origin.display())
-    }
-}
-
-impl fmt::Debug for SigningKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SigningKey([redacted])")
+        let origin = &self.current().origin;
+        write!(f, "Vault({}, [redacted])", origin.display())
     }
 }
 
 impl Vault {
-    /// Finds the root key: among the credentials if it is there, else in the state directory. Makes one there only
-    /// when there is none and nothing `is_sealed` yet.
+    /// Finds the root key of a database that does not say which it is: among the credentials if it is there, else in the state
+    /// directory. Makes one there only when there is none and nothing `is_sealed` yet.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -113,183 +150,161 @@ impl Vault {
         state_dir: &Path,
         is_sealed: bool,
     ) -> Result<Self, VaultError> {
+        let with = |key, origin| {
+            let root = Root::new(1, key, origin);
+            Self::with(root, credentials, state_dir)
+        };
         if let Some(credentials) = credentials {
             let path = credentials.join(CREDENTIAL);
-            // systemd owns what is in there: root's or the user's, and nobody else's.
             if let Some(key) = read(&path, false)? {
-                return Self::with(&key, path);
+                return Ok(with(key, path));
             }
         }
         let path = state_dir.join(FILE);
         if let Some(key) = read(&path, true)? {
-            return Self::with(&key, path);
+            return Ok(with(key, path));
         }
         if is_sealed {
             return Err(VaultError::Missing(path));
         }
-        let mut key = Zeroizing::new([0; ROOT_KEY_BYTES]);
-        fill(key.as_mut_slice())?;
-        directory::write_secret(&path, key.as_slice()).map_err(|source| VaultError::Io {
+        let root = Root::make(1, path.clone())?;
+        directory::write_secret(&path, root.bytes()).map_err(|source| VaultError::Io {
             doing: "make",
-            path: path.clone(),
+            path,
             source,
         })?;
-        Self::with(&key, path)
+        Ok(Self::with(root, credentials, state_dir))
     }
 
-    fn with(key: &[u8; ROOT_KEY_BYTES], origin: PathBuf) -> Result<Self, VaultError> {
-        match UnboundKey::new(&AES_256_GCM, key) {
-            Ok(key) => Ok(Self {
-                key: LessSafeKey::new(key),
-                origin,
-            }),
-            Err(_) => Err(VaultError::Malformed(origin)),
+    /// Finds the root key that the database says, wherever a rotation that was cut short left it, and ends that rotation: the files
+    /// are then as if it had been done, or had not been begun.
+    ///
+    /// # Errors
+    /// [`VaultError`]; none of the keys is touched then.
+    pub fn find(
+        credentials: Option<&Path>,
+        state_dir: &Path,
+        anchor: &Anchor,
+    ) -> Result<Self, VaultError> {
+        let (mut other, mut failed) = (None, None);
+        for (path, must_be_ours) in candidates(credentials, state_dir) {
+            let key = match read(&path, must_be_ours) {
+                Ok(None) => continue,
+                Ok(Some(key)) => key,
+                Err(error) => {
+                    failed = failed.or(Some(error));
+                    continue;
+                }
+            };
+            let root = Root::new(anchor.generation, key, path);
+            if root.is_of(anchor) {
+                let vault = Self::with(root, credentials, state_dir);
+                vault.tidy()?;
+                return Ok(vault);
+            }
+            other = other.or_else(|| Some(root.wrong("the proof of the vault's key")));
         }
+        Err(failed
+            .or(other)
+            .unwrap_or_else(|| VaultError::Missing(state_dir.join(FILE))))
     }
 
-    /// Seals a secret under its name.
+    fn with(current: Root, credentials: Option<&Path>, state_dir: &Path) -> Self {
+        let keys = Keys {
+            current: Arc::new(current),
+            next: None,
+        };
+        Self(Arc::new(Shared {
+            keys: RwLock::new(keys),
+            credentials: credentials.map(Path::to_owned),
+            state_dir: state_dir.to_owned(),
+        }))
+    }
+
+    /// The generation of the key that seals.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.current().generation
+    }
+
+    /// What the database is to keep of the key, to know it again.
+    ///
+    /// # Errors
+    /// [`VaultError::NoRandomness`].
+    pub fn anchor(&self) -> Result<Anchor, VaultError> {
+        self.current().anchor()
+    }
+
+    /// Seals a secret of the daemon's own under its name. Only at a start, before anybody can rotate: it does not say its generation, and
+    /// must be in the database when a rotation begins.
     ///
     /// # Errors
     /// [`VaultError::NoRandomness`].
     pub fn seal(&self, name: &'static str, secret: &[u8]) -> Result<Vec<u8>, VaultError> {
-        let mut nonce = [0; NONCE_LEN];
-        fill(&mut nonce)?;
-        let mut sealed = secret.to_vec();
-        let nonce_of = Nonce::assume_unique_for_key(nonce);
-        self.key
-            .seal_in_place_append_tag(nonce_of, context(name), &mut sealed)
-            .map_err(|_| VaultError::NoRandomness)?;
-        Ok([nonce.as_slice(), &sealed].concat())
+        self.current().seal(&named_context(name), secret)
     }
 
     /// Opens what was sealed under this name.
     ///
     /// # Errors
     /// [`VaultError::WrongKey`].
-    pub fn unseal(
-        &self,
-        name: &'static str,
-        sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, VaultError> {
-        let wrong = || VaultError::WrongKey {
-            name,
-            origin: self.origin.clone(),
+    pub fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        let (current, next) = {
+            let keys = self.keys();
+            (Arc::clone(&keys.current), keys.next.clone())
         };
-        let (nonce, rest) = sealed.split_first_chunk().ok_or_else(wrong)?;
-        let mut text = Zeroizing::new(rest.to_vec());
-        let nonce = Nonce::assume_unique_for_key(*nonce);
-        let length = self
-            .key
-            .open_in_place(nonce, context(name), &mut text)
-            .map_err(|_| wrong())?
-            .len();
-        text.truncate(length);
-        Ok(text)
+        let context = named_context(name);
+        // While a rotation is not settled it may be under either.
+        let mut known = [Some(&current), next.as_ref()].into_iter().flatten();
+        let opened = known.find_map(|root| root.unseal(&context, sealed));
+        opened.ok_or_else(|| current.wrong(name))
     }
 
-    /// Makes a key to sign with, sealed under its name.
-    ///
-    /// # Errors
-    /// [`VaultError::NoRandomness`].
-    pub fn make_signing_key(&self, name: &'static str) -> Result<Vec<u8>, VaultError> {
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-            .map_err(|_| VaultError::NoRandomness)?;
-        self.seal(name, key.as_ref())
+    fn current(&self) -> Arc<Root> {
+        Arc::clone(&self.keys().current)
     }
 
-    /// Opens a key to sign with.
-    ///
-    /// # Errors
-    /// [`VaultError::WrongKey`].
-    pub fn signing_key(&self, name: &'static str, sealed: &[u8]) -> Result<SigningKey, VaultError> {
-        let pkcs8 = self.unseal(name, sealed)?;
-        match Ed25519KeyPair::from_pkcs8(&pkcs8) {
-            Ok(key) => Ok(SigningKey(key)),
-            Err(_) => Err(VaultError::WrongKey {
-                name,
-                origin: self.origin.clone(),
-            }),
-        }
+    /// The key of a generation.
+    fn root(&self, generation: u64) -> Result<Arc<Root>, EnvelopeError> {
+        let keys = self.keys();
+        let mut known = [Some(&keys.current), keys.next.as_ref()]
+            .into_iter()
+            .flatten();
+        let found = known.find(|root| root.generation == generation);
+        found
+            .cloned()
+            .ok_or(EnvelopeError::OtherGeneration(generation))
+    }
+
+    fn keys(&self) -> RwLockReadGuard<'_, Keys> {
+        self.0.keys.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keys_mut(&self) -> RwLockWriteGuard<'_, Keys> {
+        self.0.keys.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl SigningKey {
-    /// Signs (Ed25519, RFC 8032).
-    #[must_use]
-    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
-        self.0.sign(message).as_ref().to_vec()
-    }
-
-    /// The public part.
-    #[must_use]
-    pub fn public(&self) -> [u8; PUBLIC_KEY_BYTES] {
-        let mut public = [0; PUBLIC_KEY_BYTES];
-        for (to, from) in public.iter_mut().zip(self.0.public_key().as_ref()) {
-            *to = *from;
-        }
-        public
-    }
-}
-
-/// Whether the key with this public part signed the message.
-#[must_use]
-pub fn is_signed_by(public: &[u8; PUBLIC_KEY_BYTES], message: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ED25519, public)
-        .verify(message, signature)
-        .is_ok()
-}
-
-fn context(name: &'static str) -> Aad<Vec<u8>> {
-    Aad::from([CONTEXT, name.as_bytes()].concat())
-}
-
-fn fill(bytes: &mut [u8]) -> Result<(), VaultError> {
-    SystemRandom::new()
-        .fill(bytes)
-        .map_err(|_| VaultError::NoRandomness)
-}
-
-/// Reads a key; `None` when there is no file.
-fn read(
-    path: &Path,
-    must_be_ours: bool,
-) -> Result<Option<Zeroizing<[u8; ROOT_KEY_BYTES]>>, VaultError> {
-    let io = |source| VaultError::Io {
-        doing: "read",
-        path: path.to_owned(),
-        source,
+/// Where the key may be, in this order, and whether it must be the daemon's own. A credential that was given goes before the file, which is not
+/// looked at then: whoever gave one means it.
+fn candidates(credentials: Option<&Path>, state_dir: &Path) -> Vec<(PathBuf, bool)> {
+    let credential = |name| credentials.map(|directory| (directory.join(name), false));
+    let given = credential(CREDENTIAL).filter(|(path, _)| path.symlink_metadata().is_ok());
+    let mut all = match given {
+        Some(given) => vec![given],
+        None => [FILE, NEXT_FILE]
+            .map(|name| (state_dir.join(name), true))
+            .into(),
     };
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(NO_FOLLOW)
-        .open(path);
-    let mut file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
-    };
-    let found = file.metadata().map_err(io)?;
-    let is_ours = found.uid() == users::own_uid();
-    let is_exposed = if must_be_ours {
-        !is_ours || found.permissions().mode() & 0o077 != 0
-    } else {
-        found.permissions().mode() & 0o007 != 0
-    };
-    if is_exposed {
-        return Err(VaultError::Exposed(path.to_owned()));
-    }
-    if !found.is_file() || found.len() != ROOT_KEY_BYTES as u64 {
-        return Err(VaultError::Malformed(path.to_owned()));
-    }
-    let mut key = Zeroizing::new([0; ROOT_KEY_BYTES]);
-    file.read_exact(key.as_mut_slice()).map_err(io)?;
-    Ok(Some(key))
+    all.extend(credential(NEXT_CREDENTIAL));
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     const NAME: &str = "a-key";
 

@@ -55,17 +55,17 @@ impl Terminal {
     }
 
     /// Whether keys are edited and made signals, as in a shell's own prompt.
-    fn is_cooked(&self) -> bool {
+    pub fn is_cooked(&self) -> bool {
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         modes.contains(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
-    fn is_raw(&self) -> bool {
+    pub fn is_raw(&self) -> bool {
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
-    fn press(&self, keys: &[u8]) {
+    pub fn press(&self, keys: &[u8]) {
         let mut ours = File::from(self.ours.try_clone().unwrap());
         ours.write_all(keys).unwrap();
     }

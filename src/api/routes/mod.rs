@@ -1,5 +1,6 @@
 //! The one list of routes. Dispatch, authentication, 404, 405 and the OpenAPI document come from it.
 
+mod credentials;
 mod daemon;
 mod files;
 mod keys;
@@ -21,6 +22,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         templates::ROUTES,
         volumes::ROUTES,
         keys::ROUTES,
+        credentials::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

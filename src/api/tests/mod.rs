@@ -7,6 +7,7 @@
 
 mod bodies_in;
 mod bodies_out;
+mod credentials;
 mod document;
 mod events;
 mod head;
@@ -88,6 +89,8 @@ fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
             templates: BTreeMap::new(),
         },
     });
+    let vault = crate::vault::Vault::open(None, directory.path(), false).unwrap();
+    let credentials = crate::credential::Credentials::new(store.clone(), vault, audit.clone());
     let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
         store: store.clone(),
         audit: audit.clone(),
@@ -118,6 +121,7 @@ fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),
         snapshots: crate::app::Snapshots::default(),
+        credentials,
         backups,
         readiness: tokio::sync::Mutex::new(None),
         examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),

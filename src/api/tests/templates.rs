@@ -112,6 +112,10 @@ impl House {
                 templates: files(),
             },
         });
+        let vault = crate::credential::vault_of(&store, None, directory.path())
+            .await
+            .unwrap();
+        let credentials = crate::credential::Credentials::new(store.clone(), vault, audit.clone());
         let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
             store: store.clone(),
             audit: audit.clone(),
@@ -142,6 +146,7 @@ impl House {
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: crate::app::Snapshots::default(),
+            credentials,
             backups,
             readiness: tokio::sync::Mutex::new(None),
             examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),

@@ -11,13 +11,21 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, cp, key, policy, run, session, template, volume};
+use crate::commands::{admin, audit, cp, credential, key, policy, run, session, template, volume};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Sessions (over the HTTP API, with a key)",
-        &["run", "session", "template", "volume", "key", "audit"],
+        &[
+            "run",
+            "session",
+            "template",
+            "volume",
+            "credential",
+            "key",
+            "audit",
+        ],
     ),
     (
         "In a session (likewise)",
@@ -117,6 +125,9 @@ pub enum Command {
     /// Keep files beyond sessions
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Keep what a team needs to reach other things, sealed
+    #[command(subcommand)]
+    Credential(credential::Command),
     /// Read what was recorded; export it and verify it
     #[command(subcommand)]
     Audit(audit::Command),
@@ -236,7 +247,10 @@ mod tests {
         every(&command(), &mut |command| {
             for argument in command.get_arguments() {
                 let long = argument.get_long().unwrap_or_default();
-                assert!(!matches!(long, "key" | "api-key" | "token"), "{long}");
+                assert!(
+                    !matches!(long, "key" | "api-key" | "token" | "value" | "secret"),
+                    "{long}"
+                );
             }
         });
     }

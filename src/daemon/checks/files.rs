@@ -74,7 +74,7 @@ fn closed(path: &Path, uid: u32) -> Found {
 
 fn key_files(state_dir: &Path, uid: u32) -> Found {
     each(
-        [HASH_KEY_FILE, vault::FILE].map(|name| state_dir.join(name)),
+        [HASH_KEY_FILE, vault::FILE, vault::NEXT_FILE].map(|name| state_dir.join(name)),
         |path| {
             let found = match path.symlink_metadata() {
                 // A systemd credential takes its place.

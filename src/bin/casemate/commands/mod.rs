@@ -4,6 +4,7 @@ pub mod about;
 pub mod admin;
 pub mod audit;
 pub mod cp;
+pub mod credential;
 pub mod doctor;
 mod ending;
 pub mod grant;
@@ -86,6 +87,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Session(command) => command.execute(&context).await?,
         Command::Template(command) => command.execute(&context).await?,
         Command::Volume(command) => return command.execute(&context).await,
+        Command::Credential(command) => command.execute(&context).await?,
         Command::Audit(command) => command.execute(&context).await?,
         Command::Key(command) => command.execute(&context).await?,
         Command::Policy(command) => return command.execute(&context).await,

@@ -32,6 +32,8 @@ pub enum Command {
     Reload,
     /// Make a backup now and print where it is
     Backup(backup::Backup),
+    /// Put all that is sealed under another vault key, while casemated runs
+    RotateKey,
     /// Make a state out of a backup, while casemated does not run
     Restore(Box<backup::Restore>),
 }
@@ -46,6 +48,7 @@ impl Command {
             Self::Image(command) => command.execute(context).await?,
             Self::Backup(backup) => backup.execute(context).await?,
             Self::Restore(restore) => return Err(restore.execute()),
+            Self::RotateKey => rotate_key(context).await?,
             Self::Reload => {
                 done(context, Request::Reload).await?;
                 if !context.json {
@@ -54,6 +57,24 @@ impl Command {
             }
         }
         Ok(Exit::Ok.code())
+    }
+}
+
+async fn rotate_key(context: &Context) -> Result<(), Failure> {
+    match context.admin().ask(Request::RotateKey).await? {
+        Answer::Rotated(view) => {
+            if context.json {
+                output::json(&view)?;
+            } else {
+                output::line(&view.generation.to_string())?;
+            }
+            tell(&format!(
+                "{} things are under the vault's new key, number {}, which is {}: keep a copy of it apart from the backups, and make a backup; earlier ones need the key of then",
+                view.sealed, view.generation, view.origin
+            ));
+            Ok(())
+        }
+        _ => Err(Failure::mismatch()),
     }
 }
 

@@ -10,7 +10,7 @@ pub mod shell;
 mod show;
 pub mod signal;
 pub mod start;
-mod terminal;
+pub(super) mod terminal;
 
 use std::collections::BTreeMap;
 
