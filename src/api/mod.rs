@@ -20,6 +20,7 @@ pub mod socket;
 pub mod sse;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod v1;
 
 pub use self::server::{Server, ServerConfig};

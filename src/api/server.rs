@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -27,6 +28,7 @@ use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use super::reply::{ReplyBody, Taking};
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
+use super::tls::{self, Greeted, Tls};
 use crate::app::{App, AppError};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
@@ -46,11 +48,11 @@ const MAX_STREAMS: u32 = 128;
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Pause before the rest of a preface is looked for, which no honest client sends in two parts.
-const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+/// What is read of a connection before it is given to hyper: the first request, as a rule.
+const FIRST_BYTES: usize = 4096;
 
 /// How the door is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Longest body that is held in memory.
     pub max_body_bytes: u64,
@@ -58,6 +60,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// How long a client may take to send a request's head.
     pub header_timeout: Duration,
+    /// The certificate; `None`: HTTP in the clear.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// The HTTP door.
@@ -118,27 +122,47 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
-        let began = tokio::select! {
+        let peer = stream.peer_addr().ok().map(|address| address.ip());
+        let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            began = tokio::time::timeout(self.config.header_timeout, first_bytes(&stream)) => began,
+            begun = tokio::time::timeout(self.config.header_timeout, self.begin(stream)) => begun,
         };
-        if matches!(began, Ok(Ok(()))) {
-            let peer = stream.peer_addr().ok().map(|address| address.ip());
-            self.talk_to(stream, peer, stop).await;
+        match begun {
+            Ok(Ok(Begun::Plain(stream, seen))) => self.talk_to(stream, seen, peer, stop).await,
+            Ok(Ok(Begun::Tls(stream, seen))) => self.talk_to(*stream, seen, peer, stop).await,
+            Ok(Ok(Begun::Refused)) => {}
+            Ok(Err(error)) => debug!(%error, "a connection came to nothing"),
+            Err(_) => debug!("a client was too slow to begin"),
+        }
+    }
+
+    /// The handshake, and the first that is said after it.
+    async fn begin(&self, mut stream: TcpStream) -> std::io::Result<Begun> {
+        let Some(tls) = &self.config.tls else {
+            let seen = first_bytes(&mut stream).await?;
+            return Ok(Begun::Plain(stream, seen));
+        };
+        match tls::greet(tls, stream).await? {
+            Greeted::Tls(mut stream) => {
+                let seen = first_bytes(&mut stream).await?;
+                Ok(Begun::Tls(stream, seen))
+            }
+            Greeted::Refused => Ok(Begun::Refused),
         }
     }
 
     /// Serves a connection of nobody in particular.
     #[cfg(test)]
     pub(super) async fn talk(self: Arc<Self>, stream: impl Cut, stop: CancellationToken) {
-        self.talk_to(stream, None, stop).await;
+        self.talk_to(stream, Bytes::new(), None, stop).await;
     }
 
     /// Serves one connection, and the socket that it may become, to the end.
     async fn talk_to(
         self: Arc<Self>,
         stream: impl Cut,
+        seen: Bytes,
         peer: Option<IpAddr>,
         stop: CancellationToken,
     ) {
@@ -167,7 +191,7 @@ impl Server {
                 async move { Ok::<_, Infallible>(this.answer(&conversation, request).await) }
             })
         };
-        let line = Line::new(stream, Arc::clone(&conversation.parting));
+        let line = Line::new(stream, Arc::clone(&conversation.parting)).after(seen);
         let outcome = {
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
             let mut connection = std::pin::pin!(connection);
@@ -375,18 +399,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How a connection began, and what was read of it.
+enum Begun {
+    Plain(TcpStream, Bytes),
+    Tls(Box<tls::Stream>, Bytes),
+    /// It speaks something else.
+    Refused,
+}
+
 /// Waits for enough of a connection to tell HTTP/1 from HTTP/2. Until then hyper keeps no time, and a
 /// stranger who says nothing would have the place for ever.
-async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
-    let mut bytes = [0; HTTP2_PREFACE.len()];
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
+    let mut seen = BytesMut::with_capacity(FIRST_BYTES);
     loop {
-        let seen = stream.peek(&mut bytes).await?;
-        let is_whole = seen == 0 || seen == HTTP2_PREFACE.len();
-        if is_whole || !HTTP2_PREFACE.starts_with(bytes.get(..seen).unwrap_or_default()) {
-            return Ok(());
+        let read = stream.read_buf(&mut seen).await?;
+        if read == 0 || seen.len() >= HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(&seen) {
+            return Ok(seen.freeze());
         }
-        // What was seen stays there, so that looking again would answer at once.
-        tokio::time::sleep(PREFACE_PAUSE).await;
     }
 }
 

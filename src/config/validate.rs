@@ -7,14 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::document::Value;
-use super::section::Section;
+use super::section::{Section, plain_path};
 use super::{Config, level};
+use crate::host::credential;
 use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
     AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, OnShutdown,
-    RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
+    RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, TlsConfig, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -106,19 +107,56 @@ fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         max_body_bytes: keys.integer("max_body_bytes", default.max_body_bytes, 1024..=256 << 20),
         max_connections: keys.integer("max_connections", default.max_connections, 1..=65_536),
         header_timeout: keys.seconds("header_timeout_s", default.header_timeout, 1..=300),
+        tls: tls(&keys.section("tls")),
     };
-    let is_exposed = !http.listen.ip().is_loopback();
+    let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
     if keys.is_complete() && mode == Mode::Production && is_exposed {
         keys.problem(
             "listen",
             format!(
-                "{} would carry keys over the network in the clear: there is no TLS yet; \
-                 listen on 127.0.0.1 or [::1] and put a TLS proxy in front",
+                "{} would carry keys over the network in the clear; set http.tls, or listen on \
+                 127.0.0.1 or [::1] and put a TLS proxy in front",
                 http.listen
             ),
         );
     }
     http
+}
+
+fn tls(keys: &Section<'_>) -> Option<TlsConfig> {
+    let certificate = source(keys, "certificate");
+    let key = source(keys, "key");
+    if keys.is_complete() && certificate.is_empty() != key.is_empty() {
+        let (missing, there) = if key.is_empty() {
+            ("key", "certificate")
+        } else {
+            ("certificate", "key")
+        };
+        keys.problem(missing, format!("is missing; {there} is of no use alone"));
+    }
+    (!certificate.is_empty() && !key.is_empty()).then_some(TlsConfig { certificate, key })
+}
+
+/// A file, or a credential of systemd's; empty when there is none.
+fn source(keys: &Section<'_>, key: &'static str) -> String {
+    let parse = |text: &str| match text.strip_prefix(credential::PREFIX) {
+        None if text.is_empty() => Ok(String::new()),
+        None => plain_path(text, MAX_PATH_BYTES).map(|_| text.to_owned()),
+        // What systemd.exec(5) lets a credential be called.
+        Some(name) => {
+            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/:".contains(&byte);
+            if (1..=255).contains(&name.len())
+                && name.bytes().all(is_plain)
+                && name != "."
+                && name != ".."
+            {
+                Ok(text.to_owned())
+            } else {
+                Err("is not the name of a credential".to_owned())
+            }
+        }
+    };
+    keys.text(key, String::new(), parse, Clone::clone)
 }
 
 fn admin(keys: &Section<'_>) -> AdminConfig {

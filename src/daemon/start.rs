@@ -18,6 +18,7 @@ use super::checks::Scene;
 use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
+use crate::api::tls::{Tls, TlsError};
 use crate::api::{Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
 use crate::audit::retention::Retention;
@@ -30,7 +31,7 @@ use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::host::memory;
-use crate::host::{HostError, directory, lock, users};
+use crate::host::{HostError, credential, directory, lock, users};
 use crate::identity::{HASH_KEY_BYTES, HASH_KEY_FILE, KeyHasher};
 use crate::model::event::AuditEvent;
 use crate::model::image::ImageDigest;
@@ -92,6 +93,17 @@ impl From<VaultError> for Refusal {
     }
 }
 
+impl From<TlsError> for Refusal {
+    fn from(error: TlsError) -> Self {
+        let exit = if error.is_exposed() {
+            Exit::Refused
+        } else {
+            Exit::Config
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
 impl From<SignerError> for Refusal {
     fn from(error: SignerError) -> Self {
         match error {
@@ -136,6 +148,8 @@ pub(super) struct House {
     pub(super) runtime: Arc<dyn SandboxRuntime>,
     pub(super) calls: TaskTracker,
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    /// The HTTP door's certificate, where it has one.
+    pub(super) tls: Option<Arc<Tls>>,
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
     pub(super) backups: Backups,
@@ -176,6 +190,7 @@ impl Ground {
         machine: Machine,
     ) -> Result<(lock::StateLock, House), Refusal> {
         let Machine { runtime, facts } = machine;
+        let tls = tls(config)?;
         let path = config.state_dir.join(store::FILE_NAME);
         let store = Store::open_with(&path, config.audit.flush_every)?;
         store.keep_reserve();
@@ -258,6 +273,7 @@ impl Ground {
             runtime,
             calls,
             reloads,
+            tls,
             was_signed,
             backups,
             retention,
@@ -297,6 +313,7 @@ impl House {
             max_body_bytes: config.http.max_body_bytes,
             max_connections: config.http.max_connections,
             header_timeout: config.http.header_timeout,
+            tls: self.tls.clone(),
         };
         let server = Server::new(self.app.clone(), server)
             .map_err(|error| Refusal::new(Exit::Software, Chain(&error).to_string()))?;
@@ -406,13 +423,25 @@ pub(super) async fn check_images(
     ))
 }
 
+/// Where systemd's credentials are.
+pub(super) fn credentials() -> Option<PathBuf> {
+    std::env::var_os(credential::DIRECTORY).map(PathBuf::from)
+}
+
+/// The certificate of the HTTP door.
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    let tls = config.http.tls.clone();
+    let tls = tls.map(|tls| Tls::open(tls, credentials())).transpose()?;
+    Ok(tls.map(Arc::new))
+}
+
 /// What signs the record, and whether it did so before this start.
 async fn signer(
     store: &Store,
     state_dir: &Path,
     clock: &dyn Clock,
 ) -> Result<(Signer, bool), Refusal> {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = credentials();
     let is_sealed = store.has_sealed().await?;
     let vault = Vault::open(credentials.as_deref(), state_dir, is_sealed)?;
     Ok(Signer::open(store, &vault, clock.now()).await?)

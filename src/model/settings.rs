@@ -32,7 +32,7 @@ impl Mode {
 /// The HTTP door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// Where it listens. Loopback in production, as there is no TLS yet.
+    /// Where it listens. Loopback in production, unless there is TLS.
     pub listen: SocketAddr,
     /// Longest request body that is held in memory; streams are not bounded by it.
     pub max_body_bytes: u64,
@@ -40,6 +40,17 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// How long a client may take to send a request's head.
     pub header_timeout: Duration,
+    /// The certificate; `None`: HTTP in the clear.
+    pub tls: Option<TlsConfig>,
+}
+
+/// TLS of the HTTP door. Each of them is an absolute path, or `credential:NAME`, a systemd credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate's chain in PEM, the server's own first.
+    pub certificate: String,
+    /// Its private key in PEM.
+    pub key: String,
 }
 
 impl Default for HttpConfig {
@@ -49,6 +60,7 @@ impl Default for HttpConfig {
             max_body_bytes: 1 << 20,
             max_connections: 1024,
             header_timeout: Duration::from_secs(10),
+            tls: None,
         }
     }
 }

@@ -13,6 +13,7 @@ mod head;
 mod record;
 mod sockets;
 mod templates;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -139,13 +140,21 @@ struct Door {
     _directory: tempfile::TempDir,
 }
 
-fn server(routes: &[Route], max_connections: usize) -> (Arc<Server>, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let config = ServerConfig {
+fn config(max_connections: usize) -> ServerConfig {
+    ServerConfig {
         max_body_bytes: 1024,
         max_connections,
         header_timeout: Duration::from_secs(10),
-    };
+        tls: None,
+    }
+}
+
+fn server(routes: &[Route], max_connections: usize) -> (Arc<Server>, tempfile::TempDir) {
+    server_with(routes, config(max_connections))
+}
+
+fn server_with(routes: &[Route], config: ServerConfig) -> (Arc<Server>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
     let server = Server::with_routes(app(&directory), config, routes).unwrap();
     (Arc::new(server), directory)
 }
@@ -156,7 +165,11 @@ impl Door {
     }
 
     async fn open_for(routes: &[Route], max_connections: usize) -> Self {
-        let (server, directory) = server(routes, max_connections);
+        Self::open_with(routes, config(max_connections)).await
+    }
+
+    async fn open_with(routes: &[Route], config: ServerConfig) -> Self {
+        let (server, directory) = server_with(routes, config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();

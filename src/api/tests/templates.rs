@@ -145,6 +145,7 @@ impl House {
             max_body_bytes: 1 << 20,
             max_connections: 16,
             header_timeout: PATIENCE,
+            tls: None,
         };
         let server = Server::with_routes(app, config, &ROUTES).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -75,6 +75,8 @@ pub const CHECKS: &[Check] = &[
     podman::VOLUMES,
     settings::MODE,
     settings::LISTEN,
+    settings::CERTIFICATE,
+    settings::CERTIFICATE_LEFT,
     settings::ROOT_IN_TEMPLATES,
     settings::ARGV_IN_RECORD,
     settings::BACKUPS,
