@@ -6,6 +6,7 @@
 //! [`route::Reply::stream`] and [`sse`] out, [`socket`] both ways.
 
 mod body;
+mod browser;
 pub mod error;
 mod handshake;
 pub mod intake;
@@ -23,4 +24,5 @@ mod tests;
 pub mod tls;
 mod v1;
 
+pub use self::browser::Browsers;
 pub use self::server::{Server, ServerConfig};

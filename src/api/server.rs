@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::body;
+use super::browser::{self, Browsers, Site};
 use super::error::Problem;
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
@@ -62,6 +63,8 @@ pub struct ServerConfig {
     pub header_timeout: Duration,
     /// The certificate; `None`: HTTP in the clear.
     pub tls: Option<Arc<Tls>>,
+    /// Its names, and the pages that may call.
+    pub browsers: Browsers,
 }
 
 /// The HTTP door.
@@ -122,15 +125,19 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
-        let peer = stream.peer_addr().ok().map(|address| address.ip());
+        let ends = Ends {
+            peer: stream.peer_addr().ok().map(|address| address.ip()),
+            local: stream.local_addr().ok().map(|address| address.ip()),
+            is_tls: self.config.tls.is_some(),
+        };
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             begun = tokio::time::timeout(self.config.header_timeout, self.begin(stream)) => begun,
         };
         match begun {
-            Ok(Ok(Begun::Plain(stream, seen))) => self.talk_to(stream, seen, peer, stop).await,
-            Ok(Ok(Begun::Tls(stream, seen))) => self.talk_to(*stream, seen, peer, stop).await,
+            Ok(Ok(Begun::Plain(stream, seen))) => self.talk_to(stream, seen, ends, stop).await,
+            Ok(Ok(Begun::Tls(stream, seen))) => self.talk_to(*stream, seen, ends, stop).await,
             Ok(Ok(Begun::Refused)) => {}
             Ok(Err(error)) => debug!(%error, "a connection came to nothing"),
             Err(_) => debug!("a client was too slow to begin"),
@@ -155,7 +162,8 @@ impl Server {
     /// Serves a connection of nobody in particular.
     #[cfg(test)]
     pub(super) async fn talk(self: Arc<Self>, stream: impl Cut, stop: CancellationToken) {
-        self.talk_to(stream, Bytes::new(), None, stop).await;
+        self.talk_to(stream, Bytes::new(), Ends::default(), stop)
+            .await;
     }
 
     /// Serves one connection, and the socket that it may become, to the end.
@@ -163,7 +171,7 @@ impl Server {
         self: Arc<Self>,
         stream: impl Cut,
         seen: Bytes,
-        peer: Option<IpAddr>,
+        ends: Ends,
         stop: CancellationToken,
     ) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -181,7 +189,7 @@ impl Server {
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let conversation = Arc::new(Conversation {
             stop: stop.clone(),
-            peer,
+            ends,
             ..Conversation::default()
         });
         let service = {
@@ -238,9 +246,11 @@ impl Server {
             .cloned();
         let (method, version) = (request.method().clone(), request.version());
         let path = request.uri().path().to_owned();
-        let answered = AssertUnwindSafe(self.dispatch(conversation, request_id, request))
-            .catch_unwind()
-            .await;
+        let mut site = Site::None;
+        let answered =
+            AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut site))
+                .catch_unwind()
+                .await;
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(problem)) => {
@@ -257,11 +267,7 @@ impl Server {
         if let Some(value) = echoed.or(ours) {
             headers.insert("x-request-id", value);
         }
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        browser::dress(headers, &site, conversation.ends.is_tls);
         if method == Method::HEAD {
             reply = reply.without_body();
         }
@@ -277,6 +283,7 @@ impl Server {
         conversation: &Conversation,
         request_id: RequestId,
         mut request: Request<Incoming>,
+        site: &mut Site,
     ) -> Result<Reply, Problem> {
         let on = hyper::upgrade::on(&mut request);
         let (head, incoming) = request.into_parts();
@@ -285,6 +292,8 @@ impl Server {
         }
         // From here on somebody knows what was left unread.
         let intake = Intake::new(incoming, Arc::clone(&conversation.parting));
+        let Ends { local, is_tls, .. } = conversation.ends;
+        *site = self.config.browsers.judge(&head, local, is_tls)?;
         let found = self.table.at(head.uri.path()).map_err(|_| {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -292,6 +301,9 @@ impl Server {
                 "there is nothing at this path; /openapi.json lists what there is",
             )
         })?;
+        if browser::is_preflight(&head, site) {
+            return Ok(browser::preflight(&head, found.value));
+        }
         let route = found
             .value
             .iter()
@@ -305,7 +317,7 @@ impl Server {
                     None => Err(AppError::Unauthenticated),
                 };
                 if matches!(asked, Err(AppError::Unauthenticated)) {
-                    self.app.not_authenticated(conversation.peer);
+                    self.app.not_authenticated(conversation.ends.peer);
                 }
                 Some(asked?)
             }
@@ -317,9 +329,8 @@ impl Server {
             .collect();
         let mut once = Once::default();
         if let Answer::WebSocket(protocol) = route.answer {
-            let authority = head.uri.authority().map(http::uri::Authority::as_str);
             once.handshake = Some(Handshake {
-                agreed: handshake::check(head.version, &head.headers, authority, protocol)?,
+                agreed: handshake::check(head.version, &head.headers, protocol)?,
                 on,
                 parting: Arc::clone(&conversation.parting),
             });
@@ -348,12 +359,21 @@ impl Server {
     }
 }
 
+/// Who speaks to whom, and how.
+#[derive(Clone, Copy, Default)]
+struct Ends {
+    /// Who is at the other end of the line.
+    peer: Option<IpAddr>,
+    /// Which of our addresses it came to.
+    local: Option<IpAddr>,
+    is_tls: bool,
+}
+
 /// What the requests of one connection share.
 #[derive(Default)]
 struct Conversation {
     stop: CancellationToken,
-    /// Who is at the other end of the line, for the record.
-    peer: Option<IpAddr>,
+    ends: Ends,
     parting: Arc<Parting>,
     /// What becomes of the connection after HTTP.
     upgraded: Mutex<Option<BoxFuture<'static, ()>>>,

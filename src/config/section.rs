@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Component, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::{Node, Path, Value};
@@ -101,6 +102,9 @@ const FORMER: [(&[&str], &str); 1] = [(
     &["templates"],
     "each template is a file of its own now: write it to templates/NAME.yaml beside this file",
 )];
+
+/// Most entries of a list of words.
+const MAX_WORDS: usize = 256;
 
 /// Longest text of a file that a problem repeats, in characters.
 const MAX_QUOTED_CHARS: usize = 64;
@@ -446,6 +450,28 @@ impl<'a> Section<'a> {
             count.unwrap_or_default()
         };
         self.value(key, None, read, show)
+    }
+
+    /// A list of words that are no secrets, none unless some are written.
+    pub(super) fn words<T>(&self, key: &'static str) -> Vec<T>
+    where
+        T: FromStr + Display,
+        T::Err: Display,
+    {
+        let word = |node: &Node| match &node.value {
+            Value::Text(text) => text.parse().map_err(|why| format!("{} {why}", quote(text))),
+            other => Err(format!("expected text, found {}", describe(other))),
+        };
+        let read = |value: &Value| match value {
+            Value::List(nodes) if nodes.len() <= MAX_WORDS => nodes.iter().map(word).collect(),
+            Value::List(_) => Err(format!("has more than {MAX_WORDS} entries")),
+            other => Err(format!("expected a list, found {}", describe(other))),
+        };
+        let show = |words: &Vec<T>| {
+            let words: Vec<_> = words.iter().map(ToString::to_string).collect();
+            words.join(", ")
+        };
+        self.value(key, Vec::new(), read, show)
     }
 
     /// A map of text to text, as environments are. Its values may be secrets: no problem and no

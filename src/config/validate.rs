@@ -108,6 +108,8 @@ fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         max_connections: keys.integer("max_connections", default.max_connections, 1..=65_536),
         header_timeout: keys.seconds("header_timeout_s", default.header_timeout, 1..=300),
         tls: tls(&keys.section("tls")),
+        hosts: keys.words("hosts"),
+        origins: keys.words("origins"),
     };
     let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
     if keys.is_complete() && mode == Mode::Production && is_exposed {

@@ -19,7 +19,7 @@ use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::tls::{Tls, TlsError};
-use crate::api::{Server, ServerConfig};
+use crate::api::{Browsers, Server, ServerConfig};
 use crate::app::{App, Parts as AppParts};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
@@ -314,6 +314,10 @@ impl House {
             max_connections: config.http.max_connections,
             header_timeout: config.http.header_timeout,
             tls: self.tls.clone(),
+            browsers: Browsers {
+                hosts: config.http.hosts.clone(),
+                origins: config.http.origins.clone(),
+            },
         };
         let server = Server::new(self.app.clone(), server)
             .map_err(|error| Refusal::new(Exit::Software, Chain(&error).to_string()))?;

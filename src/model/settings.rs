@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::sandbox::{GIB, Limits};
+use super::web::{HostPattern, OriginPattern};
 
 /// How strict the daemon is with the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,10 @@ pub struct HttpConfig {
     pub header_timeout: Duration,
     /// The certificate; `None`: HTTP in the clear.
     pub tls: Option<TlsConfig>,
+    /// The names that it answers to, beside the address that a connection came to, and this machine's own names on this machine.
+    pub hosts: Vec<HostPattern>,
+    /// The origins whose pages may call, beside the door's own.
+    pub origins: Vec<OriginPattern>,
 }
 
 /// TLS of the HTTP door. Each of them is an absolute path, or `credential:NAME`, a systemd credential.
@@ -61,6 +66,8 @@ impl Default for HttpConfig {
             max_connections: 1024,
             header_timeout: Duration::from_secs(10),
             tls: None,
+            hosts: Vec::new(),
+            origins: Vec::new(),
         }
     }
 }

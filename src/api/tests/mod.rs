@@ -7,6 +7,7 @@
 
 mod bodies_in;
 mod bodies_out;
+mod browsers;
 mod document;
 mod events;
 mod head;
@@ -33,6 +34,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::browser::Browsers;
 use crate::api::route::{Answer, BoxError, Handler, Request as Taken, Route};
 use crate::api::server::{Server, ServerConfig};
 use crate::app::{App, Parts};
@@ -140,12 +142,21 @@ struct Door {
     _directory: tempfile::TempDir,
 }
 
+/// The door is `x` here.
+fn browsers() -> Browsers {
+    Browsers {
+        hosts: vec!["x".parse().unwrap()],
+        origins: vec!["https://app.example".parse().unwrap()],
+    }
+}
+
 fn config(max_connections: usize) -> ServerConfig {
     ServerConfig {
         max_body_bytes: 1024,
         max_connections,
         header_timeout: Duration::from_secs(10),
         tls: None,
+        browsers: browsers(),
     }
 }
 

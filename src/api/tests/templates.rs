@@ -146,6 +146,7 @@ impl House {
             max_connections: 16,
             header_timeout: PATIENCE,
             tls: None,
+            browsers: super::browsers(),
         };
         let server = Server::with_routes(app, config, &ROUTES).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

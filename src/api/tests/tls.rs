@@ -35,13 +35,13 @@ use crate::model::settings::TlsConfig;
 const NAME: &str = "x";
 
 /// A certificate in its files.
-struct Papers {
+pub(super) struct Papers {
     directory: tempfile::TempDir,
     der: CertificateDer<'static>,
 }
 
 impl Papers {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let der = write(directory.path());
         Self { directory, der }
@@ -63,12 +63,12 @@ impl Papers {
         }
     }
 
-    fn tls(&self) -> Arc<Tls> {
+    pub(super) fn tls(&self) -> Arc<Tls> {
         Arc::new(Tls::open(self.settings(), None).unwrap())
     }
 
     /// A client that trusts this certificate and nothing else.
-    fn client(
+    pub(super) fn client(
         &self,
         versions: &[&'static SupportedProtocolVersion],
         protocols: &[&str],
@@ -128,7 +128,10 @@ async fn open(tls: Arc<Tls>, header_timeout: Duration) -> Door {
     Door::open_with(&routes(), config).await
 }
 
-async fn connect(door: &Door, client: &TlsConnector) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn connect(
+    door: &Door,
+    client: &TlsConnector,
+) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(NAME).unwrap();
     client.connect(name, door.connect().await).await
 }
@@ -138,7 +141,7 @@ fn ask() -> Request<Empty<Bytes>> {
     request.body(Empty::new()).unwrap()
 }
 
-const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+pub(super) const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
 
 #[tokio::test]
 async fn each_version_and_protocol_that_is_promised_is_spoken() {

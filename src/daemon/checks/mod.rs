@@ -75,6 +75,8 @@ pub const CHECKS: &[Check] = &[
     podman::VOLUMES,
     settings::MODE,
     settings::LISTEN,
+    settings::HOSTS,
+    settings::ORIGINS,
     settings::CERTIFICATE,
     settings::CERTIFICATE_LEFT,
     settings::ROOT_IN_TEMPLATES,

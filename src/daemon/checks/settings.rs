@@ -1,5 +1,6 @@
 //! What the settings say.
 
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use super::{Check, Found, Look, Scene};
 use crate::api::tls::{Material, Validity};
 use crate::base::clock::Timestamp;
 use crate::model::settings::{ArgvRecord, Mode};
+use crate::model::web::{HostPattern, OriginPattern};
 
 /// Where everything here counts.
 pub(super) const MODE: Check = Check {
@@ -54,6 +56,50 @@ pub(super) const CERTIFICATE: Check = Check {
     is_advice: false,
     look: Look::Here(|scene| certificate(scene, |validity, now| validity.holds(now))),
 };
+
+/// What a name service says of others is no reason to answer.
+pub(super) const HOSTS: Check = Check {
+    name: "hosts",
+    rule: "The HTTP door answers to its own names only: a page whose name leads here (DNS rebinding) gets nothing.",
+    mend: "take * out of http.hosts and write the names that clients use",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let hosts = &config.http.hosts;
+        listed(hosts, |host| *host != HostPattern::Any)
+    }),
+};
+
+/// Whoever is on the way changes a page that came in the clear.
+pub(super) const ORIGINS: Check = Check {
+    name: "origins",
+    rule: "Pages that may call the HTTP door come by https, or from the machine that the browser runs on, and each is named.",
+    mend: "take * and http:// (but that of localhost) out of http.origins and write https:// origins",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let is_good = |origin: &OriginPattern| match origin {
+            OriginPattern::Any => false,
+            OriginPattern::One(one) => one.is_https || one.host.is_loopback(),
+        };
+        listed(&config.http.origins, is_good)
+    }),
+};
+
+fn listed<T: Display>(entries: &[T], is_good: impl Fn(&T) -> bool) -> Found {
+    let all = |entries: Vec<&T>| {
+        let entries: Vec<_> = entries.into_iter().map(ToString::to_string).collect();
+        entries.join(", ")
+    };
+    let bad: Vec<_> = entries.iter().filter(|entry| !is_good(entry)).collect();
+    if !bad.is_empty() {
+        return Err(all(bad));
+    }
+    if entries.is_empty() {
+        return Ok("none".to_owned());
+    }
+    Ok(all(entries.iter().collect()))
+}
 
 /// Whoever notices on the last day is too late.
 pub(super) const CERTIFICATE_LEFT: Check = Check {

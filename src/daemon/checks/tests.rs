@@ -103,7 +103,7 @@ fn chmod(path: &Path, mode: u32) {
 type Break = (&'static str, &'static str, fn(&Bench));
 
 /// Those that look at this process or at the whole machine have their tests beside them.
-const BREAKS: [Break; 17] = [
+const BREAKS: [Break; 20] = [
     ("state_directory", "", |bench| bench.chmod("state", 0o755)),
     ("key_files", "", |bench| {
         bench.chmod("state/keys.hmac", 0o640);
@@ -130,6 +130,13 @@ const BREAKS: [Break; 17] = [
     (
         "listen",
         "mode: development\nhttp: {listen: '0.0.0.0:80'}",
+        |_| {},
+    ),
+    ("hosts", "http: {hosts: [a.example, '*']}", |_| {}),
+    ("origins", "http: {origins: ['*']}", |_| {}),
+    (
+        "origins",
+        "http: {origins: ['https://a.example', 'http://localhost:3000', 'http://a.example']}",
         |_| {},
     ),
     (
