@@ -10,6 +10,7 @@ mod browser;
 pub mod error;
 mod handshake;
 pub mod intake;
+mod limit;
 mod line;
 pub mod openapi;
 pub mod range;

@@ -11,7 +11,7 @@ use super::route::{Access, Answer, Reply, Request, Route, schema_of};
 use super::routes::ROUTES;
 
 /// Failures that every route may answer with.
-const COMMON_FAILURES: [u16; 7] = [400, 403, 408, 413, 415, 421, 503];
+const COMMON_FAILURES: [u16; 8] = [400, 403, 408, 413, 415, 421, 429, 503];
 
 /// Failures of every route that asks a session's guest: whatever a guest may refuse, it may refuse anywhere, and one that
 /// is too old refuses all that it does not know.

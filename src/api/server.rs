@@ -22,9 +22,10 @@ use tracing::{debug, error, info};
 
 use super::body;
 use super::browser::{self, Browsers, Site};
-use super::error::Problem;
+use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
+use super::limit::Limits;
 use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use super::reply::{ReplyBody, Taking};
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
@@ -33,6 +34,8 @@ use super::tls::{self, Greeted, Tls};
 use crate::app::{App, AppError};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
+use crate::model::principal::Principal;
+use crate::model::settings::HttpLimits;
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -65,12 +68,15 @@ pub struct ServerConfig {
     pub tls: Option<Arc<Tls>>,
     /// Its names, and the pages that may call.
     pub browsers: Browsers,
+    /// How much may be asked.
+    pub limits: HttpLimits,
 }
 
 /// The HTTP door.
 pub struct Server {
     app: App,
     config: ServerConfig,
+    limits: Limits,
     table: Table,
 }
 
@@ -105,7 +111,13 @@ impl Server {
         for (path, routes) in by_path {
             table.insert(path, routes).map_err(BadRoutes)?;
         }
-        Ok(Self { app, config, table })
+        let limits = Limits::new(&config.limits);
+        Ok(Self {
+            app,
+            config,
+            limits,
+            table,
+        })
     }
 
     /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
@@ -129,6 +141,13 @@ impl Server {
             peer: stream.peer_addr().ok().map(|address| address.ip()),
             local: stream.local_addr().ok().map(|address| address.ip()),
             is_tls: self.config.tls.is_some(),
+        };
+        // Before anything is read: whoever has too many costs no more than this.
+        let Some(_place) = self.limits.connect(ends.peer) else {
+            if self.limits.is_time_to_tell() {
+                info!(peer = ?ends.peer, "refused connections of an address that has too many");
+            }
+            return;
         };
         let begun = tokio::select! {
             biased;
@@ -254,7 +273,10 @@ impl Server {
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(problem)) => {
-                info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
+                // A flood is not one in the log.
+                if problem.code() != RATE_LIMITED || self.limits.is_time_to_tell() {
+                    info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
+                }
                 problem.into_reply(request_id)
             }
             Err(_) => {
@@ -292,7 +314,17 @@ impl Server {
         }
         // From here on somebody knows what was left unread.
         let intake = Intake::new(incoming, Arc::clone(&conversation.parting));
-        let Ends { local, is_tls, .. } = conversation.ends;
+        let Ends {
+            peer,
+            local,
+            is_tls,
+        } = conversation.ends;
+        let crowded = self.limits.request(peer);
+        if let Some(wait) = crowded
+            && credentials(&head.headers).is_none()
+        {
+            return Err(Limits::crowded(wait));
+        }
         *site = self.config.browsers.judge(&head, local, is_tls)?;
         let found = self.table.at(head.uri.path()).map_err(|_| {
             Problem::new(
@@ -310,16 +342,14 @@ impl Server {
             .find(|route| route.takes(&head.method))
             .ok_or_else(|| method_not_allowed(found.value))?;
         let principal = match route.access {
-            Access::Open => None,
+            Access::Open => match crowded {
+                Some(wait) => return Err(Limits::crowded(wait)),
+                None => None,
+            },
             Access::Key => {
-                let asked = match credentials(&head.headers) {
-                    Some(presented) => self.app.authenticate(presented).await,
-                    None => Err(AppError::Unauthenticated),
-                };
-                if matches!(asked, Err(AppError::Unauthenticated)) {
-                    self.app.not_authenticated(conversation.ends.peer);
-                }
-                Some(asked?)
+                let principal = self.authenticate(peer, &head.headers, crowded).await?;
+                self.limits.admit(&principal)?;
+                Some(principal)
             }
         };
         let path = found
@@ -369,6 +399,39 @@ struct Ends {
     is_tls: bool,
 }
 
+impl Server {
+    /// Who asks. From an address that has nothing left (`crowded`), or failed too often, few are looked up at a time.
+    async fn authenticate(
+        &self,
+        peer: Option<IpAddr>,
+        headers: &HeaderMap,
+        crowded: Option<Duration>,
+    ) -> Result<Principal, Problem> {
+        let presented = credentials(headers);
+        let distrusted = crowded.or_else(|| self.limits.distrust(peer));
+        let asked = match (presented, distrusted) {
+            (None, _) => Err(AppError::Unauthenticated),
+            (Some(presented), None) => self.app.authenticate(presented).await,
+            (Some(presented), Some(wait)) => {
+                let looked_up = self.app.authenticate(presented);
+                self.limits.in_turn(looked_up, wait).await?
+            }
+        };
+        if !matches!(asked, Err(AppError::Unauthenticated)) {
+            return Ok(asked?);
+        }
+        self.app.not_authenticated(peer);
+        let Some(wait) = distrusted else {
+            self.limits.failed(peer);
+            return Ok(asked?);
+        };
+        if presented.is_some() {
+            Limits::hold_back().await;
+        }
+        Err(Limits::crowded(wait))
+    }
+}
+
 /// What the requests of one connection share.
 #[derive(Default)]
 struct Conversation {
@@ -415,7 +478,7 @@ impl Conversation {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -14,8 +14,9 @@ use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, OnShutdown,
-    RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, TlsConfig, VolumesConfig,
+    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, HttpLimits, LogConfig, Mode,
+    OnShutdown, RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, TlsConfig,
+    VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -110,6 +111,7 @@ fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         tls: tls(&keys.section("tls")),
         hosts: keys.words("hosts"),
         origins: keys.words("origins"),
+        limits: http_limits(&keys.section("limits")),
     };
     let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
     if keys.is_complete() && mode == Mode::Production && is_exposed {
@@ -123,6 +125,25 @@ fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         );
     }
     http
+}
+
+fn http_limits(keys: &Section<'_>) -> HttpLimits {
+    let default = HttpLimits::default();
+    let often = |key, default| keys.integer(key, default, 0..=1_000_000);
+    HttpLimits {
+        address_per_s: often("address_per_s", default.address_per_s),
+        address_burst: often("address_burst", default.address_burst),
+        key_per_s: often("key_per_s", default.key_per_s),
+        key_burst: often("key_burst", default.key_burst),
+        team_per_s: often("team_per_s", default.team_per_s),
+        team_burst: often("team_burst", default.team_burst),
+        failures_per_minute: often("failures_per_minute", default.failures_per_minute),
+        connections_per_address: keys.integer(
+            "connections_per_address",
+            default.connections_per_address,
+            0..=65_536,
+        ),
+    }
 }
 
 fn tls(keys: &Section<'_>) -> Option<TlsConfig> {

@@ -67,15 +67,6 @@ fn certificate(house: &House) -> Result<Option<Material>, String> {
     let kept = |error: TlsError| {
         format!("nothing was reloaded, and the certificate of before is still in force: {error}")
     };
-    let Some(tls) = &house.tls else {
-        return Ok(None);
-    };
-    let read = tls.read_again().map_err(kept)?;
-    if !tls.is_news(&read) {
-        return Ok(None);
-    }
-    if !read.validity.holds(house.app.now()) {
-        return Err(kept(TlsError::NotValid));
-    }
-    Ok(Some(read))
+    let renewed = house.tls.as_ref().map(|tls| tls.renewed(house.app.now()));
+    renewed.transpose().map_err(kept).map(Option::flatten)
 }

@@ -314,6 +314,7 @@ impl House {
             max_connections: config.http.max_connections,
             header_timeout: config.http.header_timeout,
             tls: self.tls.clone(),
+            limits: config.http.limits,
             browsers: Browsers {
                 hosts: config.http.hosts.clone(),
                 origins: config.http.origins.clone(),

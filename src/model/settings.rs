@@ -47,6 +47,61 @@ pub struct HttpConfig {
     pub hosts: Vec<HostPattern>,
     /// The origins whose pages may call, beside the door's own.
     pub origins: Vec<OriginPattern>,
+    /// How much may be asked.
+    pub limits: HttpLimits,
+}
+
+/// How much may be asked at the HTTP door. Zero is no bound; a burst of zero is one of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Requests a second from one address (of IPv6 one network of 64 bits) by those who have no valid key.
+    pub address_per_s: u32,
+    /// So many of them at once.
+    pub address_burst: u32,
+    /// Requests a second with one key.
+    pub key_per_s: u32,
+    /// So many of them at once.
+    pub key_burst: u32,
+    /// Requests a second for one team.
+    pub team_per_s: u32,
+    /// So many of them at once.
+    pub team_burst: u32,
+    /// Requests that do not authenticate, a minute and at once, from one address.
+    pub failures_per_minute: u32,
+    /// Connections of one address at one time; loopback is not bounded.
+    pub connections_per_address: usize,
+}
+
+impl HttpLimits {
+    /// No bounds.
+    #[must_use]
+    pub const fn off() -> Self {
+        Self {
+            address_per_s: 0,
+            address_burst: 0,
+            key_per_s: 0,
+            key_burst: 0,
+            team_per_s: 0,
+            team_burst: 0,
+            failures_per_minute: 0,
+            connections_per_address: 0,
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            address_per_s: 500,
+            address_burst: 1000,
+            key_per_s: 1000,
+            key_burst: 2000,
+            team_per_s: 2000,
+            team_burst: 4000,
+            failures_per_minute: 10,
+            connections_per_address: 256,
+        }
+    }
 }
 
 /// TLS of the HTTP door. Each of them is an absolute path, or `credential:NAME`, a systemd credential.
@@ -68,6 +123,7 @@ impl Default for HttpConfig {
             tls: None,
             hosts: Vec::new(),
             origins: Vec::new(),
+            limits: HttpLimits::default(),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Deny is the default: what no rule allows is denied. Another team's session is answered as if it
 //! did not exist, so that nobody can probe for names.
 
+pub mod rate;
+
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 

@@ -11,6 +11,7 @@ mod browsers;
 mod document;
 mod events;
 mod head;
+mod limits;
 mod record;
 mod sockets;
 mod templates;
@@ -42,6 +43,7 @@ use crate::audit::AuditLog;
 use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::model::settings::HttpLimits;
 use crate::model::settings::SessionsConfig;
 use crate::model::settings::VolumesConfig;
 use crate::runtime::fake::FakeRuntime;
@@ -157,6 +159,7 @@ fn config(max_connections: usize) -> ServerConfig {
         header_timeout: Duration::from_secs(10),
         tls: None,
         browsers: browsers(),
+        limits: HttpLimits::off(),
     }
 }
 
@@ -181,6 +184,10 @@ impl Door {
 
     async fn open_with(routes: &[Route], config: ServerConfig) -> Self {
         let (server, directory) = server_with(routes, config);
+        Self::serve(server, directory).await
+    }
+
+    async fn serve(server: Arc<Server>, directory: tempfile::TempDir) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();

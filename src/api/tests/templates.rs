@@ -147,6 +147,7 @@ impl House {
             header_timeout: PATIENCE,
             tls: None,
             browsers: super::browsers(),
+            limits: crate::model::settings::HttpLimits::off(),
         };
         let server = Server::with_routes(app, config, &ROUTES).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

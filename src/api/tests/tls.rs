@@ -29,6 +29,7 @@ use crate::api::error::Problem;
 use crate::api::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use crate::api::route::{BoxError, Call, Reply, Route};
 use crate::api::tls::{Material, Tls, TlsError};
+use crate::base::clock::{Clock, SystemClock, Timestamp};
 use crate::model::settings::TlsConfig;
 
 /// Whom the certificates are of.
@@ -89,10 +90,19 @@ impl Papers {
     }
 }
 
+fn now() -> Timestamp {
+    SystemClock.now()
+}
+
 fn write(directory: &Path) -> CertificateDer<'static> {
+    write_until(directory, 4000)
+}
+
+fn write_until(directory: &Path, year: i32) -> CertificateDer<'static> {
     let key = rcgen::KeyPair::generate().unwrap();
     let names = vec![NAME.to_owned(), "*.x.example".to_owned()];
-    let parameters = rcgen::CertificateParams::new(names).unwrap();
+    let mut parameters = rcgen::CertificateParams::new(names).unwrap();
+    parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
     let certificate = parameters.self_signed(&key).unwrap();
     pem(directory, "certificate", "CERTIFICATE", certificate.der());
     pem(directory, "key", "PRIVATE KEY", &key.serialize_der());
@@ -256,11 +266,10 @@ async fn another_certificate_is_for_new_connections_and_a_broken_one_for_none() 
     let connection = tokio::spawn(connection);
     let first = sender.send_request(ask()).await.unwrap();
     assert_eq!(whole(first).await, "hello");
-    assert!(!tls.is_news(&tls.read_again().unwrap()), "it is the same");
+    assert!(tls.renewed(now()).unwrap().is_none(), "it is the same");
 
     papers.renew();
-    let read = tls.read_again().unwrap();
-    assert!(tls.is_news(&read));
+    let read = tls.renewed(now()).unwrap().expect("it is another");
     tls.replace(read);
     let new = papers.client(BOTH, &["http/1.1"]);
     assert!(connect(&door, &new).await.is_ok());
@@ -272,25 +281,30 @@ async fn another_certificate_is_for_new_connections_and_a_broken_one_for_none() 
     let der = papers.der.clone();
     write(directory);
     pem(directory, "certificate", "CERTIFICATE", &der);
-    assert!(matches!(tls.read_again().err(), Some(TlsError::Mismatched)));
+    assert!(matches!(
+        tls.renewed(now()).err(),
+        Some(TlsError::Mismatched)
+    ));
     fs::write(directory.join("key.pem"), "no key").unwrap();
     assert!(matches!(
-        tls.read_again().err(),
+        tls.renewed(now()).err(),
         Some(TlsError::Malformed { key: "key", .. })
     ));
     fs::write(directory.join("key.pem"), key).unwrap();
-    assert!(tls.read_again().is_ok());
+    assert!(tls.renewed(now()).is_ok_and(|read| read.is_none()));
     fs::set_permissions(directory.join("key.pem"), Permissions::from_mode(0o640)).unwrap();
-    let exposed = tls.read_again().err().unwrap();
+    let exposed = tls.renewed(now()).err().unwrap();
     assert!(
         exposed.is_exposed() && exposed.to_string().contains("chmod 0600"),
         "{exposed}"
     );
     fs::set_permissions(directory.join("key.pem"), Permissions::from_mode(0o600)).unwrap();
+    write_until(directory, 2020);
+    assert!(matches!(tls.renewed(now()).err(), Some(TlsError::NotValid)));
     pem(directory, "certificate", "CERTIFICATE", b"no certificate");
-    assert!(tls.read_again().is_err());
+    assert!(tls.renewed(now()).is_err());
     fs::write(directory.join("certificate.pem"), "").unwrap();
-    assert!(tls.read_again().is_err());
+    assert!(tls.renewed(now()).is_err());
     assert!(Material::read(&papers.settings(), None).is_err());
 
     assert!(

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 
 pub(super) use self::handshake::{Greeted, Stream, greet};
 pub use self::validity::Validity;
+use crate::base::clock::Timestamp;
 use crate::host::credential::{CredentialError, Source};
 use crate::model::settings::TlsConfig;
 
@@ -104,12 +105,19 @@ impl Tls {
         })
     }
 
-    /// Reads them again, from where they were. Nothing changes yet.
+    /// Reads them again, from where they were: another certificate that holds now, if there is one. Nothing changes yet. Blocks on the disk.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn read_again(&self) -> Result<Material, TlsError> {
-        Material::read(&self.config, self.credentials.as_deref())
+    pub fn renewed(&self, now: Timestamp) -> Result<Option<Material>, TlsError> {
+        let read = Material::read(&self.config, self.credentials.as_deref())?;
+        if !self.is_news(&read) {
+            return Ok(None);
+        }
+        if !read.validity.holds(now) {
+            return Err(TlsError::NotValid);
+        }
+        Ok(Some(read))
     }
 
     /// From now on new connections have these; open ones go on with theirs.
@@ -118,17 +126,9 @@ impl Tls {
     }
 
     /// Whether this is another certificate than that in force.
-    #[must_use]
-    pub fn is_news(&self, material: &Material) -> bool {
+    fn is_news(&self, material: &Material) -> bool {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
         current.chain != material.chain
-    }
-
-    /// When the certificate in force holds.
-    #[must_use]
-    pub fn validity(&self) -> Validity {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.validity
     }
 
     fn server(&self) -> Arc<rustls::ServerConfig> {
