@@ -52,10 +52,17 @@ const PLACES: &[(&str, &[&str])] = &[
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
     (
         "ring",
-        &["backup/archive.rs", "identity/", "vault/", "bin/"],
+        &[
+            "api/tls/",
+            "backup/archive.rs",
+            "identity/",
+            "vault/",
+            "bin/",
+        ],
     ),
     ("rusqlite", &["store/"]),
     ("rustls", &["api/tls/"]),
+    ("rustls_webpki", &["api/tls/"]),
     ("rustix", &["bin/", "host/"]),
     ("schemars", &["base/", "model/", "api/"]),
     ("sd_notify", &["host/notify.rs"]),
@@ -108,6 +115,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
+    ("webpki", &["api/tls/"]),
     ("zstd", &["audit/archive.rs", "backup/archive.rs", "bin/"]),
 ];
 

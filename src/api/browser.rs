@@ -152,6 +152,17 @@ fn is_plain(head: &Parts) -> bool {
         && speaks.iter().all(|name| !head.headers.contains_key(name))
 }
 
+/// Whether a page of somebody else's made a browser send this (Fetch Metadata, section 2.3), as far as the browser says. What it adds by itself is
+/// then not that page's to use.
+pub(super) fn is_sent_by_another_page(headers: &HeaderMap, site: &Site) -> bool {
+    let said = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    match site {
+        Site::Foreign => true,
+        Site::Same | Site::Listed(_) => false,
+        Site::None => !matches!(said, None | Some(b"same-origin" | b"none")),
+    }
+}
+
 /// Who is addressed: by `Host`, and by the target where it says so itself, which must be the same (RFC 9110 section 7.2, RFC 9113 section 8.3.1).
 fn addressed(head: &Parts, is_tls: bool) -> Result<Authority, Problem> {
     let bad = |what: &str| Err(Problem::new(StatusCode::BAD_REQUEST, "bad_host", what));

@@ -5,6 +5,7 @@
 //! wrong are answered late. Everything is decided before a body is read; most of it before anybody is asked.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -45,7 +46,7 @@ impl Network {
                 let prefix = address.to_bits() >> 64 << 64;
                 Self(Ipv6Addr::from_bits(prefix).into())
             }
-            address => Self(address),
+            address @ IpAddr::V4(_) => Self(address),
         }
     }
 }
@@ -60,13 +61,15 @@ pub(super) struct Limits {
     keys: Bound<String>,
     teams: Bound<Name>,
     connections_of_one: usize,
-    connections: Arc<Mutex<HashMap<Network, usize>>>,
+    connections: Counts,
     lookups: Semaphore,
     told: Bound<()>,
 }
 
 /// A connection's place among those of its address.
-pub(super) struct Place(Option<(Network, Arc<Mutex<HashMap<Network, usize>>>)>);
+pub(super) struct Place(Option<(Network, Counts)>);
+
+type Counts = Arc<Mutex<HashMap<Network, usize>>>;
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -85,7 +88,7 @@ impl Drop for Place {
 
 impl Limits {
     pub(super) fn new(config: &HttpLimits) -> Self {
-        fn bound<K: Eq + std::hash::Hash>(rate: Option<Rate>) -> Bound<K> {
+        fn bound<K: Eq + Hash>(rate: Option<Rate>) -> Bound<K> {
             rate.map(|rate| Mutex::new(Buckets::new(rate, MAX_BUCKETS)))
         }
         let per_second = |count, burst| Rate::new(count, SECOND, burst);
@@ -107,9 +110,11 @@ impl Limits {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn take<K: Eq + std::hash::Hash>(&self, bound: &Bound<K>, key: K) -> Option<Duration> {
-        let bound = bound.as_ref()?;
-        locked(bound).take(key, self.now_ns()).err()
+    fn take<K>(&self, bound: Option<&Mutex<Buckets<K>>>, key: K) -> Option<Duration>
+    where
+        K: Eq + Hash,
+    {
+        locked(bound?).take(key, self.now_ns()).err()
     }
 
     /// A place for a connection; `None` when its address has as many as it may. Loopback has as many as there are: a proxy comes from there.
@@ -131,7 +136,7 @@ impl Limits {
 
     /// Counts a request of an address; how long until the next, when it has none left.
     pub(super) fn request(&self, peer: Option<IpAddr>) -> Option<Duration> {
-        self.take(&self.addresses, Network::of(peer?))
+        self.take(self.addresses.as_ref(), Network::of(peer?))
     }
 
     /// How long until an address may fail to authenticate again, when it did so too often. What is under way at one time passes together.
@@ -144,7 +149,7 @@ impl Limits {
     /// Counts a request that did not authenticate.
     pub(super) fn failed(&self, peer: Option<IpAddr>) {
         if let Some(peer) = peer {
-            self.take(&self.failures, Network::of(peer));
+            self.take(self.failures.as_ref(), Network::of(peer));
         }
     }
 
@@ -153,10 +158,10 @@ impl Limits {
         let Principal::Client(client) = principal else {
             return Ok(());
         };
-        if let Some(wait) = self.take(&self.keys, client.by.to_string()) {
+        if let Some(wait) = self.take(self.keys.as_ref(), client.by.to_string()) {
             return Err(Problem::rate_limited("with this credential", wait));
         }
-        match self.take(&self.teams, client.team.clone()) {
+        match self.take(self.teams.as_ref(), client.team.clone()) {
             Some(wait) => Err(Problem::rate_limited("for this team", wait)),
             None => Ok(()),
         }
@@ -186,7 +191,7 @@ impl Limits {
 
     /// Whether it is time to say in the log that somebody was refused for being too many.
     pub(super) fn is_time_to_tell(&self) -> bool {
-        self.take(&self.told, ()).is_none()
+        self.take(self.told.as_ref(), ()).is_none()
     }
 }
 
@@ -194,6 +199,7 @@ impl Limits {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as it is asked for")]
     fn address(text: &str) -> Option<IpAddr> {
         Some(text.parse().unwrap())
     }

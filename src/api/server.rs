@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
@@ -30,7 +31,7 @@ use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use super::reply::{ReplyBody, Taking};
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
-use super::tls::{self, Greeted, Tls};
+use super::tls::{self, Greeted, Shown, Tls};
 use crate::app::{App, AppError};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
@@ -77,6 +78,8 @@ pub struct Server {
     app: App,
     config: ServerConfig,
     limits: Limits,
+    /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
+    handshakes: Semaphore,
     table: Table,
 }
 
@@ -112,10 +115,12 @@ impl Server {
             table.insert(path, routes).map_err(BadRoutes)?;
         }
         let limits = Limits::new(&config.limits);
+        let handshakes = Semaphore::new((config.max_connections / 2).max(1));
         Ok(Self {
             app,
             config,
             limits,
+            handshakes,
             table,
         })
     }
@@ -141,6 +146,7 @@ impl Server {
             peer: stream.peer_addr().ok().map(|address| address.ip()),
             local: stream.local_addr().ok().map(|address| address.ip()),
             is_tls: self.config.tls.is_some(),
+            shown: None,
         };
         // Before anything is read: whoever has too many costs no more than this.
         let Some(_place) = self.limits.connect(ends.peer) else {
@@ -156,7 +162,10 @@ impl Server {
         };
         match begun {
             Ok(Ok(Begun::Plain(stream, seen))) => self.talk_to(stream, seen, ends, stop).await,
-            Ok(Ok(Begun::Tls(stream, seen))) => self.talk_to(*stream, seen, ends, stop).await,
+            Ok(Ok(Begun::Tls(stream, shown, seen))) => {
+                self.talk_to(*stream, seen, Ends { shown, ..ends }, stop)
+                    .await;
+            }
             Ok(Ok(Begun::Refused)) => {}
             Ok(Err(error)) => debug!(%error, "a connection came to nothing"),
             Err(_) => debug!("a client was too slow to begin"),
@@ -169,10 +178,13 @@ impl Server {
             let seen = first_bytes(&mut stream).await?;
             return Ok(Begun::Plain(stream, seen));
         };
+        let place = self.handshakes.acquire().await;
+        let place = place.map_err(std::io::Error::other)?;
         match tls::greet(tls, stream).await? {
-            Greeted::Tls(mut stream) => {
+            Greeted::Tls(mut stream, shown) => {
+                drop(place);
                 let seen = first_bytes(&mut stream).await?;
-                Ok(Begun::Tls(stream, seen))
+                Ok(Begun::Tls(stream, shown, seen))
             }
             Greeted::Refused => Ok(Begun::Refused),
         }
@@ -318,11 +330,11 @@ impl Server {
             peer,
             local,
             is_tls,
+            ..
         } = conversation.ends;
         let crowded = self.limits.request(peer);
-        if let Some(wait) = crowded
-            && credentials(&head.headers).is_none()
-        {
+        let is_nobody = !presents(&head.headers) && conversation.ends.shown.is_none();
+        if let Some(wait) = crowded.filter(|_| is_nobody) {
             return Err(Limits::crowded(wait));
         }
         *site = self.config.browsers.judge(&head, local, is_tls)?;
@@ -347,7 +359,9 @@ impl Server {
                 None => None,
             },
             Access::Key => {
-                let principal = self.authenticate(peer, &head.headers, crowded).await?;
+                let principal = self
+                    .authenticate(&conversation.ends, &head.headers, site, crowded)
+                    .await?;
                 self.limits.admit(&principal)?;
                 Some(principal)
             }
@@ -390,23 +404,35 @@ impl Server {
 }
 
 /// Who speaks to whom, and how.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Ends {
     /// Who is at the other end of the line.
     peer: Option<IpAddr>,
     /// Which of our addresses it came to.
     local: Option<IpAddr>,
     is_tls: bool,
+    /// The certificate by which the other end is known.
+    shown: Option<Shown>,
 }
 
 impl Server {
     /// Who asks. From an address that has nothing left (`crowded`), or failed too often, few are looked up at a time.
     async fn authenticate(
         &self,
-        peer: Option<IpAddr>,
+        ends: &Ends,
         headers: &HeaderMap,
+        site: &Site,
         crowded: Option<Duration>,
     ) -> Result<Principal, Problem> {
+        let peer = ends.peer;
+        // What is sent with a request counts before what the connection began with, which browsers show for any page.
+        if let Some(shown) = &ends.shown
+            && !presents(headers)
+            && !browser::is_sent_by_another_page(headers, site)
+            && let Some(principal) = shown.principal(self.app.now())
+        {
+            return Ok(principal.clone());
+        }
         let presented = credentials(headers);
         let distrusted = crowded.or_else(|| self.limits.distrust(peer));
         let asked = match (presented, distrusted) {
@@ -485,7 +511,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// How a connection began, and what was read of it.
 enum Begun {
     Plain(TcpStream, Bytes),
-    Tls(Box<tls::Stream>, Bytes),
+    Tls(Box<tls::Stream>, Option<Shown>, Bytes),
     /// It speaks something else.
     Refused,
 }
@@ -534,6 +560,11 @@ fn head_too_large() -> Problem {
         "head_too_large",
         format!("the request's head has more than {MAX_HEAD_BYTES} bytes"),
     )
+}
+
+/// Whether anything is presented, be it right or wrong.
+fn presents(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key")
 }
 
 /// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which

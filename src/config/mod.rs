@@ -12,6 +12,7 @@ pub mod level;
 pub mod reload;
 
 mod document;
+mod door;
 mod merge;
 mod section;
 mod templates;

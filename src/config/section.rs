@@ -103,8 +103,8 @@ const FORMER: [(&[&str], &str); 1] = [(
     "each template is a file of its own now: write it to templates/NAME.yaml beside this file",
 )];
 
-/// Most entries of a list of words.
-const MAX_WORDS: usize = 256;
+/// Most entries of a list.
+const MAX_ENTRIES: usize = 256;
 
 /// Longest text of a file that a problem repeats, in characters.
 const MAX_QUOTED_CHARS: usize = 64;
@@ -458,18 +458,28 @@ impl<'a> Section<'a> {
         T: FromStr + Display,
         T::Err: Display,
     {
-        let word = |node: &Node| match &node.value {
+        self.entries(key, |value| match value {
             Value::Text(text) => text.parse().map_err(|why| format!("{} {why}", quote(text))),
             other => Err(format!("expected text, found {}", describe(other))),
-        };
+        })
+    }
+
+    /// A list of what is no secret, none unless some are written. `parse` says what each must be.
+    pub(super) fn entries<T: Display>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> Vec<T> {
         let read = |value: &Value| match value {
-            Value::List(nodes) if nodes.len() <= MAX_WORDS => nodes.iter().map(word).collect(),
-            Value::List(_) => Err(format!("has more than {MAX_WORDS} entries")),
+            Value::List(nodes) if nodes.len() <= MAX_ENTRIES => {
+                nodes.iter().map(|node| parse(&node.value)).collect()
+            }
+            Value::List(_) => Err(format!("has more than {MAX_ENTRIES} entries")),
             other => Err(format!("expected a list, found {}", describe(other))),
         };
-        let show = |words: &Vec<T>| {
-            let words: Vec<_> = words.iter().map(ToString::to_string).collect();
-            words.join(", ")
+        let show = |entries: &Vec<T>| {
+            let entries: Vec<_> = entries.iter().map(ToString::to_string).collect();
+            entries.join(", ")
         };
         self.value(key, Vec::new(), read, show)
     }

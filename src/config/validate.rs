@@ -7,16 +7,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::document::Value;
-use super::section::{Section, plain_path};
-use super::{Config, level};
-use crate::host::credential;
+use super::section::Section;
+use super::{Config, door, level};
 use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, HttpLimits, LogConfig, Mode,
-    OnShutdown, RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, TlsConfig,
-    VolumesConfig,
+    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, LogConfig, Mode, OnShutdown,
+    RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
 use crate::model::volume::{MAX_VOLUME_BYTES, MIN_VOLUME_BYTES};
@@ -30,7 +28,7 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Longest path beneath `runtime_dir`: `/link/ses_` + 26 characters + `/egress.sock`, rounded up.
 const MAX_BENEATH_RUNTIME_DIR_BYTES: usize = 52;
 /// Longest other path; the kernel's own limit is 4,095 (`PATH_MAX`).
-const MAX_PATH_BYTES: usize = 1024;
+pub(super) const MAX_PATH_BYTES: usize = 1024;
 
 /// Where in the state's directory archives of the record are, unless the configuration says otherwise.
 const ARCHIVES: &str = "archive";
@@ -72,7 +70,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         mode,
         state_dir,
         runtime_dir,
-        http: http(&root.section("http"), mode),
+        http: door::http(&root.section("http"), mode),
         admin: admin(&root.section("admin")),
         runtime,
         sandbox_group,
@@ -99,87 +97,6 @@ fn version(root: &Section<'_>) {
     if root.is_complete() && !root.is_set("version") {
         root.problem("version", format!("is missing; write version: {VERSION}"));
     }
-}
-
-fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
-    let default = HttpConfig::default();
-    let http = HttpConfig {
-        listen: keys.address("listen", default.listen),
-        max_body_bytes: keys.integer("max_body_bytes", default.max_body_bytes, 1024..=256 << 20),
-        max_connections: keys.integer("max_connections", default.max_connections, 1..=65_536),
-        header_timeout: keys.seconds("header_timeout_s", default.header_timeout, 1..=300),
-        tls: tls(&keys.section("tls")),
-        hosts: keys.words("hosts"),
-        origins: keys.words("origins"),
-        limits: http_limits(&keys.section("limits")),
-    };
-    let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
-    if keys.is_complete() && mode == Mode::Production && is_exposed {
-        keys.problem(
-            "listen",
-            format!(
-                "{} would carry keys over the network in the clear; set http.tls, or listen on \
-                 127.0.0.1 or [::1] and put a TLS proxy in front",
-                http.listen
-            ),
-        );
-    }
-    http
-}
-
-fn http_limits(keys: &Section<'_>) -> HttpLimits {
-    let default = HttpLimits::default();
-    let often = |key, default| keys.integer(key, default, 0..=1_000_000);
-    HttpLimits {
-        address_per_s: often("address_per_s", default.address_per_s),
-        address_burst: often("address_burst", default.address_burst),
-        key_per_s: often("key_per_s", default.key_per_s),
-        key_burst: often("key_burst", default.key_burst),
-        team_per_s: often("team_per_s", default.team_per_s),
-        team_burst: often("team_burst", default.team_burst),
-        failures_per_minute: often("failures_per_minute", default.failures_per_minute),
-        connections_per_address: keys.integer(
-            "connections_per_address",
-            default.connections_per_address,
-            0..=65_536,
-        ),
-    }
-}
-
-fn tls(keys: &Section<'_>) -> Option<TlsConfig> {
-    let certificate = source(keys, "certificate");
-    let key = source(keys, "key");
-    if keys.is_complete() && certificate.is_empty() != key.is_empty() {
-        let (missing, there) = if key.is_empty() {
-            ("key", "certificate")
-        } else {
-            ("certificate", "key")
-        };
-        keys.problem(missing, format!("is missing; {there} is of no use alone"));
-    }
-    (!certificate.is_empty() && !key.is_empty()).then_some(TlsConfig { certificate, key })
-}
-
-/// A file, or a credential of systemd's; empty when there is none.
-fn source(keys: &Section<'_>, key: &'static str) -> String {
-    let parse = |text: &str| match text.strip_prefix(credential::PREFIX) {
-        None if text.is_empty() => Ok(String::new()),
-        None => plain_path(text, MAX_PATH_BYTES).map(|_| text.to_owned()),
-        // What systemd.exec(5) lets a credential be called.
-        Some(name) => {
-            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/:".contains(&byte);
-            if (1..=255).contains(&name.len())
-                && name.bytes().all(is_plain)
-                && name != "."
-                && name != ".."
-            {
-                Ok(text.to_owned())
-            } else {
-                Err("is not the name of a credential".to_owned())
-            }
-        }
-    };
-    keys.text(key, String::new(), parse, Clone::clone)
 }
 
 fn admin(keys: &Section<'_>) -> AdminConfig {

@@ -2,10 +2,13 @@
 //!
 //! `config/` reads, checks and bounds them; the parts take them as they are.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::grant::Role;
+use super::name::Name;
 use super::sandbox::{GIB, Limits};
 use super::web::{HostPattern, OriginPattern};
 
@@ -111,6 +114,48 @@ pub struct TlsConfig {
     pub certificate: String,
     /// Its private key in PEM.
     pub key: String,
+    /// Who vouches for clients' certificates, in PEM; `None`: they are not asked for any.
+    pub client_ca: Option<String>,
+    /// Whether a client without one is refused.
+    pub require_client: bool,
+    /// Who they are.
+    pub clients: Vec<ClientCertificate>,
+}
+
+/// Whoever has this certificate acts for a team.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// What the record calls it.
+    pub name: Name,
+    /// How it is known.
+    pub mark: CertificateMark,
+    /// The team that it acts for.
+    pub team: Name,
+    /// What it may do at most.
+    pub role: Role,
+}
+
+/// How a certificate is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateMark {
+    /// By the SHA-256 of all of it.
+    Fingerprint([u8; 32]),
+    /// By one of the DNS names or URIs that it is for, exactly.
+    San(String),
+}
+
+impl fmt::Display for ClientCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name)?;
+        match &self.mark {
+            CertificateMark::San(name) => write!(f, "san {name}")?,
+            CertificateMark::Fingerprint(bytes) => {
+                f.write_str("sha256 ")?;
+                bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+            }
+        }
+        write!(f, ", {} of {}", self.role, self.team)
+    }
 }
 
 impl Default for HttpConfig {

@@ -292,9 +292,10 @@ async fn only_those_who_may_come_in_by_the_names_that_are_ours() {
             headers.trim_start()
         );
         // A connection has one such header: that of a row counts.
-        let head = match headers.contains("connection:") {
-            true => head.replacen("connection: close\n", "", 1),
-            false => head,
+        let head = if headers.contains("connection:") {
+            head.replacen("connection: close\n", "", 1)
+        } else {
+            head
         };
         let said = said(&door, &head).await;
         let status = said.get(9..12).unwrap_or("nothing");

@@ -8,6 +8,7 @@
 mod bodies_in;
 mod bodies_out;
 mod browsers;
+mod clients;
 mod document;
 mod events;
 mod head;

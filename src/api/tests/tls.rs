@@ -53,7 +53,15 @@ impl Papers {
         self.der = write(self.directory.path());
     }
 
-    fn settings(&self) -> TlsConfig {
+    pub(super) fn der(&self) -> CertificateDer<'static> {
+        self.der.clone()
+    }
+
+    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(super) fn settings(&self) -> TlsConfig {
         let path = |name: &str| {
             let path = self.directory.path().join(name);
             path.to_str().unwrap().to_owned()
@@ -61,6 +69,9 @@ impl Papers {
         TlsConfig {
             certificate: path("certificate.pem"),
             key: path("key.pem"),
+            client_ca: None,
+            require_client: false,
+            clients: Vec::new(),
         }
     }
 
@@ -329,7 +340,7 @@ async fn whoever_is_slow_to_begin_is_cut_wherever_it_stops() {
     let mut shaken = connect(&door, &papers.client(BOTH, &["h2"])).await.unwrap();
     let mut begun = connect(&door, &papers.client(BOTH, &["h2"])).await.unwrap();
     begun.write_all(b"PRI * HT").await.unwrap();
-    let began = Instant::now();
+    let then = Instant::now();
     let ends = async {
         let mut said = Vec::new();
         let _ = silent.read_to_end(&mut said).await;
@@ -343,7 +354,7 @@ async fn whoever_is_slow_to_begin_is_cut_wherever_it_stops() {
     timeout(PATIENCE, ends)
         .await
         .expect("somebody is still waited for");
-    assert!(began.elapsed() < PATIENCE / 2);
+    assert!(then.elapsed() < PATIENCE / 2);
     // The places are free again.
     assert!(connect(&door, &papers.client(BOTH, &["h2"])).await.is_ok());
     door.close().await;
@@ -432,12 +443,12 @@ async fn a_client_that_takes_nothing_is_not_waited_for_beneath_tls_either() {
         let began = Instant::now();
         if is_closing {
             // It fits into what TLS holds, and not into the pipe.
-            let written = line.write(&[0; 32 * 1024]).await.unwrap();
+            let written = line.write(&vec![0; 32 * 1024]).await.unwrap();
             assert!(written > 4096);
             let error = line.shutdown().await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         } else {
-            let error = line.write_all(&[0; 1 << 20]).await.unwrap_err();
+            let error = line.write_all(&vec![0; 1 << 20]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
             // No farewell, and no wait for one.
             line.shutdown().await.unwrap();

@@ -1,16 +1,16 @@
 //! The handshake of one connection, and what whoever does not speak TLS is told.
 //!
-//! Its deadline is the caller's. Cryptography begins only when the client's whole greeting is there, for a bounded number at a time.
+//! Its deadline and its place are the caller's.
 
 use std::io;
 use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::Tls;
+use super::{Shown, Tls};
 use crate::api::line::{Cut, Line, Parting};
 
 /// What a TLS connection begins with: a record with a handshake (RFC 8446 section 5.1).
@@ -36,7 +36,7 @@ pub(crate) type Stream = TlsStream<TcpStream>;
 /// How a connection began.
 pub(crate) enum Greeted {
     /// TLS it is.
-    Tls(Box<Stream>),
+    Tls(Box<Stream>, Option<Shown>),
     /// It was something else, and was told so where that is possible.
     Refused,
 }
@@ -60,13 +60,9 @@ pub(crate) async fn greet(tls: &Tls, stream: TcpStream) -> io::Result<Greeted> {
         }
         return Ok(Greeted::Refused);
     }
-    let acceptor = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-    let begun = acceptor.await?;
-    let place = tls.handshakes.acquire().await;
-    let place = place.map_err(io::Error::other)?;
-    let stream = begun.into_stream(tls.server()).await?;
-    drop(place);
-    Ok(Greeted::Tls(Box::new(stream)))
+    let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
+    let shown = tls.shown(&stream);
+    Ok(Greeted::Tls(Box::new(stream), shown))
 }
 
 async fn refuse(stream: TcpStream) -> io::Result<()> {

@@ -4,6 +4,7 @@
 //! There is one certificate, shown whatever name a client asks for: who addresses the door by a name that is not its own is refused by the list of
 //! hosts, and the client has refused by then.
 
+mod clients;
 mod handshake;
 mod validity;
 
@@ -13,9 +14,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use tokio::sync::Semaphore;
 
+pub(super) use self::clients::Shown;
 pub(super) use self::handshake::{Greeted, Stream, greet};
 pub use self::validity::Validity;
 use crate::base::clock::Timestamp;
@@ -27,9 +29,6 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Most certificates in a chain.
 const MAX_CHAIN: usize = 10;
-
-/// Most handshakes whose cryptography is under way at one time; others wait, within their deadline.
-const MAX_HANDSHAKES: usize = 64;
 
 /// Why there is no TLS. It never repeats what was read.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +76,6 @@ pub struct Tls {
     config: TlsConfig,
     credentials: Option<PathBuf>,
     current: RwLock<Material>,
-    /// Places of handshakes.
-    handshakes: Semaphore,
 }
 
 /// What was read, whole and fitting together.
@@ -86,6 +83,8 @@ pub struct Tls {
 pub struct Material {
     server: Arc<rustls::ServerConfig>,
     chain: Arc<[CertificateDer<'static>]>,
+    /// Those who vouch for clients, as they were read.
+    issuers: Arc<[u8]>,
     /// When the certificate holds.
     pub validity: Validity,
 }
@@ -101,7 +100,6 @@ impl Tls {
             config,
             credentials,
             current: RwLock::new(current),
-            handshakes: Semaphore::new(MAX_HANDSHAKES),
         })
     }
 
@@ -125,10 +123,17 @@ impl Tls {
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = material;
     }
 
-    /// Whether this is another certificate than that in force.
+    /// Who a client is, by the certificate that it showed.
+    fn shown(&self, stream: &Stream) -> Option<Shown> {
+        let (_, said) = stream.get_ref();
+        let leaf = said.peer_certificates()?.first()?;
+        Shown::of(leaf, &self.config.clients)
+    }
+
+    /// Whether this is another certificate than that in force, or others vouch for clients.
     fn is_news(&self, material: &Material) -> bool {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.chain != material.chain
+        current.chain != material.chain || current.issuers != material.issuers
     }
 
     fn server(&self) -> Arc<rustls::ServerConfig> {
@@ -159,6 +164,15 @@ impl Material {
         })?;
         let validity = chain.first().and_then(|leaf| Validity::of(leaf));
         let validity = validity.ok_or(NO_CHAIN)?;
+        let issuers = match &config.client_ca {
+            Some(source) => read("client_ca", source, false)?.to_vec(),
+            None => Vec::new(),
+        };
+        let verifier = if issuers.is_empty() {
+            WebPkiClientVerifier::no_client_auth()
+        } else {
+            clients::verifier(&issuers, config.require_client)?
+        };
         let provider = Arc::new(ring::default_provider());
         // Compares the two public keys.
         let certified = CertifiedKey::from_der(chain.clone(), key, &provider)
@@ -166,12 +180,18 @@ impl Material {
         let mut server = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|_| TlsError::Mismatched)?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(Only(Arc::new(certified))));
+        if !issuers.is_empty() {
+            // What was said of a certificate once is not believed later.
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+        }
         server.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         Ok(Self {
             server: Arc::new(server),
             chain: chain.into(),
+            issuers: issuers.into(),
             validity,
         })
     }

@@ -23,7 +23,7 @@ pub struct Validity {
 impl Validity {
     /// Whether it holds at this time.
     #[must_use]
-    pub fn holds(&self, now: Timestamp) -> bool {
+    pub fn holds(self, now: Timestamp) -> bool {
         self.from <= now && now <= self.until
     }
 

@@ -54,7 +54,7 @@ pub(super) const CERTIFICATE: Check = Check {
     rule: "The certificate of http.tls can be read, belongs to its key, which nobody else reads, and is valid now.",
     mend: "renew it, or put the key back that belongs to it, chmod 0600 that, and casemate admin reload",
     is_advice: false,
-    look: Look::Here(|scene| certificate(scene, |validity, now| validity.holds(now))),
+    look: Look::Here(|scene| certificate(scene, Validity::holds)),
 };
 
 /// What a name service says of others is no reason to answer.
@@ -113,7 +113,7 @@ pub(super) const CERTIFICATE_LEFT: Check = Check {
 /// Time in which a certificate is renewed.
 const LEFT: Duration = Duration::from_secs(14 * 24 * 3600);
 
-fn certificate(scene: &Scene, is_good: fn(&Validity, Timestamp) -> bool) -> Found {
+fn certificate(scene: &Scene, is_good: fn(Validity, Timestamp) -> bool) -> Found {
     let config = scene.config();
     let Some(tls) = &config.http.tls else {
         return Ok("there is none".to_owned());
@@ -121,7 +121,7 @@ fn certificate(scene: &Scene, is_good: fn(&Validity, Timestamp) -> bool) -> Foun
     let read = Material::read(tls, credentials().as_deref());
     let validity = read.map_err(|error| error.to_string())?.validity;
     let said = format!("valid from {} to {}", validity.from, validity.until);
-    if is_good(&validity, scene.clock.now()) {
+    if is_good(validity, scene.clock.now()) {
         Ok(said)
     } else {
         Err(said)
