@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
@@ -49,6 +51,9 @@ const MAX_HEADERS: usize = 100;
 
 /// Most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
+
+/// How long a connection may ask nothing by which nobody has shown who they are. HTTP/1 has the bound of a head besides.
+const STRANGER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -238,6 +243,7 @@ impl Server {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => {}
+                    () = conversation.forgotten() => {}
                     outcome = connection.as_mut() => return outcome,
                 }
                 connection.as_mut().graceful_shutdown();
@@ -267,6 +273,7 @@ impl Server {
         conversation: &Conversation,
         request: Request<Incoming>,
     ) -> Response<ReplyBody> {
+        *locked(&conversation.last) = Some(Instant::now());
         let Ok(request_id) = RequestId::generate(self.app.now()) else {
             return Reply::empty(StatusCode::SERVICE_UNAVAILABLE).response;
         };
@@ -362,6 +369,7 @@ impl Server {
                 let principal = self
                     .authenticate(&conversation.ends, &head.headers, site, crowded)
                     .await?;
+                conversation.is_known.store(true, Ordering::Relaxed);
                 self.limits.admit(&principal)?;
                 Some(principal)
             }
@@ -463,6 +471,10 @@ impl Server {
 struct Conversation {
     stop: CancellationToken,
     ends: Ends,
+    /// Whether somebody who is known has spoken.
+    is_known: AtomicBool,
+    /// When the last request came.
+    last: Mutex<Option<Instant>>,
     parting: Arc<Parting>,
     /// What becomes of the connection after HTTP.
     upgraded: Mutex<Option<BoxFuture<'static, ()>>>,
@@ -487,6 +499,19 @@ impl Conversation {
             taking
         });
         body.bind(request, parting, taking);
+    }
+
+    /// Waits until a stranger has asked nothing for [`STRANGER_PATIENCE`].
+    async fn forgotten(&self) {
+        let began = Instant::now();
+        while !self.is_known.load(Ordering::Relaxed) {
+            let due = locked(&self.last).unwrap_or(began) + STRANGER_PATIENCE;
+            if Instant::now() >= due {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+        std::future::pending::<()>().await;
     }
 
     /// Waits until a client has taken nothing of some streamed answer for [`WRITE_DEADLINE`].
@@ -603,6 +628,25 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_is_forgotten_and_one_who_is_known_is_not() {
+        let conversation = Conversation::default();
+        let began = Instant::now();
+        conversation.forgotten().await;
+        assert_eq!(began.elapsed(), STRANGER_PATIENCE);
+        let asking = async {
+            for _ in 0..3 {
+                tokio::time::sleep(STRANGER_PATIENCE / 2).await;
+                *locked(&conversation.last) = Some(Instant::now());
+            }
+        };
+        tokio::join!(conversation.forgotten(), asking);
+        assert_eq!(began.elapsed(), STRANGER_PATIENCE * 7 / 2);
+        conversation.is_known.store(true, Ordering::Relaxed);
+        let never = tokio::time::timeout(STRANGER_PATIENCE * 100, conversation.forgotten());
+        assert!(never.await.is_err());
     }
 
     #[test]

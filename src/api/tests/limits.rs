@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
@@ -138,6 +142,30 @@ async fn a_key_has_its_bound_and_a_team_another() {
     let again = async { while bounded.ask(one).await != 204 {} };
     timeout(PATIENCE, again).await.expect("it never comes back");
     bounded.door.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_opens_http2_and_asks_nothing_is_sent_away() {
+    let pipe = super::Pipe::open(&[]);
+    let (sender, connection) =
+        http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(pipe.far))
+            .await
+            .unwrap();
+    let began = Instant::now();
+    // It answers every ping.
+    let _ = timeout(PATIENCE * 10, connection)
+        .await
+        .expect("it goes on for ever");
+    let waited = began.elapsed();
+    assert!(
+        waited >= Duration::from_secs(60) && waited < Duration::from_secs(70),
+        "{waited:?}"
+    );
+    timeout(PATIENCE, pipe.talk)
+        .await
+        .expect("its place is not free")
+        .unwrap();
+    drop(sender);
 }
 
 #[tokio::test]

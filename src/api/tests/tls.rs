@@ -361,6 +361,45 @@ async fn whoever_is_slow_to_begin_is_cut_wherever_it_stops() {
 }
 
 #[tokio::test]
+async fn a_socket_opens_over_tls_and_ends_with_a_farewell() {
+    let papers = Papers::new();
+    let config = crate::api::server::ServerConfig {
+        tls: Some(papers.tls()),
+        ..config(16)
+    };
+    let door = Door::open_with(&super::sockets::echoes(), config).await;
+    let mut stream = connect(&door, &papers.client(BOTH, &["http/1.1"]))
+        .await
+        .unwrap();
+    let head = "GET /x HTTP/1.1\r\nhost: x\r\norigin: https://x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A text of two bytes and the end of it, masked with nothing (RFC 6455 section 5.2).
+    stream
+        .write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i'])
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    let echo = [0x81, 2, b'h', b'i'];
+    while !said.ends_with(&echo) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut said)).await;
+        assert_ne!(read.unwrap().unwrap(), 0, "{said:?}");
+    }
+    stream
+        .write_all(&[0x88, 0x82, 0, 0, 0, 0, 3, 232])
+        .await
+        .unwrap();
+    // Without a farewell this would be an error.
+    let ended = timeout(PATIENCE, stream.read_to_end(&mut said))
+        .await
+        .unwrap();
+    ended.unwrap();
+    assert!(said.starts_with(b"HTTP/1.1 101 "));
+    assert!(said.ends_with(&[0x88, 2, 3, 232]), "{said:?}");
+    door.close().await;
+}
+
+#[tokio::test]
 async fn http_in_the_clear_is_told_that_this_is_tls() {
     let papers = Papers::new();
     let door = open(papers.tls(), PATIENCE).await;
