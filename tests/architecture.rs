@@ -64,9 +64,17 @@ const PLACES: &[(&str, &[&str])] = &[
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
     (
         "ring",
-        &["backup/archive.rs", "identity/", "vault/", "bin/"],
+        &[
+            "api/tls/",
+            "backup/archive.rs",
+            "identity/",
+            "vault/",
+            "bin/",
+        ],
     ),
     ("rusqlite", &["store/"]),
+    ("rustls", &["api/tls/"]),
+    ("rustls_webpki", &["api/tls/"]),
     ("rustix", &["bin/", "host/"]),
     ("schemars", &["base/", "model/", "api/", "policy/"]),
     ("sd_notify", &["host/notify.rs"]),
@@ -94,7 +102,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
-    ("tokio_rustls", &["identity/jwt/fetch.rs"]),
+    ("tokio_rustls", &["api/tls/", "identity/jwt/fetch.rs"]),
     (
         "tokio_tungstenite",
         &["api/socket.rs", "api/handshake.rs", "bin/"],
@@ -112,12 +120,15 @@ const PLACES: &[(&str, &[&str])] = &[
             "backup/seal.rs",
             "base/secret.rs",
             "daemon/start.rs",
+            "host/credential.rs",
+            "host/credential.rs",
             "identity/",
             "session/launch.rs",
             "vault/",
             "bin/",
         ],
     ),
+    ("webpki", &["api/tls/"]),
     ("zstd", &["audit/archive.rs", "backup/archive.rs", "bin/"]),
 ];
 

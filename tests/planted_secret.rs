@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use casemate::api::{Server, ServerConfig};
+use casemate::api::{Browsers, Server, ServerConfig};
 use casemate::app::{App, AppError, NewKey, Parts};
 use casemate::audit::{AuditLog, Signer};
 use casemate::backup::keeper::{Parts as BackupParts, Progress};
@@ -33,7 +33,9 @@ use casemate::model::grant::{Grant, Role};
 use casemate::model::name::Name;
 use casemate::model::principal::{Client, Principal, Proof};
 use casemate::model::query::AuditFilter;
-use casemate::model::settings::{AuditConfig, BackupConfig, SessionsConfig, VolumesConfig};
+use casemate::model::settings::{
+    AuditConfig, BackupConfig, HttpLimits, SessionsConfig, VolumesConfig,
+};
 use casemate::model::template::Precondition;
 use casemate::runtime::fake::FakeRuntime;
 use casemate::runtime::{RuntimeFacts, SandboxRuntime};
@@ -264,6 +266,12 @@ impl Ground {
             max_body_bytes: 1 << 20,
             max_connections: 16,
             header_timeout: PATIENCE,
+            tls: None,
+            browsers: Browsers {
+                hosts: vec!["x".parse().unwrap()],
+                origins: Vec::new(),
+            },
+            limits: HttpLimits::off(),
         };
         let server = Server::new(app.clone(), config).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

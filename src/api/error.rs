@@ -2,6 +2,8 @@
 //!
 //! Causes inside the daemon go to the log under the request's id, never into an answer.
 
+use std::time::Duration;
+
 use casemate_link::refusal::code as refusal;
 use http::{HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
@@ -15,6 +17,9 @@ use crate::credential::CredentialError;
 use crate::model::session::Reason;
 use crate::session::gate::Refused;
 use crate::session::{SessionError, VolumeRefusal};
+
+/// The code of whoever asks too often.
+pub(super) const RATE_LIMITED: &str = "rate_limited";
 
 /// Seconds that a client should wait before it tries again when the daemon is merely busy.
 const RETRY_AFTER_S: &str = "2";
@@ -86,6 +91,20 @@ impl Problem {
             "send a valid API key as Authorization: Bearer or X-API-Key; make one with `casemate admin key create`",
         )
         .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    /// Too many requests, counted like this; there is a place for the next after `wait`.
+    pub(super) fn rate_limited(how: &str, wait: Duration) -> Self {
+        let seconds = wait.as_nanos().div_ceil(1_000_000_000).max(1);
+        let problem = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            RATE_LIMITED,
+            format!("there are too many requests {how}; try again in {seconds} s"),
+        );
+        match HeaderValue::from_str(&seconds.to_string()) {
+            Ok(value) => problem.header(header::RETRY_AFTER, value),
+            Err(_) => problem.again_later(),
+        }
     }
 
     pub(super) fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {

@@ -1,8 +1,5 @@
-//! The opening handshake of a WebSocket (RFC 6455 section 4.2), checked before a handler is called.
-//!
-//! A browser sends a page's cookies and reaches a person's own network from any page, and the rule of
-//! same origin does not hold for a WebSocket: the server must look at `Origin` (section 10.2). Programs
-//! send none.
+//! The opening handshake of a WebSocket (RFC 6455 section 4.2), checked before a handler is called. Where it comes from
+//! (section 10.2) was judged before, as that of every request: `browser`.
 
 use std::sync::Arc;
 
@@ -38,12 +35,10 @@ pub(super) struct Agreed {
     pub(super) protocol: Option<&'static str>,
 }
 
-/// Checks a handshake. `authority` is the target's own, where the request line has one; `protocol` is
-/// what the route speaks.
+/// Checks a handshake. `protocol` is what the route speaks.
 pub(super) fn check(
     version: Version,
     headers: &HeaderMap,
-    authority: Option<&str>,
     protocol: Option<&'static str>,
 ) -> Result<Agreed, Problem> {
     if version > Version::HTTP_11 {
@@ -53,7 +48,6 @@ pub(super) fn check(
             "this is a WebSocket: open it over HTTP/1.1",
         ));
     }
-    check_origin(headers, authority)?;
     let asks = version == Version::HTTP_11
         && has_word(headers, &header::CONNECTION, "upgrade")
         && has_word(headers, &header::UPGRADE, "websocket");
@@ -95,41 +89,6 @@ fn upgrade(problem: Problem) -> Problem {
         .header(header::CONNECTION, HeaderValue::from_static("upgrade"))
 }
 
-fn check_origin(headers: &HeaderMap, authority: Option<&str>) -> Result<(), Problem> {
-    if !headers.contains_key(header::ORIGIN) {
-        return Ok(());
-    }
-    let host = authority.or_else(|| only(headers, &header::HOST));
-    let same = only(headers, &header::ORIGIN)
-        .zip(host)
-        .is_some_and(|(origin, host)| is_same(origin, host));
-    if same {
-        return Ok(());
-    }
-    Err(Problem::new(
-        StatusCode::FORBIDDEN,
-        "origin_not_allowed",
-        "a page of another site may not open this",
-    ))
-}
-
-/// Whether an origin (RFC 6454 section 6.1) is that of a host. An opaque one, `null`, is nobody's.
-fn is_same(origin: &str, host: &str) -> bool {
-    let Some((scheme, place)) = origin.split_once("://") else {
-        return false;
-    };
-    let default_port = match scheme {
-        "http" => ":80",
-        "https" => ":443",
-        _ => return false,
-    };
-    let bare = |text: &str| {
-        let text = text.strip_suffix(default_port).unwrap_or(text);
-        text.to_ascii_lowercase()
-    };
-    !place.is_empty() && bare(place) == bare(host)
-}
-
 /// A header that is there once.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
@@ -154,7 +113,6 @@ fn has_word(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     /// The example of RFC 6455 section 1.2.
     const GOOD: &[(&str, &str)] = &[
@@ -180,7 +138,7 @@ mod tests {
     }
 
     fn code(changed: &[(&str, &str)]) -> Result<Agreed, &'static str> {
-        let checked = check(Version::HTTP_11, &headers(changed), None, Some("superchat"));
+        let checked = check(Version::HTTP_11, &headers(changed), Some("superchat"));
         checked.map_err(|problem| problem.code())
     }
 
@@ -214,51 +172,10 @@ mod tests {
         let mut twice = headers(&[]);
         let key = twice[header::SEC_WEBSOCKET_KEY].clone();
         twice.append(header::SEC_WEBSOCKET_KEY, key);
-        assert!(check(Version::HTTP_11, &twice, None, None).is_err());
-        let old = check(Version::HTTP_10, &headers(&[]), None, None);
+        assert!(check(Version::HTTP_11, &twice, None).is_err());
+        let old = check(Version::HTTP_10, &headers(&[]), None);
         assert_eq!(old.unwrap_err().code(), "upgrade_required");
-        let new = check(Version::HTTP_2, &headers(&[]), None, None);
+        let new = check(Version::HTTP_2, &headers(&[]), None);
         assert_eq!(new.unwrap_err().code(), "websocket_needs_http1");
-    }
-
-    #[test]
-    fn only_the_same_site_or_no_site_may_come_in() {
-        for (origin, host) in [
-            ("", "a.example"),
-            ("http://a.example", "a.example"),
-            ("https://a.example", "A.Example:443"),
-            ("http://a.example", "a.example:80"),
-            ("http://a.example:7272", "a.example:7272"),
-            ("http://[::1]:7272", "[::1]:7272"),
-        ] {
-            let changed = [("origin", origin), ("host", host)];
-            assert!(code(&changed).is_ok(), "{changed:?}");
-        }
-        for (origin, host) in [
-            ("null", "a.example"),
-            ("a.example", "a.example"),
-            ("http://", "a.example"),
-            ("http://b.example", "a.example"),
-            ("http://a.example.b.example", "a.example"),
-            ("http://a.example:81", "a.example"),
-            ("https://a.example", "a.example:80"),
-            ("http://a.example", "a.example:443"),
-            ("file://a.example", "a.example"),
-            ("http://x@a.example", "a.example"),
-            ("http://a.example", ""),
-        ] {
-            let changed = [("origin", origin), ("host", host)];
-            assert_eq!(code(&changed), Err("origin_not_allowed"), "{changed:?}");
-        }
-        let mut twice = headers(&[]);
-        twice.append(header::ORIGIN, HeaderValue::from_static("http://b.example"));
-        assert!(check(Version::HTTP_11, &twice, None, None).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn an_origin_is_the_same_only_where_its_host_is(a in "[a-z.]{1,9}", b in "[a-z.]{1,9}") {
-            prop_assert_eq!(is_same(&format!("https://{a}"), &b), a == b);
-        }
     }
 }

@@ -1,5 +1,5 @@
 //! The connection below hyper: a client that takes nothing is not waited for, and nobody loses the
-//! end of an answer to the way a connection is closed.
+//! end of an answer to the way a connection is closed. The same over TLS, whose farewell is a write as well.
 //!
 //! Not a protocol: bytes pass as they are. Three rules of TCP are kept here because nobody above can:
 //! a write that makes no progress fails; after an answer that came before its request was read, the
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
@@ -91,6 +92,8 @@ impl Cut for TcpStream {
 /// A connection with these rules.
 pub(super) struct Line<S: Cut> {
     stream: S,
+    /// What was read of it before.
+    seen: Bytes,
     parting: Arc<Parting>,
     stalled: Patience,
     lingering: Patience,
@@ -100,10 +103,17 @@ impl<S: Cut> Line<S> {
     pub(super) fn new(stream: S, parting: Arc<Parting>) -> Self {
         Self {
             stream,
+            seen: Bytes::new(),
             parting,
             stalled: Patience::new(WRITE_DEADLINE),
             lingering: Patience::new(LINGER),
         }
+    }
+
+    /// What was read of the stream already comes first.
+    pub(super) fn after(mut self, seen: Bytes) -> Self {
+        self.seen = seen;
+        self
     }
 
     /// Bounds the wait of a write.
@@ -140,7 +150,12 @@ impl<S: Cut> AsyncRead for Line<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        if self.seen.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let length = self.seen.len().min(buffer.remaining());
+        buffer.put_slice(&self.seen.split_to(length));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -174,7 +189,12 @@ impl<S: Cut> AsyncWrite for Line<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+        // What is to look broken gets no farewell.
+        if this.parting.broken.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let shut = Pin::new(&mut this.stream).poll_shutdown(context);
+        ready!(this.bounded(shut, context))?;
         if !this.parting.unread.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }

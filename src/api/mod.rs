@@ -6,9 +6,11 @@
 //! [`route::Reply::stream`] and [`sse`] out, [`socket`] both ways.
 
 mod body;
+mod browser;
 pub mod error;
 mod handshake;
 pub mod intake;
+mod limit;
 mod line;
 pub mod openapi;
 pub mod range;
@@ -20,6 +22,8 @@ pub mod socket;
 pub mod sse;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod v1;
 
+pub use self::browser::Browsers;
 pub use self::server::{Server, ServerConfig};

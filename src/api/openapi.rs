@@ -11,14 +11,14 @@ use super::route::{Access, Answer, Reply, Request, Route, schema_of};
 use super::routes::ROUTES;
 
 /// Failures that every route may answer with.
-const COMMON_FAILURES: [u16; 5] = [400, 408, 413, 415, 503];
+const COMMON_FAILURES: [u16; 8] = [400, 403, 408, 413, 415, 421, 429, 503];
 
 /// Failures of every route that asks a session's guest: whatever a guest may refuse, it may refuse anywhere, and one that
 /// is too old refuses all that it does not know.
 const GUEST_FAILURES: [u16; 10] = [403, 404, 409, 412, 416, 422, 501, 502, 503, 507];
 
 /// Failures of the opening handshake of a WebSocket.
-const HANDSHAKE_FAILURES: [u16; 3] = [403, 426, 501];
+const HANDSHAKE_FAILURES: [u16; 2] = [426, 501];
 
 /// Answers with the document.
 pub(super) fn serve() -> Result<Reply, Problem> {

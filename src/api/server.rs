@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -15,21 +16,28 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
 use super::body;
-use super::error::Problem;
+use super::browser::{self, Browsers, Site};
+use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
+use super::limit::Limits;
 use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
 use super::reply::{ReplyBody, Taking};
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
-use crate::app::{App, AppError};
+use super::tls::{self, Greeted, Shown, Tls};
+use crate::app::{App, AppError, Authenticated, Validity};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
+use crate::model::settings::HttpLimits;
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
 pub(super) const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -43,14 +51,17 @@ const MAX_HEADERS: usize = 100;
 /// Most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
+/// How long a connection may ask nothing by which nobody has shown who they are. HTTP/1 has the bound of a head besides.
+const STRANGER_PATIENCE: Duration = Duration::from_secs(60);
+
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Pause before the rest of a preface is looked for, which no honest client sends in two parts.
-const PREFACE_PAUSE: Duration = Duration::from_millis(20);
+/// What is read of a connection before it is given to hyper: the first request, as a rule.
+const FIRST_BYTES: usize = 4096;
 
 /// How the door is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Longest body that is held in memory.
     pub max_body_bytes: u64,
@@ -58,12 +69,21 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// How long a client may take to send a request's head.
     pub header_timeout: Duration,
+    /// The certificate; `None`: HTTP in the clear.
+    pub tls: Option<Arc<Tls>>,
+    /// Its names, and the pages that may call.
+    pub browsers: Browsers,
+    /// How much may be asked.
+    pub limits: HttpLimits,
 }
 
 /// The HTTP door.
 pub struct Server {
     app: App,
     config: ServerConfig,
+    limits: Limits,
+    /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
+    handshakes: Semaphore,
     table: Table,
 }
 
@@ -98,7 +118,15 @@ impl Server {
         for (path, routes) in by_path {
             table.insert(path, routes).map_err(BadRoutes)?;
         }
-        Ok(Self { app, config, table })
+        let limits = Limits::new(&config.limits);
+        let handshakes = Semaphore::new((config.max_connections / 2).max(1));
+        Ok(Self {
+            app,
+            config,
+            limits,
+            handshakes,
+            table,
+        })
     }
 
     /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
@@ -118,28 +146,67 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "cannot set TCP_NODELAY");
         }
-        let began = tokio::select! {
+        let ends = Ends {
+            peer: stream.peer_addr().ok().map(|address| address.ip()),
+            local: stream.local_addr().ok().map(|address| address.ip()),
+            is_tls: self.config.tls.is_some(),
+            shown: None,
+        };
+        // Before anything is read: whoever has too many costs no more than this.
+        let Some(_place) = self.limits.connect(ends.peer) else {
+            if self.limits.is_time_to_tell() {
+                info!(peer = ?ends.peer, "refused connections of an address that has too many");
+            }
+            return;
+        };
+        let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            began = tokio::time::timeout(self.config.header_timeout, first_bytes(&stream)) => began,
+            begun = tokio::time::timeout(self.config.header_timeout, self.begin(stream)) => begun,
         };
-        if matches!(began, Ok(Ok(()))) {
-            let peer = stream.peer_addr().ok().map(|address| address.ip());
-            self.talk_to(stream, peer, stop).await;
+        match begun {
+            Ok(Ok(Begun::Plain(stream, seen))) => self.talk_to(stream, seen, ends, stop).await,
+            Ok(Ok(Begun::Tls(stream, shown, seen))) => {
+                self.talk_to(*stream, seen, Ends { shown, ..ends }, stop)
+                    .await;
+            }
+            Ok(Ok(Begun::Refused)) => {}
+            Ok(Err(error)) => debug!(%error, "a connection came to nothing"),
+            Err(_) => debug!("a client was too slow to begin"),
+        }
+    }
+
+    /// The handshake, and the first that is said after it.
+    async fn begin(&self, mut stream: TcpStream) -> std::io::Result<Begun> {
+        let Some(tls) = &self.config.tls else {
+            let seen = first_bytes(&mut stream).await?;
+            return Ok(Begun::Plain(stream, seen));
+        };
+        let place = self.handshakes.acquire().await;
+        let place = place.map_err(std::io::Error::other)?;
+        match tls::greet(tls, stream).await? {
+            Greeted::Tls(mut stream, shown) => {
+                drop(place);
+                let seen = first_bytes(&mut stream).await?;
+                Ok(Begun::Tls(stream, shown, seen))
+            }
+            Greeted::Refused => Ok(Begun::Refused),
         }
     }
 
     /// Serves a connection of nobody in particular.
     #[cfg(test)]
     pub(super) async fn talk(self: Arc<Self>, stream: impl Cut, stop: CancellationToken) {
-        self.talk_to(stream, None, stop).await;
+        self.talk_to(stream, Bytes::new(), Ends::default(), stop)
+            .await;
     }
 
     /// Serves one connection, and the socket that it may become, to the end.
     async fn talk_to(
         self: Arc<Self>,
         stream: impl Cut,
-        peer: Option<IpAddr>,
+        seen: Bytes,
+        ends: Ends,
         stop: CancellationToken,
     ) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -157,7 +224,7 @@ impl Server {
             .keep_alive_interval(Some(Duration::from_secs(30)));
         let conversation = Arc::new(Conversation {
             stop: stop.clone(),
-            peer,
+            ends,
             ..Conversation::default()
         });
         let service = {
@@ -167,7 +234,7 @@ impl Server {
                 async move { Ok::<_, Infallible>(this.answer(&conversation, request).await) }
             })
         };
-        let line = Line::new(stream, Arc::clone(&conversation.parting));
+        let line = Line::new(stream, Arc::clone(&conversation.parting)).after(seen);
         let outcome = {
             let connection = builder.serve_connection_with_upgrades(TokioIo::new(line), service);
             let mut connection = std::pin::pin!(connection);
@@ -175,6 +242,7 @@ impl Server {
                 tokio::select! {
                     biased;
                     () = stop.cancelled() => {}
+                    () = conversation.forgotten() => {}
                     outcome = connection.as_mut() => return outcome,
                 }
                 connection.as_mut().graceful_shutdown();
@@ -204,6 +272,7 @@ impl Server {
         conversation: &Conversation,
         request: Request<Incoming>,
     ) -> Response<ReplyBody> {
+        *locked(&conversation.last) = Some(Instant::now());
         let Ok(request_id) = RequestId::generate(self.app.now()) else {
             return Reply::empty(StatusCode::SERVICE_UNAVAILABLE).response;
         };
@@ -214,13 +283,18 @@ impl Server {
             .cloned();
         let (method, version) = (request.method().clone(), request.version());
         let path = request.uri().path().to_owned();
-        let answered = AssertUnwindSafe(self.dispatch(conversation, request_id, request))
-            .catch_unwind()
-            .await;
+        let mut site = Site::None;
+        let answered =
+            AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut site))
+                .catch_unwind()
+                .await;
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(problem)) => {
-                info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
+                // A flood is not one in the log.
+                if problem.code() != RATE_LIMITED || self.limits.is_time_to_tell() {
+                    info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
+                }
                 problem.into_reply(request_id)
             }
             Err(_) => {
@@ -233,11 +307,7 @@ impl Server {
         if let Some(value) = echoed.or(ours) {
             headers.insert("x-request-id", value);
         }
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        browser::dress(headers, &site, conversation.ends.is_tls);
         if method == Method::HEAD {
             reply = reply.without_body();
         }
@@ -253,6 +323,7 @@ impl Server {
         conversation: &Conversation,
         request_id: RequestId,
         mut request: Request<Incoming>,
+        site: &mut Site,
     ) -> Result<Reply, Problem> {
         let on = hyper::upgrade::on(&mut request);
         let (head, incoming) = request.into_parts();
@@ -261,6 +332,18 @@ impl Server {
         }
         // From here on somebody knows what was left unread.
         let intake = Intake::new(incoming, Arc::clone(&conversation.parting));
+        let Ends {
+            peer,
+            local,
+            is_tls,
+            ..
+        } = conversation.ends;
+        let crowded = self.limits.request(peer);
+        let is_nobody = !presents(&head.headers) && conversation.ends.shown.is_none();
+        if let Some(wait) = crowded.filter(|_| is_nobody) {
+            return Err(Limits::crowded(wait));
+        }
+        *site = self.config.browsers.judge(&head, local, is_tls)?;
         let found = self.table.at(head.uri.path()).map_err(|_| {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -268,22 +351,26 @@ impl Server {
                 "there is nothing at this path; /openapi.json lists what there is",
             )
         })?;
+        if browser::is_preflight(&head, site) {
+            return Ok(browser::preflight(&head, found.value));
+        }
         let route = found
             .value
             .iter()
             .find(|route| route.takes(&head.method))
             .ok_or_else(|| method_not_allowed(found.value))?;
         let asked = match route.access {
-            Access::Open => None,
+            Access::Open => match crowded {
+                Some(wait) => return Err(Limits::crowded(wait)),
+                None => None,
+            },
             Access::Key => {
-                let asked = match credentials(&head.headers) {
-                    Some(presented) => self.app.authenticate(presented).await,
-                    None => Err(AppError::Unauthenticated),
-                };
-                if matches!(asked, Err(AppError::Unauthenticated)) {
-                    self.app.not_authenticated(conversation.peer);
-                }
-                Some(asked?)
+                let asked = self
+                    .authenticate(&conversation.ends, &head.headers, site, crowded)
+                    .await?;
+                conversation.is_known.store(true, Ordering::Relaxed);
+                self.limits.admit(&asked.principal)?;
+                Some(asked)
             }
         };
         let (principal, validity) = asked.map_or_else(Default::default, |asked| {
@@ -296,9 +383,8 @@ impl Server {
             .collect();
         let mut once = Once::default();
         if let Answer::WebSocket(protocol) = route.answer {
-            let authority = head.uri.authority().map(http::uri::Authority::as_str);
             once.handshake = Some(Handshake {
-                agreed: handshake::check(head.version, &head.headers, authority, protocol)?,
+                agreed: handshake::check(head.version, &head.headers, protocol)?,
                 on,
                 parting: Arc::clone(&conversation.parting),
             });
@@ -339,12 +425,73 @@ impl Server {
     }
 }
 
+/// Who speaks to whom, and how.
+#[derive(Clone, Default)]
+struct Ends {
+    /// Who is at the other end of the line.
+    peer: Option<IpAddr>,
+    /// Which of our addresses it came to.
+    local: Option<IpAddr>,
+    is_tls: bool,
+    /// The certificate by which the other end is known.
+    shown: Option<Shown>,
+}
+
+impl Server {
+    /// Who asks. From an address that has nothing left (`crowded`), or failed too often, few are looked up at a time.
+    async fn authenticate(
+        &self,
+        ends: &Ends,
+        headers: &HeaderMap,
+        site: &Site,
+        crowded: Option<Duration>,
+    ) -> Result<Authenticated, Problem> {
+        let peer = ends.peer;
+        // What is sent with a request counts before what the connection began with, which browsers show for any page.
+        if let Some(shown) = &ends.shown
+            && !presents(headers)
+            && !browser::is_sent_by_another_page(headers, site)
+            && let Some(principal) = shown.principal(self.app.now())
+        {
+            return Ok(Authenticated {
+                principal: principal.clone(),
+                validity: Validity::default(),
+            });
+        }
+        let presented = credentials(headers);
+        let distrusted = crowded.or_else(|| self.limits.distrust(peer));
+        let asked = match (presented, distrusted) {
+            (None, _) => Err(AppError::Unauthenticated),
+            (Some(presented), None) => self.app.authenticate(presented).await,
+            (Some(presented), Some(wait)) => {
+                let looked_up = self.app.authenticate(presented);
+                self.limits.in_turn(looked_up, wait).await?
+            }
+        };
+        if !matches!(asked, Err(AppError::Unauthenticated)) {
+            return Ok(asked?);
+        }
+        self.app.not_authenticated(peer);
+        let Some(wait) = distrusted else {
+            self.limits.failed(peer);
+            return Ok(asked?);
+        };
+        if presented.is_some() {
+            Limits::hold_back().await;
+        }
+        Err(Limits::crowded(wait))
+    }
+}
+
 /// What the requests of one connection share.
 #[derive(Default)]
 struct Conversation {
     stop: CancellationToken,
-    /// Who is at the other end of the line, for the record.
-    peer: Option<IpAddr>,
+    ends: Ends,
+    /// Whether somebody who is known has spoken.
+    is_known: AtomicBool,
+    /// When the last request came.
+    last: Mutex<Option<Instant>>,
     parting: Arc<Parting>,
     /// What becomes of the connection after HTTP.
     upgraded: Mutex<Option<BoxFuture<'static, ()>>>,
@@ -371,6 +518,19 @@ impl Conversation {
         body.bind(request, parting, taking);
     }
 
+    /// Waits until a stranger has asked nothing for [`STRANGER_PATIENCE`].
+    async fn forgotten(&self) {
+        let began = Instant::now();
+        while !self.is_known.load(Ordering::Relaxed) {
+            let due = locked(&self.last).unwrap_or(began) + STRANGER_PATIENCE;
+            if Instant::now() >= due {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+        std::future::pending::<()>().await;
+    }
+
     /// Waits until a client has taken nothing of some streamed answer for [`WRITE_DEADLINE`].
     async fn stalled(&self) {
         loop {
@@ -386,22 +546,27 @@ impl Conversation {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a connection began, and what was read of it.
+enum Begun {
+    Plain(TcpStream, Bytes),
+    Tls(Box<tls::Stream>, Option<Shown>, Bytes),
+    /// It speaks something else.
+    Refused,
 }
 
 /// Waits for enough of a connection to tell HTTP/1 from HTTP/2. Until then hyper keeps no time, and a
 /// stranger who says nothing would have the place for ever.
-async fn first_bytes(stream: &TcpStream) -> std::io::Result<()> {
-    let mut bytes = [0; HTTP2_PREFACE.len()];
+async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Bytes> {
+    let mut seen = BytesMut::with_capacity(FIRST_BYTES);
     loop {
-        let seen = stream.peek(&mut bytes).await?;
-        let is_whole = seen == 0 || seen == HTTP2_PREFACE.len();
-        if is_whole || !HTTP2_PREFACE.starts_with(bytes.get(..seen).unwrap_or_default()) {
-            return Ok(());
+        let read = stream.read_buf(&mut seen).await?;
+        if read == 0 || seen.len() >= HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(&seen) {
+            return Ok(seen.freeze());
         }
-        // What was seen stays there, so that looking again would answer at once.
-        tokio::time::sleep(PREFACE_PAUSE).await;
     }
 }
 
@@ -437,6 +602,11 @@ fn head_too_large() -> Problem {
         "head_too_large",
         format!("the request's head has more than {MAX_HEAD_BYTES} bytes"),
     )
+}
+
+/// Whether anything is presented, be it right or wrong.
+fn presents(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key")
 }
 
 /// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
@@ -475,6 +645,25 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_is_forgotten_and_one_who_is_known_is_not() {
+        let conversation = Conversation::default();
+        let began = Instant::now();
+        conversation.forgotten().await;
+        assert_eq!(began.elapsed(), STRANGER_PATIENCE);
+        let asking = async {
+            for _ in 0..3 {
+                tokio::time::sleep(STRANGER_PATIENCE / 2).await;
+                *locked(&conversation.last) = Some(Instant::now());
+            }
+        };
+        tokio::join!(conversation.forgotten(), asking);
+        assert_eq!(began.elapsed(), STRANGER_PATIENCE * 7 / 2);
+        conversation.is_known.store(true, Ordering::Relaxed);
+        let never = tokio::time::timeout(STRANGER_PATIENCE * 100, conversation.forgotten());
+        assert!(never.await.is_err());
     }
 
     #[test]

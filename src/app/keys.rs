@@ -379,8 +379,8 @@ impl App {
                 let key = self.0.store.key(*id).await.map_err(AppError::Store)?;
                 key.and_then(|key| key.expires_at)
             }
-            // A token of somebody who signed in is short; what they make is theirs for longer.
-            Proof::Jwt { .. } => None,
+            // A token of somebody who signed in is short, and a certificate is renewed; what they make is theirs for longer.
+            Proof::Jwt { .. } | Proof::Certificate { .. } => None,
         };
         let outlives = own_end.is_some_and(|own| end.is_none_or(|end| end > own));
         if outlives || !client.grant.covers(grant) {

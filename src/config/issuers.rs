@@ -214,7 +214,7 @@ fn credential(text: &str) -> Result<(), String> {
 fn team(keys: &Section<'_>) -> Option<TeamRule> {
     let fixed = keys.single("team", name);
     let claim = claim_or(keys, "team_claim", None);
-    let map = keys.entries("team_map", name);
+    let map = keys.pairs("team_map", name);
     let has_map = keys.is_set("team_map");
     match (keys.is_set("team"), keys.is_set("team_claim")) {
         (true, true) => keys.problem(
@@ -244,7 +244,7 @@ fn team(keys: &Section<'_>) -> Option<TeamRule> {
 fn role(keys: &Section<'_>) -> RoleRule {
     let fixed = keys.single("role", role_name);
     let claim = claim_or(keys, "roles_claim", None);
-    let map = keys.entries("role_map", role_name);
+    let map = keys.pairs("role_map", role_name);
     if keys.is_complete() && keys.is_set("roles_claim") != keys.is_set("role_map") {
         keys.problem_here("needs both of roles_claim and role_map, or neither".to_owned());
     }
@@ -273,7 +273,7 @@ fn required(keys: &Section<'_>) -> BTreeMap<ClaimPath, BTreeSet<String>> {
         value => one(value).map(|value| [value].into()),
     };
     let mut required = BTreeMap::new();
-    for (claim, values) in keys.entries("required_claims", values) {
+    for (claim, values) in keys.pairs("required_claims", values) {
         match ClaimPath::parse(&claim) {
             Ok(path) => {
                 required.insert(path, values);

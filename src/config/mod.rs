@@ -12,6 +12,7 @@ pub mod level;
 pub mod reload;
 
 mod document;
+mod door;
 mod issuers;
 mod merge;
 mod rules;

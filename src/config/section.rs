@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Component, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::document::{Node, Path, Value};
@@ -101,6 +102,9 @@ const FORMER: [(&[&str], &str); 1] = [(
     &["templates"],
     "each template is a file of its own now: write it to templates/NAME.yaml beside this file",
 )];
+
+/// Most entries of a list.
+const MAX_ENTRIES: usize = 256;
 
 /// Longest text of a file that a problem repeats, in characters.
 const MAX_QUOTED_CHARS: usize = 64;
@@ -421,7 +425,7 @@ impl<'a> Section<'a> {
     }
 
     /// A map of names that are not known before to values that pass `parse`, which says what they must be.
-    pub(super) fn entries<T>(
+    pub(super) fn pairs<T>(
         &self,
         key: &'static str,
         parse: impl Fn(&Value) -> Result<T, String>,
@@ -478,6 +482,38 @@ impl<'a> Section<'a> {
             count.unwrap_or_default()
         };
         self.value(key, None, read, show)
+    }
+
+    /// A list of words that are no secrets, none unless some are written.
+    pub(super) fn words<T>(&self, key: &'static str) -> Vec<T>
+    where
+        T: FromStr + Display,
+        T::Err: Display,
+    {
+        self.entries(key, |value| match value {
+            Value::Text(text) => text.parse().map_err(|why| format!("{} {why}", quote(text))),
+            other => Err(format!("expected text, found {}", describe(other))),
+        })
+    }
+
+    /// A list of what is no secret, none unless some are written. `parse` says what each must be.
+    pub(super) fn entries<T: Display>(
+        &self,
+        key: &'static str,
+        parse: impl Fn(&Value) -> Result<T, String>,
+    ) -> Vec<T> {
+        let read = |value: &Value| match value {
+            Value::List(nodes) if nodes.len() <= MAX_ENTRIES => {
+                nodes.iter().map(|node| parse(&node.value)).collect()
+            }
+            Value::List(_) => Err(format!("has more than {MAX_ENTRIES} entries")),
+            other => Err(format!("expected a list, found {}", describe(other))),
+        };
+        let show = |entries: &Vec<T>| {
+            let entries: Vec<_> = entries.iter().map(ToString::to_string).collect();
+            entries.join(", ")
+        };
+        self.value(key, Vec::new(), read, show)
     }
 
     /// A map of text to text, as environments are. Its values may be secrets: no problem and no

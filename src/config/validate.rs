@@ -9,12 +9,12 @@ use std::time::Duration;
 use super::document::Value;
 use super::issuers::issuers;
 use super::section::Section;
-use super::{Config, level};
+use super::{Config, door, level};
 use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
 use crate::model::session::MAX_TIMEOUT_S;
 use crate::model::settings::{
-    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, OnShutdown,
+    AdminConfig, ArgvRecord, AuditConfig, BackupConfig, LogConfig, Mode, OnShutdown,
     RetentionConfig, SessionsConfig, StoreConfig, TeamTemplates, VolumesConfig,
 };
 use crate::model::template::MAX_POOL;
@@ -71,7 +71,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         mode,
         state_dir,
         runtime_dir,
-        http: http(&root.section("http"), mode),
+        http: door::http(&root.section("http"), mode),
         jwt: issuers(root),
         admin: admin(&root.section("admin")),
         runtime,
@@ -100,28 +100,6 @@ fn version(root: &Section<'_>) {
     if root.is_complete() && !root.is_set("version") {
         root.problem("version", format!("is missing; write version: {VERSION}"));
     }
-}
-
-fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
-    let default = HttpConfig::default();
-    let http = HttpConfig {
-        listen: keys.address("listen", default.listen),
-        max_body_bytes: keys.integer("max_body_bytes", default.max_body_bytes, 1024..=256 << 20),
-        max_connections: keys.integer("max_connections", default.max_connections, 1..=65_536),
-        header_timeout: keys.seconds("header_timeout_s", default.header_timeout, 1..=300),
-    };
-    let is_exposed = !http.listen.ip().is_loopback();
-    if keys.is_complete() && mode == Mode::Production && is_exposed {
-        keys.problem(
-            "listen",
-            format!(
-                "{} would carry keys over the network in the clear: there is no TLS yet; \
-                 listen on 127.0.0.1 or [::1] and put a TLS proxy in front",
-                http.listen
-            ),
-        );
-    }
-    http
 }
 
 fn admin(keys: &Section<'_>) -> AdminConfig {

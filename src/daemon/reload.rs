@@ -1,4 +1,5 @@
-//! What may change while the daemon runs: templates, bounds of sessions, issuers of tokens, the log's level.
+//! What may change while the daemon runs: templates, rules, bounds of sessions, issuers of tokens, the log's level, and the door's
+//! certificate.
 
 use std::path::Path;
 
@@ -6,6 +7,7 @@ use tracing::info;
 
 use super::logging::Logging;
 use super::start::{self, House};
+use crate::api::tls::{Material, TlsError};
 use crate::base::chain::Chain;
 use crate::config::Config;
 use crate::model::event::AuditEvent;
@@ -23,9 +25,13 @@ pub(super) async fn reload(
     house: &House,
 ) -> Result<(), String> {
     let new = Config::load(path).map_err(|problems| problems.to_string())?;
-    let change = config
+    let mut change = config
         .reload_from(&new)
         .map_err(|error| error.to_string())?;
+    let certificate = certificate(house)?;
+    if certificate.is_some() {
+        change.changed.push("http.tls".to_owned());
+    }
     start::check_images(house.runtime.as_ref(), &change.templates, &[])
         .await
         .map_err(|refusal| refusal.text)?;
@@ -48,6 +54,9 @@ pub(super) async fn reload(
         .map_err(|error| error.to_string())?;
     house.rules.set_files(change.policy);
     house.tokens.trust(trusted);
+    if let (Some(tls), Some(certificate)) = (&house.tls, certificate) {
+        tls.replace(certificate);
+    }
     house.sessions.reload(Settings {
         sessions: change.sessions,
         templates,
@@ -56,4 +65,13 @@ pub(super) async fn reload(
     house.scene.reconfigure(new.clone());
     *config = new;
     Ok(())
+}
+
+/// Another certificate where the old one was, if it is one that can be shown.
+fn certificate(house: &House) -> Result<Option<Material>, String> {
+    let kept = |error: TlsError| {
+        format!("nothing was reloaded, and the certificate of before is still in force: {error}")
+    };
+    let renewed = house.tls.as_ref().map(|tls| tls.renewed(house.app.now()));
+    renewed.transpose().map_err(kept).map(Option::flatten)
 }

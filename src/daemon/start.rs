@@ -18,7 +18,8 @@ use super::checks::Scene;
 use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
-use crate::api::{Server, ServerConfig};
+use crate::api::tls::{Tls, TlsError};
+use crate::api::{Browsers, Server, ServerConfig};
 use crate::app::{App, KeyRing, Parts as AppParts, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
@@ -30,6 +31,7 @@ use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::credential::{self, Credentials, NoVault};
+use crate::host::credential::DIRECTORY as CREDENTIALS;
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::jwt::{IssuerError, Tokens};
@@ -105,6 +107,17 @@ impl From<NoVault> for Refusal {
     }
 }
 
+impl From<TlsError> for Refusal {
+    fn from(error: TlsError) -> Self {
+        let exit = if error.is_exposed() {
+            Exit::Refused
+        } else {
+            Exit::Config
+        };
+        Self::new(exit, Chain(&error).to_string())
+    }
+}
+
 impl From<SignerError> for Refusal {
     fn from(error: SignerError) -> Self {
         match error {
@@ -150,6 +163,8 @@ pub(super) struct House {
     pub(super) calls: TaskTracker,
     pub(super) tokens: Arc<Tokens>,
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
+    /// The HTTP door's certificate, where it has one.
+    pub(super) tls: Option<Arc<Tls>>,
     /// Whether the record was signed before this start.
     pub(super) was_signed: bool,
     pub(super) backups: Backups,
@@ -192,6 +207,7 @@ impl Ground {
         machine: Machine,
     ) -> Result<(lock::StateLock, House), Refusal> {
         let Machine { runtime, facts } = machine;
+        let tls = tls(config)?;
         let path = config.state_dir.join(store::FILE_NAME);
         let store = Store::open_with(&path, config.audit.flush_every)?;
         store.keep_reserve();
@@ -285,6 +301,7 @@ impl Ground {
             calls,
             tokens,
             reloads,
+            tls,
             was_signed,
             backups,
             retention,
@@ -325,6 +342,12 @@ impl House {
             max_body_bytes: config.http.max_body_bytes,
             max_connections: config.http.max_connections,
             header_timeout: config.http.header_timeout,
+            tls: self.tls.clone(),
+            limits: config.http.limits,
+            browsers: Browsers {
+                hosts: config.http.hosts.clone(),
+                origins: config.http.origins.clone(),
+            },
         };
         let server = Server::new(self.app.clone(), server)
             .map_err(|error| Refusal::new(Exit::Software, Chain(&error).to_string()))?;
@@ -434,14 +457,25 @@ pub(super) async fn check_images(
     ))
 }
 
+/// Where systemd's credentials are.
+pub(super) fn credentials() -> Option<PathBuf> {
+    std::env::var_os(CREDENTIALS).map(PathBuf::from)
+}
+
+/// The certificate of the HTTP door.
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    let tls = config.http.tls.clone();
+    let tls = tls.map(|tls| Tls::open(tls, credentials())).transpose()?;
+    Ok(tls.map(Arc::new))
+}
+
 /// Whoever verifies the tokens of the issuers in the settings.
 async fn tokens(
     config: &Config,
     calls: TaskTracker,
     clock: &dyn Clock,
 ) -> Result<Arc<Tokens>, Refusal> {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let tokens = Tokens::new(credentials, calls);
+    let tokens = Tokens::new(credentials(), calls);
     let trusted = tokens.prepare(config.jwt.clone(), clock.now()).await;
     let trusted = trusted.map_err(|problems| Refusal::new(Exit::Config, in_words(&problems)))?;
     tokens.trust(trusted);
@@ -456,8 +490,7 @@ pub(super) fn in_words(problems: &[IssuerError]) -> String {
 
 /// The vault of the state, with the key that belongs to it.
 async fn vault(store: &Store, state_dir: &Path) -> Result<Vault, Refusal> {
-    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    Ok(credential::vault_of(store, credentials.as_deref(), state_dir).await?)
+    Ok(credential::vault_of(store, credentials().as_deref(), state_dir).await?)
 }
 
 /// The key of the keyed hash of API keys; made when there is none.

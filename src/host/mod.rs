@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod background;
 pub mod cgroup;
+pub mod credential;
 pub mod directory;
 pub mod disk;
 pub mod harden;

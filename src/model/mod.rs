@@ -22,3 +22,4 @@ pub mod signal;
 pub mod template;
 pub mod verify;
 pub mod volume;
+pub mod web;

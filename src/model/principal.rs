@@ -45,6 +45,11 @@ pub enum Proof {
         /// Whom it is about; printable ASCII of a bounded length.
         subject: String,
     },
+    /// A certificate of TLS.
+    Certificate {
+        /// What the settings call it.
+        name: String,
+    },
 }
 
 impl Principal {
@@ -87,6 +92,7 @@ impl fmt::Display for Proof {
         match self {
             Self::Key(id) => id.fmt(f),
             Self::Jwt { issuer, subject } => write!(f, "jwt:{issuer}:{subject}"),
+            Self::Certificate { name } => write!(f, "certificate:{name}"),
         }
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! `config/` reads, checks and bounds them; the parts take them as they are.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::grant::Role;
+use super::name::Name;
 use super::sandbox::{GIB, Limits};
+use super::web::{HostPattern, OriginPattern};
 
 /// How strict the daemon is with the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +36,7 @@ impl Mode {
 /// The HTTP door.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpConfig {
-    /// Where it listens. Loopback in production, as there is no TLS yet.
+    /// Where it listens. Loopback in production, unless there is TLS.
     pub listen: SocketAddr,
     /// Longest request body that is held in memory; streams are not bounded by it.
     pub max_body_bytes: u64,
@@ -40,6 +44,118 @@ pub struct HttpConfig {
     pub max_connections: usize,
     /// How long a client may take to send a request's head.
     pub header_timeout: Duration,
+    /// The certificate; `None`: HTTP in the clear.
+    pub tls: Option<TlsConfig>,
+    /// The names that it answers to, beside the address that a connection came to, and this machine's own names on this machine.
+    pub hosts: Vec<HostPattern>,
+    /// The origins whose pages may call, beside the door's own.
+    pub origins: Vec<OriginPattern>,
+    /// How much may be asked.
+    pub limits: HttpLimits,
+}
+
+/// How much may be asked at the HTTP door. Zero is no bound; a burst of zero is one of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Requests a second from one address (of IPv6 one network of 64 bits) by those who have no valid key.
+    pub address_per_s: u32,
+    /// So many of them at once.
+    pub address_burst: u32,
+    /// Requests a second with one key.
+    pub key_per_s: u32,
+    /// So many of them at once.
+    pub key_burst: u32,
+    /// Requests a second for one team.
+    pub team_per_s: u32,
+    /// So many of them at once.
+    pub team_burst: u32,
+    /// Requests that do not authenticate, a minute and at once, from one address.
+    pub failures_per_minute: u32,
+    /// Connections of one address at one time; loopback is not bounded.
+    pub connections_per_address: usize,
+}
+
+impl HttpLimits {
+    /// No bounds.
+    #[must_use]
+    pub const fn off() -> Self {
+        Self {
+            address_per_s: 0,
+            address_burst: 0,
+            key_per_s: 0,
+            key_burst: 0,
+            team_per_s: 0,
+            team_burst: 0,
+            failures_per_minute: 0,
+            connections_per_address: 0,
+        }
+    }
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            address_per_s: 500,
+            address_burst: 1000,
+            key_per_s: 1000,
+            key_burst: 2000,
+            team_per_s: 2000,
+            team_burst: 4000,
+            failures_per_minute: 10,
+            connections_per_address: 256,
+        }
+    }
+}
+
+/// TLS of the HTTP door. Each of them is an absolute path, or `credential:NAME`, a systemd credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate's chain in PEM, the server's own first.
+    pub certificate: String,
+    /// Its private key in PEM.
+    pub key: String,
+    /// Who vouches for clients' certificates, in PEM; `None`: they are not asked for any.
+    pub client_ca: Option<String>,
+    /// Whether a client without one is refused.
+    pub require_client: bool,
+    /// Who they are.
+    pub clients: Vec<ClientCertificate>,
+}
+
+/// Whoever has this certificate acts for a team.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// What the record calls it.
+    pub name: Name,
+    /// How it is known.
+    pub mark: CertificateMark,
+    /// The team that it acts for.
+    pub team: Name,
+    /// What it may do at most.
+    pub role: Role,
+}
+
+/// How a certificate is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateMark {
+    /// By the SHA-256 of all of it.
+    Fingerprint([u8; 32]),
+    /// By one of the DNS names or URIs that it is for, exactly.
+    San(String),
+}
+
+impl fmt::Display for ClientCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name)?;
+        match &self.mark {
+            CertificateMark::San(name) => write!(f, "san {name}")?,
+            CertificateMark::Fingerprint(bytes) => {
+                f.write_str("sha256 ")?;
+                bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+            }
+        }
+        write!(f, ", {} of {}", self.role, self.team)
+    }
 }
 
 impl Default for HttpConfig {
@@ -49,6 +165,10 @@ impl Default for HttpConfig {
             max_body_bytes: 1 << 20,
             max_connections: 1024,
             header_timeout: Duration::from_secs(10),
+            tls: None,
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            limits: HttpLimits::default(),
         }
     }
 }

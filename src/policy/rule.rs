@@ -52,7 +52,8 @@ pub struct Rule {
     /// Only clients of these roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<BTreeSet<Role>>,
-    /// Only these clients, as the record names them: `key_…`, `jwt:issuer:subject`, or `jwt:issuer:*` for all of an issuer.
+    /// Only these clients, as the record names them: `key_…`, `certificate:name`, `jwt:issuer:subject`, or `jwt:issuer:*` for all
+    /// of an issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principals: Option<BTreeSet<String>>,
     /// Only these actions.
@@ -221,7 +222,7 @@ impl Rule {
             if !can_name(principal) {
                 say(
                     "principals",
-                    "names a client as the record does: key_…, jwt:issuer:subject, or jwt:issuer:*"
+                    "names a client as the record does: key_…, certificate:name, jwt:issuer:subject, or jwt:issuer:*"
                         .to_owned(),
                 );
                 break;
@@ -265,7 +266,7 @@ fn within<T: Ord>(set: Option<&BTreeSet<T>>, value: &T) -> bool {
 fn is_named(named: &BTreeSet<String>, by: &Proof) -> bool {
     let any = match by {
         Proof::Jwt { issuer, .. } => named.contains(&format!("jwt:{issuer}:*")),
-        Proof::Key(_) => false,
+        Proof::Key(_) | Proof::Certificate { .. } => false,
     };
     any || named.contains(&by.to_string())
 }
@@ -278,7 +279,10 @@ fn can_name(text: &str) -> bool {
     match text.strip_prefix("jwt:").map(|rest| rest.split_once(':')) {
         Some(Some((issuer, subject))) => issuer.parse::<Name>().is_ok() && !subject.is_empty(),
         Some(None) => false,
-        None => text.parse::<crate::base::id::KeyId>().is_ok(),
+        None => match text.strip_prefix("certificate:") {
+            Some(name) => !name.is_empty(),
+            None => text.parse::<crate::base::id::KeyId>().is_ok(),
+        },
     }
 }
 

@@ -136,7 +136,7 @@ async fn a_body_over_the_bound_is_refused_also_when_it_does_not_say_its_length()
         .await
         .unwrap();
     let head = format!(
-        "POST /v1/sessions HTTP/1.1\r\nhost: x\r\nx-api-key: {}\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+        "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\nx-api-key: {}\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
         client.key.as_ref().unwrap()
     );
     stream.write_all(head.as_bytes()).await.unwrap();

@@ -215,15 +215,15 @@ async fn heads_that_are_too_large_or_make_no_sense_are_refused() {
     let long = format!("x-long: {}\r\n", "y".repeat(100_000));
     let endless = "x".repeat(1 << 20);
     for head in [
-        format!("GET /health HTTP/1.1\r\nhost: x\r\n{many}\r\n"),
-        format!("GET /health HTTP/1.1\r\nhost: x\r\n{long}\r\n"),
-        format!("GET /{endless} HTTP/1.1\r\nhost: x\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{many}\r\n"),
+        format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{long}\r\n"),
+        format!("GET /{endless} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
         endless.clone(),
         "GARBAGE\r\n\r\n".to_owned(),
         "GET /health HTTP/9.9\r\n\r\n".to_owned(),
-        "GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello".to_owned(),
-        "GET /health HTTP/1.1\r\nhost: x\r\nbad header: x\r\n\r\n".to_owned(),
-        "POST /v1/sessions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\nzz\r\n".to_owned(),
+        "GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello".to_owned(),
+        "GET /health HTTP/1.1\r\nhost: localhost\r\nbad header: x\r\n\r\n".to_owned(),
+        "POST /v1/sessions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\nzz\r\n".to_owned(),
     ] {
         let answer = raw(address, &[head.as_bytes()], PATIENCE).await;
         let shown = &head[..head.len().min(60)];
@@ -257,7 +257,7 @@ async fn a_client_that_dawdles_over_its_head_is_cut_off_and_holds_nobody_up() {
         "",
         "PRI * HTTP/2.0\r\n",
         "GET /health HTTP/1.1\r\n",
-        "GET /health HTTP/1.1\r\nhost: x\r\nx-a: b",
+        "GET /health HTTP/1.1\r\nhost: localhost\r\nx-a: b",
     ] {
         let address = address.clone();
         dawdlers.spawn(async move { raw(&address, &[part.as_bytes()], PATIENCE).await });

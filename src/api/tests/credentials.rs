@@ -61,6 +61,7 @@ impl House {
             app: self.app.clone(),
             request_id: RequestId::generate(Timestamp::from_millis(0)).unwrap(),
             principal: Some(principal.clone()),
+            validity: crate::app::Validity::default(),
             path: BTreeMap::from([("name".to_owned(), name.to_owned())]),
             query: String::new(),
             headers: map,

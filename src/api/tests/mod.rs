@@ -7,14 +7,18 @@
 
 mod bodies_in;
 mod bodies_out;
+mod browsers;
+mod clients;
 mod credentials;
 mod document;
 mod events;
 mod head;
 mod keys;
+mod limits;
 mod record;
 mod sockets;
 mod templates;
+mod tls;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -35,6 +39,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::browser::Browsers;
 use crate::api::route::{Answer, BoxError, Handler, Request as Taken, Route};
 use crate::api::server::{Server, ServerConfig};
 use crate::app::{App, Parts};
@@ -43,6 +48,7 @@ use crate::base::clock::SystemClock;
 use crate::base::secret::Secret;
 use crate::identity::jwt::Tokens;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::model::settings::HttpLimits;
 use crate::model::settings::SessionsConfig;
 use crate::model::settings::VolumesConfig;
 use crate::runtime::fake::FakeRuntime;
@@ -154,13 +160,31 @@ struct Door {
     _directory: tempfile::TempDir,
 }
 
-fn server(routes: &[Route], max_connections: usize) -> (Arc<Server>, tempfile::TempDir) {
-    let directory = tempfile::tempdir().unwrap();
-    let config = ServerConfig {
+/// The door is `x` here.
+fn browsers() -> Browsers {
+    Browsers {
+        hosts: vec!["x".parse().unwrap()],
+        origins: vec!["https://app.example".parse().unwrap()],
+    }
+}
+
+fn config(max_connections: usize) -> ServerConfig {
+    ServerConfig {
         max_body_bytes: 1024,
         max_connections,
         header_timeout: Duration::from_secs(10),
-    };
+        tls: None,
+        browsers: browsers(),
+        limits: HttpLimits::off(),
+    }
+}
+
+fn server(routes: &[Route], max_connections: usize) -> (Arc<Server>, tempfile::TempDir) {
+    server_with(routes, config(max_connections))
+}
+
+fn server_with(routes: &[Route], config: ServerConfig) -> (Arc<Server>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
     let server = Server::with_routes(app(&directory), config, routes).unwrap();
     (Arc::new(server), directory)
 }
@@ -171,7 +195,15 @@ impl Door {
     }
 
     async fn open_for(routes: &[Route], max_connections: usize) -> Self {
-        let (server, directory) = server(routes, max_connections);
+        Self::open_with(routes, config(max_connections)).await
+    }
+
+    async fn open_with(routes: &[Route], config: ServerConfig) -> Self {
+        let (server, directory) = server_with(routes, config);
+        Self::serve(server, directory).await
+    }
+
+    async fn serve(server: Arc<Server>, directory: tempfile::TempDir) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();

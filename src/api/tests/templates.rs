@@ -161,6 +161,9 @@ impl House {
             max_body_bytes: 1 << 20,
             max_connections: 16,
             header_timeout: PATIENCE,
+            tls: None,
+            browsers: super::browsers(),
+            limits: crate::model::settings::HttpLimits::off(),
         };
         let routes = [&ROUTES[..], more].concat();
         let server = Server::with_routes(app.clone(), config, &routes).unwrap();

@@ -13,6 +13,9 @@ async fn door() -> Door {
         max_body_bytes: 1024,
         max_connections: 16,
         header_timeout: Duration::from_secs(10),
+        tls: None,
+        browsers: browsers(),
+        limits: HttpLimits::off(),
     };
     let server = Server::new(app, config).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

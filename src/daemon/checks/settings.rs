@@ -1,11 +1,16 @@
 //! What the settings say.
 
+use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Check, Found, Look};
+use super::super::start::credentials;
+use super::{Check, Found, Look, Scene};
+use crate::api::tls::{Material, Validity};
+use crate::base::clock::Timestamp;
 use crate::model::settings::{ArgvRecord, Mode};
+use crate::model::web::{HostPattern, OriginPattern};
 
 /// Where everything here counts.
 pub(super) const MODE: Check = Check {
@@ -27,18 +32,101 @@ pub(super) const MODE: Check = Check {
 /// Keys are not sent in the clear.
 pub(super) const LISTEN: Check = Check {
     name: "listen",
-    rule: "Without TLS the HTTP door is open on loopback only.",
-    mend: "set http.listen to 127.0.0.1 or [::1] and put a TLS proxy in front",
+    rule: "Without TLS the HTTP door is open on loopback only: keys do not cross a network in the clear.",
+    mend: "set http.tls, or set http.listen to 127.0.0.1 or [::1] and put a TLS proxy in front",
     is_advice: false,
     look: Look::Here(|scene| {
-        let listen = scene.config().http.listen;
-        if listen.ip().is_loopback() {
+        let http = &scene.config().http;
+        let listen = http.listen;
+        if http.tls.is_some() {
+            Ok(format!("{listen}, with TLS"))
+        } else if listen.ip().is_loopback() {
             Ok(listen.to_string())
         } else {
             Err(listen.to_string())
         }
     }),
 };
+
+/// The files, not what the door shows: they are what the next reload or start takes.
+pub(super) const CERTIFICATE: Check = Check {
+    name: "certificate",
+    rule: "The certificate of http.tls can be read, belongs to its key, which nobody else reads, and is valid now.",
+    mend: "renew it, or put the key back that belongs to it, chmod 0600 that, and casemate admin reload",
+    is_advice: false,
+    look: Look::Here(|scene| certificate(scene, Validity::holds)),
+};
+
+/// What a name service says of others is no reason to answer.
+pub(super) const HOSTS: Check = Check {
+    name: "hosts",
+    rule: "The HTTP door answers to its own names only: a page whose name leads here (DNS rebinding) gets nothing.",
+    mend: "take * out of http.hosts and write the names that clients use",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let hosts = &config.http.hosts;
+        listed(hosts, |host| *host != HostPattern::Any)
+    }),
+};
+
+/// Whoever is on the way changes a page that came in the clear.
+pub(super) const ORIGINS: Check = Check {
+    name: "origins",
+    rule: "Pages that may call the HTTP door come by https, or from the machine that the browser runs on, and each is named.",
+    mend: "take * and http:// (but that of localhost) out of http.origins and write https:// origins",
+    is_advice: false,
+    look: Look::Here(|scene| {
+        let config = scene.config();
+        let is_good = |origin: &OriginPattern| match origin {
+            OriginPattern::Any => false,
+            OriginPattern::One(one) => one.is_https || one.host.is_loopback(),
+        };
+        listed(&config.http.origins, is_good)
+    }),
+};
+
+fn listed<T: Display>(entries: &[T], is_good: impl Fn(&T) -> bool) -> Found {
+    let all = |entries: Vec<&T>| {
+        let entries: Vec<_> = entries.into_iter().map(ToString::to_string).collect();
+        entries.join(", ")
+    };
+    let bad: Vec<_> = entries.iter().filter(|entry| !is_good(entry)).collect();
+    if !bad.is_empty() {
+        return Err(all(bad));
+    }
+    if entries.is_empty() {
+        return Ok("none".to_owned());
+    }
+    Ok(all(entries.iter().collect()))
+}
+
+/// Whoever notices on the last day is too late.
+pub(super) const CERTIFICATE_LEFT: Check = Check {
+    name: "certificate_left",
+    rule: "The certificate of http.tls is valid for 14 more days.",
+    mend: "renew it, put it where the old one is, and casemate admin reload",
+    is_advice: true,
+    look: Look::Here(|scene| certificate(scene, |validity, now| validity.until.since(now) >= LEFT)),
+};
+
+/// Time in which a certificate is renewed.
+const LEFT: Duration = Duration::from_secs(14 * 24 * 3600);
+
+fn certificate(scene: &Scene, is_good: fn(Validity, Timestamp) -> bool) -> Found {
+    let config = scene.config();
+    let Some(tls) = &config.http.tls else {
+        return Ok("there is none".to_owned());
+    };
+    let read = Material::read(tls, credentials().as_deref());
+    let validity = read.map_err(|error| error.to_string())?.validity;
+    let said = format!("valid from {} to {}", validity.from, validity.until);
+    if is_good(validity, scene.clock.now()) {
+        Ok(said)
+    } else {
+        Err(said)
+    }
+}
 
 /// gVisor keeps root in, and one layer less does.
 pub(super) const ROOT_IN_TEMPLATES: Check = Check {

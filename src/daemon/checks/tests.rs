@@ -103,7 +103,7 @@ fn chmod(path: &Path, mode: u32) {
 type Break = (&'static str, &'static str, fn(&Bench));
 
 /// Those that look at this process or at the whole machine have their tests beside them.
-const BREAKS: [Break; 15] = [
+const BREAKS: [Break; 20] = [
     ("state_directory", "", |bench| bench.chmod("state", 0o755)),
     ("key_files", "", |bench| {
         bench.chmod("state/keys.hmac", 0o640);
@@ -130,6 +130,23 @@ const BREAKS: [Break; 15] = [
     (
         "listen",
         "mode: development\nhttp: {listen: '0.0.0.0:80'}",
+        |_| {},
+    ),
+    ("hosts", "http: {hosts: [a.example, '*']}", |_| {}),
+    ("origins", "http: {origins: ['*']}", |_| {}),
+    (
+        "origins",
+        "http: {origins: ['https://a.example', 'http://localhost:3000', 'http://a.example']}",
+        |_| {},
+    ),
+    (
+        "certificate",
+        "http: {tls: {certificate: /none/c, key: /none/k}}",
+        |_| {},
+    ),
+    (
+        "certificate_left",
+        "http: {tls: {certificate: /none/c, key: /none/k}}",
         |_| {},
     ),
     (
@@ -170,6 +187,72 @@ async fn each_check_fails_when_what_it_looks_at_is_broken() {
         assert_eq!(examined.verdict, wanted, "{name}: {}", examined.found);
         assert_eq!(examined.mend.as_deref(), Some(check.mend), "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_is_looked_at_in_its_time_and_the_door_may_be_open_with_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let pem = |name: &str, label: &str, der: &[u8]| {
+        let mut text = String::new();
+        for byte in der.chunks(3) {
+            let bits = byte
+                .iter()
+                .fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte))
+                << (8 * (3 - byte.len()));
+            for sextet in 0..4 {
+                let is_there = sextet <= byte.len();
+                let letter = (bits >> (18 - 6 * sextet)) & 63;
+                let letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+                text.push(if is_there {
+                    char::from(letters[letter as usize])
+                } else {
+                    '='
+                });
+            }
+        }
+        let text = format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n");
+        fs::write(path(name), text).unwrap();
+        chmod(&path(name), 0o600);
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(["x".to_owned()]).unwrap();
+    parameters.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    parameters.not_after = rcgen::date_time_ymd(2026, 4, 1);
+    let certificate = parameters.self_signed(&key).unwrap();
+    pem("c", "CERTIFICATE", certificate.der());
+    pem("k", "PRIVATE KEY", &key.serialize_der());
+    let settings = format!(
+        "http: {{listen: '0.0.0.0:7272', tls: {{certificate: {}, key: {}}}}}",
+        path("c").display(),
+        path("k").display()
+    );
+    let bench = Bench::new(&settings);
+    let verdicts = async || {
+        let mut all = Vec::new();
+        for name in ["listen", "certificate", "certificate_left"] {
+            all.push(bench.verdict(name).await.verdict);
+        }
+        all
+    };
+    let (passed, warned, failed) = (Verdict::Passed, Verdict::Warned, Verdict::Failed);
+    let day = |day: i64| NOW + day * 24 * 3_600_000;
+    for (now, wanted) in [
+        (day(0), [passed, passed, passed]),
+        (day(-3), [passed, failed, passed]),
+        (day(74), [passed, passed, passed]),
+        (day(76), [passed, passed, warned]),
+        (day(90), [passed, failed, warned]),
+    ] {
+        bench.clock.step_to(now);
+        assert_eq!(verdicts().await, wanted, "{now}");
+    }
+    bench.clock.step_to(NOW);
+    chmod(&path("k"), 0o640);
+    assert_eq!(verdicts().await, [passed, failed, warned]);
+    let other = rcgen::KeyPair::generate().unwrap();
+    pem("k", "PRIVATE KEY", &other.serialize_der());
+    assert_eq!(verdicts().await, [passed, failed, warned]);
 }
 
 #[tokio::test]

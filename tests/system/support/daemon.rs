@@ -86,7 +86,8 @@ impl Daemon {
             "mode": "development",
             "state_dir": home.join("state"),
             "runtime_dir": run,
-            "http": {"listen": format!("127.0.0.1:{port}")},
+            // Tests try wrong keys more often than anybody should.
+            "http": {"listen": format!("127.0.0.1:{port}"), "limits": {"failures_per_minute": 100_000}},
             "podman": {
                 "socket": bench().socket,
                 "runtime": bench().runtime,
