@@ -50,7 +50,7 @@ fn a_value_comes_from_a_file_or_standard_input_and_is_never_shown() {
     let about = ["credential", "set", "db", "--description", "x", "--json"];
     let piped = fed(&server, &about, b"\0\xff\n");
     ended(&piped, 0);
-    let exact = ["credential", "set", "db", "--exact"];
+    let exact = ["credential", "set", "db", "--exact", "--file", "-"];
     ended(&fed(&server, &exact, b"a\n"), 0);
     let stale = ["credential", "set", "db", "--if-version", "6"];
     let stale = fed(&server, &stale, b"hush");

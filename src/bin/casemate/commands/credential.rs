@@ -50,7 +50,7 @@ pub enum Command {
 pub struct Set {
     /// Which
     name: Name,
-    /// The file with the value; without it standard input, or a prompt where that is a terminal
+    /// The file with the value; without it, or with -, standard input, or a prompt where that is a terminal
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
     /// Keep a newline at the end, which is no part of the value otherwise
@@ -152,7 +152,8 @@ impl Set {
     }
 
     async fn value(&self) -> Result<CredentialValue, Failure> {
-        let bytes = match &self.file {
+        let file = self.file.as_ref().filter(|path| path.as_os_str() != "-");
+        let bytes = match file {
             Some(path) => {
                 let file = tokio::fs::File::open(path).await;
                 let file = file.map_err(|error| unread(path, &error))?;
