@@ -503,7 +503,7 @@ impl Drop for Section<'_> {
 }
 
 /// The path, if it is absolute and in its plain spelling.
-fn plain_path(text: &str, max_bytes: usize) -> Result<PathBuf, String> {
+pub(super) fn plain_path(text: &str, max_bytes: usize) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     if !path.is_absolute() {
         return Err("is not an absolute path; begin it with /".to_owned());

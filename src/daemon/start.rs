@@ -147,13 +147,11 @@ pub(super) struct House {
 }
 
 impl Ground {
-    /// Makes and checks directories, locks the state, reads the hash key.
+    /// Locks the state, makes what is below the directories, reads the hash key.
     pub(super) fn prepare(config: &Config, path: &Path) -> Result<Self, Refusal> {
-        directory::ensure(&config.state_dir, directory::STATE_MODE)?;
         directory::probe_writable(&config.state_dir)?;
         let lock = lock::StateLock::acquire(&config.state_dir)?;
         let restored = restore::settle(config)?;
-        directory::ensure(&config.runtime_dir, directory::RUNTIME_MODE)?;
         let link_root = config.runtime_dir.join("link");
         directory::ensure(&link_root, directory::LINKS_MODE)?;
         let group = users::group_id(&config.sandbox_group)?;

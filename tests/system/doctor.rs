@@ -52,6 +52,11 @@ async fn this_machine_passes_in_production_mode_and_what_is_broken_later_is_seen
     assert_eq!(found("new_privileges"), "no_new_privs true");
     assert_eq!(found("core_dumps"), "dumpable false, core files of 0 bytes");
     assert_eq!(found("umask"), "0077");
+    assert!(found("open_files").contains("may be needed"));
+    for name in ["landlock", "landlock_kernel"] {
+        assert!(found(name).starts_with("ABI "), "{}", found(name));
+    }
+    assert!(found("seccomp").ends_with("what was tried was refused"));
     assert_eq!(found("limits"), "cpu, memory and pids are enforced");
     assert!(found("sub_ids").contains("/etc/subgid 100000-165535"));
 
