@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::checks::Scene;
+use super::checks::{MakeCanary, Scene};
 use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
@@ -39,6 +39,7 @@ use crate::model::principal::Principal;
 use crate::model::template::{Template, TemplateSpec};
 use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
+use crate::session::canary::{CanaryPlan, NoCanary};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
 use crate::session::volumes::Volumes;
 use crate::store::{self, Store, StoreError};
@@ -228,6 +229,7 @@ impl Ground {
             runtime: Arc::clone(&runtime),
             backups: backups.clone(),
             clock: Arc::clone(&clock),
+            canary: canary(sessions.clone(), config),
         });
         let retention = Retention::new(audit.clone());
         let calls = TaskTracker::new();
@@ -351,6 +353,29 @@ impl House {
         };
         format!("ready, {live} of {max} sessions, {backup}")
     }
+}
+
+/// Makes a canary of a template of the files' : `base`, where there is one.
+fn canary(sessions: Sessions, config: &Config) -> MakeCanary {
+    let mut templates = config.templates.iter();
+    let first = templates.clone().next();
+    let template = templates.find(|(name, _)| name.as_str() == "base");
+    let template = template.or(first).map(|(_, template)| template.clone());
+    Box::new(move |with_memory, with_disk| {
+        let (sessions, template) = (sessions.clone(), template.clone());
+        Box::pin(async move {
+            let Some(template) = template else {
+                let why = "there is no template to make it of";
+                return Err(NoCanary::NotMade(why.to_owned()));
+            };
+            let plan = CanaryPlan {
+                template,
+                with_memory,
+                with_disk,
+            };
+            sessions.canary(plan).await
+        })
+    })
 }
 
 async fn ended(door: impl Future<Output = ()>) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Check, Found, Look, Sight};
+use super::{Check, Facts, Found, Look, Scene};
 use crate::base::chain::Chain;
 use crate::host::users;
 use crate::runtime::{RuntimeError, RuntimeFacts};
@@ -17,7 +17,7 @@ pub(super) const RUNTIME: Check = Check {
     is_advice: false,
     look: Look::Asked(|scene| {
         Box::pin(async {
-            let facts = probed(scene).await?;
+            let facts = probed(scene, &scene.facts).await?;
             Ok(format!(
                 "podman {}, {}",
                 facts.podman_version, facts.runtime_version
@@ -54,7 +54,7 @@ pub(super) const LIMITS: Check = Check {
     rule: "The kernel bounds memory, processors and processes of each sandbox by a control group of its own.",
     mend: "boot with cgroup v2, delegate cpu, memory and pids to podman's unit (Delegate=yes), and let it write its group's directory to casemate.cgroup in its XDG_RUNTIME_DIR",
     is_advice: false,
-    look: Look::Asked(|scene| Box::pin(async { limits(&probed(scene).await?) })),
+    look: Look::Asked(|scene| Box::pin(async { limits(&probed(scene, &scene.facts).await?) })),
 };
 
 fn limits(facts: &RuntimeFacts) -> Found {
@@ -109,7 +109,7 @@ pub(super) const VOLUMES: Check = Check {
     is_advice: true,
     look: Look::Asked(|scene| {
         Box::pin(async {
-            probed(scene)
+            probed(scene, &scene.facts)
                 .await?
                 .volumes_problem
                 .map_or_else(|| Ok("they can".to_owned()), Err)
@@ -117,14 +117,15 @@ pub(super) const VOLUMES: Check = Check {
     }),
 };
 
-async fn probed(sight: &Sight) -> Result<RuntimeFacts, String> {
+/// Asks podman, once in a look.
+pub(super) async fn probed(scene: &Scene, facts: &Facts) -> Result<RuntimeFacts, String> {
     let ask = async || {
-        sight.runtime.probe().await.map_err(|error| match error {
+        scene.runtime.probe().await.map_err(|error| match error {
             RuntimeError::Unfit { what, mend } => format!("{what}; {mend}"),
             error => Chain(&error).to_string(),
         })
     };
-    sight.facts.get_or_init(ask).await.clone()
+    facts.get_or_init(ask).await.clone()
 }
 
 /// The ranges of one user in a file like subuid(5), if nobody else has part of them.
