@@ -361,9 +361,14 @@ fn canary(sessions: Sessions, config: &Config) -> MakeCanary {
     let first = templates.clone().next();
     let template = templates.find(|(name, _)| name.as_str() == "base");
     let template = template.or(first).map(|(_, template)| template.clone());
+    let turn = Arc::new(Mutex::new(()));
     Box::new(move |with_memory, with_disk| {
-        let (sessions, template) = (sessions.clone(), template.clone());
+        let (sessions, template, turn) = (sessions.clone(), template.clone(), Arc::clone(&turn));
         Box::pin(async move {
+            let Ok(_turn) = turn.try_lock() else {
+                let why = "another one is being made; ask again when that has ended";
+                return Err(NoCanary::NotMade(why.to_owned()));
+            };
             let Some(template) = template else {
                 let why = "there is no template to make it of";
                 return Err(NoCanary::NotMade(why.to_owned()));

@@ -24,7 +24,7 @@ use crate::model::template::TemplateSpec;
 const PATIENCE: Duration = Duration::from_secs(25);
 
 /// How long a slow disk is tried.
-const DISK_PATIENCE: Duration = Duration::from_secs(12);
+const DISK_PATIENCE: Duration = Duration::from_secs(16);
 
 /// How long the end of a sandbox without memory may take to be known.
 const END_PATIENCE: Duration = Duration::from_secs(8);
@@ -119,8 +119,8 @@ impl From<LinkError> for NoCanary {
 }
 
 impl Sessions {
-    /// Makes a sandbox, looks into it, and removes it. Whoever does not wait for it to the end leaves it to the next look for
-    /// what nobody owns.
+    /// Makes a sandbox, looks into it, and removes it. One that nobody waits for to its end is left to the next look for what
+    /// nobody owns.
     ///
     /// # Errors
     /// [`NoCanary`].

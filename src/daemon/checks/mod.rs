@@ -81,6 +81,7 @@ pub const CHECKS: &[Check] = &[
     files::SETTINGS_FILES,
     files::BACKUP_DIRECTORY,
     podman::RUNTIME,
+    podman::PODMAN_VERSION,
     podman::SUB_IDS,
     podman::LIMITS,
     podman::IMAGES,
