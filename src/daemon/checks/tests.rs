@@ -83,11 +83,11 @@ impl Bench {
             }),
         });
         Self {
-            canaries,
             directory,
             runtime,
             clock,
             scene,
+            canaries,
         }
     }
 
