@@ -376,6 +376,7 @@ impl Keeper {
         else {
             return Err(BackupError::BadName(target));
         };
+        self.refuse_outside(&target, beside)?;
         if std::fs::symlink_metadata(&target).is_ok() {
             return Err(BackupError::Exists(target));
         }
@@ -462,6 +463,24 @@ impl Keeper {
             encrypted: recipient.is_some(),
             images: manifest.images_in_it().count(),
             images_missing,
+        })
+    }
+
+    /// A backup lies below the directories that are named for backups: nobody else's are open to the daemon.
+    fn refuse_outside(&self, target: &Path, beside: &Path) -> Result<(), BackupError> {
+        let config = &self.parts.config;
+        let places: Vec<_> = std::iter::once(&config.directory)
+            .chain(&config.elsewhere)
+            .cloned()
+            .collect();
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let beside = real(beside);
+        if places.iter().any(|place| beside.starts_with(real(place))) {
+            return Ok(());
+        }
+        Err(BackupError::Outside {
+            target: target.to_owned(),
+            places,
         })
     }
 

@@ -58,6 +58,16 @@ pub enum BackupError {
     /// The name cannot be one of a backup.
     #[error("{} is no absolute path of a file", .0.display())]
     BadName(PathBuf),
+    /// It would lie where the daemon does not write.
+    #[error(
+        "casemated writes backups below {} only, so not to {}: name a file there, or have another directory in backup.elsewhere", places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(" and "), target.display()
+    )]
+    Outside {
+        /// The file.
+        target: PathBuf,
+        /// The directories.
+        places: Vec<PathBuf>,
+    },
     /// The file system said no.
     #[error("{doing} {} as casemated's own user", path.display())]
     File {
@@ -153,7 +163,7 @@ impl BackupError {
             Self::NoRoom { .. } => "no_room",
             Self::Image { .. } | Self::OtherImage(_) => "image",
             Self::ImagesTooLarge(_) => "images_too_large",
-            Self::Exists(_) | Self::BadName(_) => "bad_name",
+            Self::Exists(_) | Self::BadName(_) | Self::Outside { .. } => "bad_name",
             Self::File { .. } => "file",
             Self::Store(_) => "store",
             Self::Audit(_) => "audit",

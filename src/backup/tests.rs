@@ -52,6 +52,8 @@ impl Bench {
         let clock = Arc::new(ManualClock::at(NOW));
         let audit = AuditLog::new(store.clone(), clock.clone());
         let mut config = BackupConfig::by_hand(path("backups"));
+        std::fs::create_dir(path("elsewhere")).unwrap();
+        config.elsewhere = Some(path("elsewhere"));
         change(&mut config);
         let runtime = Arc::new(FakeRuntime::new([IMAGE]));
         let backups = Backups::new(Parts {
@@ -503,7 +505,7 @@ async fn what_is_foreign_newer_cut_changed_or_lies_is_refused_with_a_sentence() 
 async fn one_at_a_time_and_nothing_is_written_over() {
     let bench = Bench::new();
     bench.note(2_000).await;
-    let to = bench.path("one.tar.zst");
+    let to = bench.path("elsewhere/one.tar.zst");
     let (first, second) = tokio::join!(bench.make(Some(to.clone())), bench.make(None));
     first.unwrap();
     assert!(matches!(second, Err(BackupError::UnderWay)), "{second:?}");
@@ -516,11 +518,23 @@ async fn one_at_a_time_and_nothing_is_written_over() {
         matches!(relative, Err(BackupError::BadName(_))),
         "{relative:?}"
     );
-    let nowhere = bench.make(Some(bench.path("no/such/x"))).await;
+    let nowhere = bench.make(Some(bench.path("elsewhere/no/such/x"))).await;
     assert!(
         matches!(nowhere, Err(BackupError::File { .. })),
         "{nowhere:?}"
     );
+    // Below the named directories only, whatever the name looks like.
+    std::os::unix::fs::symlink(bench.path("state"), bench.path("elsewhere/link")).unwrap();
+    for outside in ["x", "state/x", "elsewhere/../x", "elsewhere/link/x"] {
+        let refused = bench.make(Some(bench.path(outside))).await.unwrap_err();
+        assert!(
+            matches!(refused, BackupError::Outside { .. }),
+            "{outside}: {refused:?}"
+        );
+        let said = refused.to_string();
+        assert!(said.contains("backup.elsewhere"), "{said}");
+        assert!(said.contains(bench.path("elsewhere").to_str().unwrap()));
+    }
     // What is asked for by name says nothing of the directory's own.
     assert_eq!(bench.backups.known().failed, None);
     bench.backups.close().await;

@@ -393,6 +393,10 @@ fn backups_have_a_time_a_place_and_a_recipient_or_none() {
     let default = config("").unwrap().backup;
     assert_eq!(default.directory, Path::new("/var/lib/casemate/backups"));
     assert_eq!((default.at, default.recipient), (None, None));
+    assert_eq!(default.elsewhere, None);
+    let other = config("backup: {elsewhere: /mnt/other}").unwrap().backup;
+    assert_eq!(other.elsewhere.as_deref(), Some(Path::new("/mnt/other")));
+    assert!(config("backup: {elsewhere: other}").is_err());
     assert_eq!(default.every, Some(std::time::Duration::from_secs(86_400)));
     assert!(!default.images);
     let with = config("backup: {images: true, max_images_bytes: 1048576}").unwrap();

@@ -3,12 +3,12 @@
 //! A new key is a line here and its entry in `config/casemate.yaml`, which a test compares.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::document::Value;
 use super::issuers::issuers;
-use super::section::Section;
+use super::section::{Section, plain_path};
 use super::{Config, door, level};
 use crate::model::event::is_kind;
 use crate::model::sandbox::Limits;
@@ -234,8 +234,18 @@ fn backup(keys: &Section<'_>, state_dir: &Path) -> BackupConfig {
         Value::Text(text) => crate::backup::check_recipient(text).map(|()| text.clone()),
         _ => Err("expected text".to_owned()),
     };
+    let elsewhere = |text: &str| match text {
+        "" => Ok(None),
+        text => plain_path(text, MAX_PATH_BYTES).map(Some),
+    };
+    let show_path = |path: &Option<PathBuf>| {
+        path.as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default()
+    };
     let config = BackupConfig {
         directory: keys.path("directory", &beneath.to_string_lossy(), MAX_PATH_BYTES),
+        elsewhere: keys.text("elsewhere", None, elsewhere, show_path),
         every: often(keys.seconds("every_s", 24 * HOUR, 0..=MAX_EVERY_S)),
         at: keys.text("at", None, at, show),
         keep: keys.integer("keep", 7, 1..=10_000),

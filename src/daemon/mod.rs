@@ -9,12 +9,13 @@
 mod check;
 pub mod checks;
 pub mod logging;
+mod places;
 mod reload;
 mod restore;
 mod start;
 pub mod tasks;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ use crate::config::Config;
 use crate::host::journal::SOCKET as JOURNAL;
 use crate::host::notify::Notifier;
 use crate::host::signals::{Signal, Signals};
-use crate::host::{harden, lock};
+use crate::host::{HostError, harden, lock, realm, syscalls};
 use crate::model::event::AuditEvent;
 use crate::model::principal::Principal;
 use crate::model::settings::OnShutdown;
@@ -80,8 +81,8 @@ pub fn run(options: &Options) -> Exit {
             return Exit::Config;
         }
     };
-    // Before the first thread: umask, dumpability and privileges belong to the whole process.
-    let hardened = harden::refuse_root().and_then(|()| harden::restrict());
+    // Before the first thread: what is forbidden here belongs to the whole process, or to all that this thread starts.
+    let hardened = harden::refuse_root().and_then(|()| restrict(&config, &options.config));
     let logging = match Logging::start(&config.log.level) {
         Ok(logging) => logging,
         Err(problem) => {
@@ -90,7 +91,7 @@ pub fn run(options: &Options) -> Exit {
         }
     };
     let exit = match hardened.map_err(Refusal::from) {
-        Ok(_) => start_and_serve(options, config, &logging),
+        Ok(()) => start_and_serve(options, config, &logging),
         Err(refusal) => Err(refusal),
     };
     let exit = exit.unwrap_or_else(|refusal| {
@@ -101,6 +102,14 @@ pub fn run(options: &Options) -> Exit {
         complain("the end of the log did not reach the journal in time");
     }
     exit
+}
+
+/// Gives up all that the daemon never needs.
+fn restrict(config: &Config, settings: &Path) -> Result<(), HostError> {
+    harden::restrict()?;
+    places::make(config)?;
+    realm::confine(&places::of_daemon(config, settings))?;
+    syscalls::forbid()
 }
 
 /// What is wrong before there is a log. journald takes stderr too.

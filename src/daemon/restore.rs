@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::path::PathBuf;
 
-use super::complain;
 use super::start::{House, Refusal, check_images};
+use super::{complain, places};
 pub use crate::backup::restore::Wish;
 use crate::backup::restore::{Place, Restored, identity, restore as make_state};
 use crate::backup::{BackupError, images, swap};
@@ -13,7 +13,7 @@ use crate::base::clock::{Clock, SystemClock};
 use crate::base::exit::Exit;
 use crate::config::Config;
 use crate::host::notify::Notifier;
-use crate::host::{directory, harden, lock};
+use crate::host::{directory, harden, lock, realm, syscalls};
 use crate::store::StoreError;
 use crate::volume::VolumeFiles;
 
@@ -48,6 +48,12 @@ fn restored(options: &RestoreOptions) -> Result<(), Refusal> {
     harden::refuse_root()?;
     harden::restrict()?;
     directory::ensure(&config.state_dir, directory::STATE_MODE)?;
+    realm::confine(&places::of_restore(
+        &config,
+        &options.config,
+        options.wish.templates,
+    ))?;
+    syscalls::forbid()?;
     let _lock = lock::StateLock::acquire(&config.state_dir)?;
     let key = options.identity.as_deref().map(identity).transpose()?;
     let from: Box<dyn Read> = if options.file.as_os_str() == "-" {

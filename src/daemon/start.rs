@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 use zeroize::Zeroizing;
 
-use super::checks::Scene;
+use super::checks::{MakeCanary, Scene};
 use super::restore;
 use super::tasks::Tasks;
 use crate::admin::AdminServer;
@@ -43,6 +43,7 @@ use crate::model::principal::Principal;
 use crate::model::template::{Template, TemplateSpec};
 use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
+use crate::session::canary::{CanaryPlan, NoCanary};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
 use crate::session::volumes::Volumes;
 use crate::store::{self, Store, StoreError};
@@ -178,13 +179,11 @@ pub(super) struct House {
 }
 
 impl Ground {
-    /// Makes and checks directories, locks the state, reads the hash key.
+    /// Locks the state, makes what is below the directories, reads the hash key.
     pub(super) fn prepare(config: &Config, path: &Path) -> Result<Self, Refusal> {
-        directory::ensure(&config.state_dir, directory::STATE_MODE)?;
         directory::probe_writable(&config.state_dir)?;
         let lock = lock::StateLock::acquire(&config.state_dir)?;
         let restored = restore::settle(config)?;
-        directory::ensure(&config.runtime_dir, directory::RUNTIME_MODE)?;
         let link_root = config.runtime_dir.join("link");
         directory::ensure(&link_root, directory::LINKS_MODE)?;
         let group = users::group_id(&config.sandbox_group)?;
@@ -264,6 +263,7 @@ impl Ground {
             runtime: Arc::clone(&runtime),
             backups: backups.clone(),
             clock: Arc::clone(&clock),
+            canary: canary(sessions.clone(), config),
         });
         let retention = Retention::new(audit.clone());
         let rules = Arc::<RuleBook>::default();
@@ -404,6 +404,34 @@ impl House {
         };
         format!("ready, {live} of {max} sessions, {backup}")
     }
+}
+
+/// Makes a canary of a template of the files' : `base`, where there is one.
+fn canary(sessions: Sessions, config: &Config) -> MakeCanary {
+    let mut templates = config.templates.iter();
+    let first = templates.clone().next();
+    let template = templates.find(|(name, _)| name.as_str() == "base");
+    let template = template.or(first).map(|(_, template)| template.clone());
+    let turn = Arc::new(Mutex::new(()));
+    Box::new(move |with_memory, with_disk| {
+        let (sessions, template, turn) = (sessions.clone(), template.clone(), Arc::clone(&turn));
+        Box::pin(async move {
+            let Ok(_turn) = turn.try_lock() else {
+                let why = "another one is being made; ask again when that has ended";
+                return Err(NoCanary::NotMade(why.to_owned()));
+            };
+            let Some(template) = template else {
+                let why = "there is no template to make it of";
+                return Err(NoCanary::NotMade(why.to_owned()));
+            };
+            let plan = CanaryPlan {
+                template,
+                with_memory,
+                with_disk,
+            };
+            sessions.canary(plan).await
+        })
+    })
 }
 
 async fn ended(door: impl Future<Output = ()>) -> anyhow::Result<()> {

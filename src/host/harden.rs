@@ -1,6 +1,7 @@
 //! What the daemon forbids itself before it does anything else.
 //!
-//! The unit forbids more (system calls, capabilities, paths); this here also holds without systemd.
+//! The unit forbids more (capabilities, devices, address families); this here also holds without systemd. What files the daemon
+//! reaches is in [`super::realm`], what it may ask of the kernel in [`super::syscalls`].
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -67,6 +68,8 @@ pub struct Restrictions {
     pub core_bytes: u64,
     /// The umask; `None` where the kernel does not tell it.
     pub umask: Option<u32>,
+    /// How many files it may hold open.
+    pub open_files: u64,
 }
 
 /// Asks the kernel. What it does not tell counts as not in force.
@@ -79,6 +82,7 @@ pub fn restrictions() -> Restrictions {
         is_dumpable: prctl::get_dumpable() != Ok(false),
         core_bytes: getrlimit(Resource::RLIMIT_CORE).map_or(u64::MAX, |(soft, _)| soft),
         umask: umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()),
+        open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
     }
 }
 
@@ -111,6 +115,7 @@ mod tests {
             is_dumpable: false,
             core_bytes: 0,
             umask: Some(0o077),
+            open_files: hardened.open_files,
         };
         assert_eq!(restrictions(), found);
         let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! Floor 3: the machine under us: service manager, signals, users, directories, locks, and what the
-//! daemon forbids itself. nix, sd-notify and signal-hook live only here.
+//! daemon forbids itself. nix, sd-notify, signal-hook, landlock and seccompiler live only here.
 //!
 //! Nothing here knows of sessions. Everything here answers at once, but for the name service behind
 //! [`users`] and [`peer`], which may ask a directory server.
@@ -16,8 +16,10 @@ pub mod lock;
 pub mod memory;
 pub mod notify;
 pub mod peer;
+pub mod realm;
 pub mod scratch;
 pub mod signals;
+pub mod syscalls;
 pub mod users;
 
 use std::io;

@@ -193,6 +193,8 @@ impl Default for AdminConfig {
 pub struct BackupConfig {
     /// Where they are.
     pub directory: PathBuf,
+    /// Where else one may be put by its name.
+    pub elsewhere: Option<PathBuf>,
     /// So long after the last one comes the next; `None`: none does by itself.
     pub every: Option<Duration>,
     /// Minutes after midnight, UTC, at which one is made each day, in place of `every`.
@@ -213,6 +215,7 @@ impl BackupConfig {
     pub const fn by_hand(directory: PathBuf) -> Self {
         Self {
             directory,
+            elsewhere: None,
             every: None,
             at: None,
             keep: 7,

@@ -24,6 +24,7 @@
 //! launches again what had not come to run, and ends what is gone.
 
 pub mod activity;
+pub mod canary;
 pub mod checkpoints;
 pub mod gate;
 pub mod guest;

@@ -109,7 +109,11 @@ async fn feed(input: ProcessInput, stdin: Bytes) {
     }
 }
 
-async fn gather(process: &mut Process, max_output_bytes: u64) -> Result<RunOutcome, SessionError> {
+/// Reads what a program writes until it ends.
+pub(super) async fn gather(
+    process: &mut Process,
+    max_output_bytes: u64,
+) -> Result<RunOutcome, SessionError> {
     let mut stdout = Kept::new(max_output_bytes);
     let mut stderr = Kept::new(max_output_bytes);
     loop {

@@ -22,8 +22,8 @@ const PAGES_AT_ONCE: u32 = 256;
 /// Empty pages that stay in the file, for what is written next: 4 MiB.
 const PAGES_KEPT: u64 = 1024;
 
-/// The largest database that a start makes shrinkable: some seconds.
-const MAX_REWRITTEN_BYTES: u64 = 512 << 20;
+/// The largest database that a start makes shrinkable: some seconds, and as much memory.
+const MAX_REWRITTEN_BYTES: u64 = 128 << 20;
 
 /// The last position that is archived, the digest there, and the signed line.
 pub type KeptArchive = (i64, Digest, String);
@@ -292,7 +292,7 @@ pub(super) fn make_shrinkable(db: &Connection, path: &Path) {
         let free = path
             .parent()
             .and_then(|beside| disk::free_bytes(beside).ok());
-        // Once as a temporary file, once as the log, once as the file.
+        // Once as the log, once as the file, and some room to spare.
         if bytes > MAX_REWRITTEN_BYTES || free.is_none_or(|free| free / 3 < bytes) {
             return Ok(false);
         }

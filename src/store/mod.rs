@@ -455,6 +455,10 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     .map_err(open)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // What does not fit into a cache goes to memory: everybody's temporary directories are closed to the daemon.
+    connection
+        .pragma_update(None, "temp_store", "MEMORY")
+        .map_err(open)?;
     let pragmas = if flags.contains(OpenFlags::SQLITE_OPEN_READ_ONLY) {
         "PRAGMA query_only = ON; PRAGMA trusted_schema = OFF;"
     } else {

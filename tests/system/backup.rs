@@ -489,6 +489,10 @@ impl Drop for Disk {
 async fn on_a_full_disk_new_work_waits_and_reading_ending_and_backups_elsewhere_go_on() {
     let mut daemon = Daemon::new();
     let disk = Disk::mount(&daemon.state_dir(), 96);
+    let elsewhere = daemon.home.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    give_to_daemon(&elsewhere);
+    daemon.set("backup", json!({"elsewhere": elsewhere}));
     daemon.start().await;
     daemon.client.key = Some(daemon.key("tests").await);
     let client = daemon.client.clone();
@@ -532,9 +536,11 @@ async fn on_a_full_disk_new_work_waits_and_reading_ending_and_backups_elsewhere_
         kept,
         "the old ones are kept, nothing is left"
     );
-    let elsewhere = daemon.home.join("elsewhere");
-    std::fs::create_dir(&elsewhere).unwrap();
-    give_to_daemon(&elsewhere);
+    let (code, message) = backup(&daemon, Some(daemon.home.join("b.tar.zst")))
+        .await
+        .unwrap_err();
+    assert_eq!(code, "bad_name", "{message}");
+    assert!(message.contains("backup.elsewhere"), "{message}");
     let made = backup(&daemon, Some(elsewhere.join("b.tar.zst")))
         .await
         .unwrap();

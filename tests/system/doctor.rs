@@ -9,7 +9,8 @@ use casemate::admin::protocol::{Answer, DoctorView, Request};
 use casemate::model::check::Verdict;
 use serde_json::{Value, json};
 
-use crate::support::{Daemon, bench};
+use crate::other_runtimes::Wrapper;
+use crate::support::{Daemon, bench, wait_until};
 
 fn chmod(path: &Path, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
@@ -52,7 +53,32 @@ async fn this_machine_passes_in_production_mode_and_what_is_broken_later_is_seen
     assert_eq!(found("new_privileges"), "no_new_privs true");
     assert_eq!(found("core_dumps"), "dumpable false, core files of 0 bytes");
     assert_eq!(found("umask"), "0077");
+    assert!(found("open_files").contains("may be needed"));
+    for name in ["landlock", "landlock_kernel"] {
+        assert!(found(name).starts_with("ABI "), "{}", found(name));
+    }
+    assert!(found("seccomp").ends_with("what was tried was refused"));
     assert_eq!(found("limits"), "cpu, memory and pids are enforced");
+    found("canary");
+    assert!(found("canary_kernel").starts_with("Linux version "));
+    assert_eq!(found("canary_network"), "loopback");
+    let limits = found("canary_limits");
+    assert!(
+        limits.contains("memory: ended for lack of memory"),
+        "{limits}"
+    );
+    assert!(limits.contains("processes: one more than "), "{limits}");
+    // Unless the disk is too slow to tell.
+    assert!(
+        limits.contains("disk: full at about ")
+            || limits.contains("disk not measured: its disk took"),
+        "{limits}"
+    );
+    // It was nobody's, and is gone.
+    assert!(daemon.containers().await.is_empty() && daemon.link_entries().is_empty());
+    assert!(daemon.sql::<String>("SELECT id FROM sessions").is_empty());
+    let orphans = "SELECT id FROM audit WHERE kind = 'sandbox.orphan'";
+    assert!(daemon.sql::<String>(orphans).is_empty());
     assert!(found("sub_ids").contains("/etc/subgid 100000-165535"));
 
     let told = casemate(&daemon, &["doctor"]);
@@ -118,4 +144,58 @@ async fn production_mode_refuses_by_name_and_development_mode_says_it() {
     daemon.set("mode", json!("development"));
     daemon.start().await;
     assert!(!doctor(&daemon).await.fit);
+}
+
+/// A daemon whose wrapper of runsc is the shipped one with something taken out after the start; what the doctor says of
+/// what it then made.
+async fn with_less(taken: &str, instead: &str) -> Vec<(String, Verdict, String)> {
+    let wrapper = Wrapper::shipped();
+    let podman = wrapper.service().await;
+    let daemon = Daemon::up_with(&[
+        ("podman.socket", json!(podman.socket)),
+        ("podman.runtime", json!(wrapper.path())),
+    ])
+    .await;
+    let shipped = std::fs::read_to_string(wrapper.path()).unwrap();
+    assert!(shipped.contains(taken));
+    wrapper.becomes(&shipped.replace(taken, instead));
+    let view = doctor(&daemon).await;
+    // What a sandbox was refused in the making, podman may hold for a moment.
+    wait_until("nothing is left", async || {
+        daemon.containers().await.is_empty() && daemon.link_entries().is_empty()
+    })
+    .await;
+    wrapper.becomes(&shipped);
+    let canaries = view
+        .checks
+        .into_iter()
+        .filter(|check| check.name.starts_with("canary"));
+    canaries
+        .map(|check| (check.name, check.verdict, check.found))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_wrapper_that_bounds_less_is_found_out_by_name() {
+    // No cap on what gVisor keeps on the disk.
+    let seen = with_less("    ulimit -f $((bytes / 512)) ||", "    true ||").await;
+    let (_, verdict, found) = seen
+        .iter()
+        .find(|(name, ..)| name == "canary_limits")
+        .unwrap();
+    if found.contains("disk not measured: its disk took") {
+        eprintln!("the disk is too slow to tell");
+    } else {
+        assert!(found.contains("disk exceeded: "), "{found}");
+        assert_eq!(*verdict, Verdict::Failed, "{found}");
+    }
+
+    // No group of its own: nobody vouches for it.
+    let seen = with_less("join \"$tree/$id\"", "true").await;
+    let (_, verdict, found) = seen
+        .iter()
+        .find(|(name, ..)| name == "canary_kernel")
+        .unwrap();
+    assert_eq!(*verdict, Verdict::Failed, "{seen:?}");
+    assert!(found.contains("control group"), "{found}");
 }

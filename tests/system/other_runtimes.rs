@@ -21,7 +21,7 @@ fn runsc_flags() -> Vec<String> {
 }
 
 /// A program where podman can run it and tests can change it, under the name of our wrapper.
-struct Wrapper(PathBuf);
+pub struct Wrapper(PathBuf);
 
 impl Wrapper {
     fn new(script: &str) -> Self {
@@ -37,19 +37,23 @@ impl Wrapper {
     }
 
     /// As it is shipped.
-    fn shipped() -> Self {
+    pub fn shipped() -> Self {
         Self::new(&std::fs::read_to_string(&bench().runtime).unwrap())
     }
 
     /// Replaces it in one step, as a package's update does.
-    fn becomes(&self, script: &str) {
+    pub fn becomes(&self, script: &str) {
         let new = self.0.with_extension("new");
         std::fs::write(&new, script).unwrap();
         std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
         std::fs::rename(&new, &self.0).unwrap();
     }
 
-    async fn service(&self) -> Service {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub async fn service(&self) -> Service {
         let flags = runsc_flags();
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         Service::start(&self.0, &flags).await

@@ -148,7 +148,10 @@ async fn a_look_at_a_backup_leaves_no_image_and_a_state_put_aside_keeps_its_own(
     put(&bench, STRANGER).await;
     // Within this millisecond they would have the same name.
     std::fs::remove_dir_all(done.templates.unwrap()).unwrap();
-    let second = bench.make(Some(bench.path("second"))).await.unwrap();
+    let second = bench
+        .make(Some(bench.path("elsewhere/second")))
+        .await
+        .unwrap();
     let done = take(&second.path, None, &place, wish(true, false)).unwrap();
     let of = |directory: &Path| {
         let found = waiting(directory).into_iter();

@@ -4,6 +4,7 @@
 //! development mode says the same and starts. Advice is said and keeps nobody from anything. What comes before the checks (the
 //! settings can be read, podman answers, the state opens) has refusals of its own.
 
+mod canary;
 mod files;
 mod machine;
 mod podman;
@@ -15,7 +16,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use tokio::sync::OnceCell;
 use tracing::warn;
 
@@ -29,10 +31,14 @@ use crate::config::Config;
 use crate::model::check::{Examined, Verdict};
 use crate::model::settings::Mode;
 use crate::runtime::{RuntimeFacts, SandboxRuntime};
+use crate::session::canary::{Canary, NoCanary};
 use crate::store::Store;
 
 /// How long a check may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Of whoever was asked and did not answer within that.
+const LATE: &str = "there was no answer in time";
 
 /// One thing that must be so.
 pub struct Check {
@@ -56,6 +62,8 @@ enum Look {
     Here(fn(&Sight) -> Found),
     /// Somebody has to be asked.
     Asked(for<'a> fn(&'a Sight) -> BoxFuture<'a, Found>),
+    /// By what was seen in a sandbox that was made for it.
+    Canary(fn(&Seen) -> Found),
 }
 
 /// Every check, in the order in which they are shown.
@@ -64,11 +72,16 @@ pub const CHECKS: &[Check] = &[
     process::NEW_PRIVILEGES,
     process::CORE_DUMPS,
     process::UMASK,
+    process::OPEN_FILES,
+    process::LANDLOCK,
+    process::LANDLOCK_KERNEL,
+    process::SECCOMP,
     files::STATE_DIRECTORY,
     files::KEY_FILES,
     files::SETTINGS_FILES,
     files::BACKUP_DIRECTORY,
     podman::RUNTIME,
+    podman::PODMAN_VERSION,
     podman::SUB_IDS,
     podman::LIMITS,
     podman::IMAGES,
@@ -89,7 +102,31 @@ pub const CHECKS: &[Check] = &[
     machine::CLOCK,
     machine::DISK,
     machine::MEMORY,
+    canary::CANARY,
+    canary::KERNEL,
+    canary::NETWORK,
+    canary::LIMITS,
 ];
+
+/// What came of the canary.
+type Seen = Result<Canary, NoCanary>;
+
+/// Makes a canary: whether the machine bounds its memory, and whether to fill its disk.
+pub(super) type MakeCanary = Box<dyn Fn(bool, bool) -> BoxFuture<'static, Seen> + Send + Sync>;
+
+/// What podman says of itself.
+type Facts = OnceCell<Result<RuntimeFacts, String>>;
+
+/// How far a look goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Depth {
+    /// At what is there.
+    NoCanary,
+    /// And into a sandbox.
+    Canary,
+    /// Whose disk is filled as well.
+    Whole,
+}
 
 /// What the checks look at.
 pub(super) struct Scene {
@@ -101,13 +138,42 @@ pub(super) struct Scene {
     pub(super) runtime: Arc<dyn SandboxRuntime>,
     pub(super) backups: Backups,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) canary: MakeCanary,
 }
 
 /// One look at all of it.
 struct Sight {
     scene: Arc<Scene>,
     /// What podman says of itself, asked once.
-    facts: OnceCell<Result<RuntimeFacts, String>>,
+    facts: Arc<Facts>,
+    /// Being made, beside everything else.
+    canary: Option<Shared<BoxFuture<'static, Arc<Seen>>>>,
+}
+
+impl Sight {
+    fn new(scene: &Arc<Scene>, known: Option<RuntimeFacts>, depth: Depth) -> Self {
+        let facts = Arc::new(OnceCell::new_with(known.map(Ok)));
+        let canary = (depth != Depth::NoCanary).then(|| {
+            let (scene, facts) = (Arc::clone(scene), Arc::clone(&facts));
+            // A task of its own, which clears up when nobody waits any more.
+            let made = tokio::spawn(async move {
+                let with_memory = podman::probed(&scene, &facts)
+                    .await
+                    .is_ok_and(|facts| !facts.unenforced_limits.contains(&"memory"));
+                (scene.canary)(with_memory, depth == Depth::Whole).await
+            });
+            let seen = async {
+                let panicked = |_| Err(NoCanary::NotMade("its task panicked".to_owned()));
+                Arc::new(made.await.unwrap_or_else(panicked))
+            };
+            seen.boxed().shared()
+        });
+        Self {
+            scene: Arc::clone(scene),
+            facts,
+            canary,
+        }
+    }
 }
 
 impl Deref for Sight {
@@ -132,14 +198,14 @@ impl Scene {
     }
 
     /// Makes every check. What podman said a moment ago need not be asked again: that takes longer than all the others.
-    pub(super) async fn examine(self: &Arc<Self>, known: Option<RuntimeFacts>) -> Vec<Examined> {
-        let sight = Sight {
-            scene: Arc::clone(self),
-            facts: OnceCell::new_with(known.map(Ok)),
-        };
+    async fn examine(self: &Arc<Self>, known: Option<RuntimeFacts>, depth: Depth) -> Vec<Examined> {
+        let sight = Sight::new(self, known, depth);
         let mut all = Vec::with_capacity(CHECKS.len());
         for check in CHECKS {
-            all.push(check.examine(&sight).await);
+            let needs_canary = matches!(check.look, Look::Canary(_));
+            if !needs_canary || sight.canary.is_some() {
+                all.push(check.examine(&sight).await);
+            }
         }
         all
     }
@@ -149,7 +215,7 @@ impl Scene {
         let scene = Arc::clone(self);
         Arc::new(move || {
             let scene = Arc::clone(&scene);
-            Box::pin(async move { scene.examine(None).await })
+            Box::pin(async move { scene.examine(None, Depth::Whole).await })
         })
     }
 
@@ -158,8 +224,14 @@ impl Scene {
     /// # Errors
     /// In production mode: what failed, by name and with what to do.
     pub(super) async fn pass(self: &Arc<Self>, known: RuntimeFacts) -> Result<(), Refusal> {
-        let examined = self.examine(Some(known)).await;
         let is_strict = self.config().mode == Mode::Production;
+        // A disk is not filled at each start.
+        let depth = if is_strict {
+            Depth::Canary
+        } else {
+            Depth::NoCanary
+        };
+        let examined = self.examine(Some(known), depth).await;
         let told =
             |one: &Examined| format!("{}: {}", one.name, one.mend.as_deref().unwrap_or_default());
         for one in examined.iter().filter(|one| one.verdict != Verdict::Passed) {
@@ -185,7 +257,7 @@ impl Scene {
             format!(
                 "production mode does not start while {} of {} hardening checks fail\n  {}",
                 failed.len(),
-                CHECKS.len(),
+                examined.len(),
                 failed.join("\n  ")
             ),
         ))
@@ -199,7 +271,14 @@ impl Check {
             Look::Here(look) => look(sight),
             Look::Asked(look) => tokio::time::timeout(PATIENCE, look(sight))
                 .await
-                .unwrap_or_else(|_| Err("there was no answer in time".to_owned())),
+                .unwrap_or_else(|_| Err(LATE.to_owned())),
+            Look::Canary(judge) => match sight.canary.clone() {
+                Some(seen) => match tokio::time::timeout(PATIENCE, seen).await {
+                    Ok(seen) => judge(&seen),
+                    Err(_) => judge(&Err(NoCanary::NotMade(LATE.to_owned()))),
+                },
+                None => Err("none was made".to_owned()),
+            },
         };
         let verdict = match (&found, self.is_advice) {
             (Ok(_), _) => Verdict::Passed,

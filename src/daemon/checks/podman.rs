@@ -4,10 +4,13 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{Check, Found, Look, Sight};
+use super::{Check, Facts, Found, Look, Scene};
 use crate::base::chain::Chain;
 use crate::host::users;
 use crate::runtime::{RuntimeError, RuntimeFacts};
+
+/// The oldest podman without a known hole that matters here.
+const KNOWN_GOOD_PODMAN: (u32, u32, u32) = (5, 7, 1);
 
 /// Rootless, ours, gVisor.
 pub(super) const RUNTIME: Check = Check {
@@ -17,7 +20,7 @@ pub(super) const RUNTIME: Check = Check {
     is_advice: false,
     look: Look::Asked(|scene| {
         Box::pin(async {
-            let facts = probed(scene).await?;
+            let facts = probed(scene, &scene.facts).await?;
             Ok(format!(
                 "podman {}, {}",
                 facts.podman_version, facts.runtime_version
@@ -25,6 +28,38 @@ pub(super) const RUNTIME: Check = Check {
         })
     }),
 };
+
+/// Not one with a known hole.
+pub(super) const PODMAN_VERSION: Check = Check {
+    name: "podman_version",
+    rule: "podman is 5.7.1 or newer: an older one, unless its packager mended it, makes directories of its user's for an image whose working directory is a link (CVE-2026-55686). Casemate has every sandbox begin in /, and reads that back.",
+    mend: "install podman 5.7.1 or newer, or see in its package's changelog that it is mended",
+    is_advice: true,
+    look: Look::Asked(|scene| {
+        Box::pin(async { podman_version(&probed(scene, &scene.facts).await?.podman_version) })
+    }),
+};
+
+fn podman_version(found: &str) -> Found {
+    // A packager's addition, or that of a version before its release, stands behind the numbers.
+    let numbers = found
+        .split(|c: char| !c.is_ascii_digit() && c != '.')
+        .next();
+    let mut parts = numbers
+        .unwrap_or_default()
+        .split('.')
+        .map(str::parse::<u32>);
+    let mut part = || parts.next().and_then(Result::ok);
+    match (part(), part(), part()) {
+        (Some(major), Some(minor), patch)
+            if (major, minor, patch.unwrap_or_default()) >= KNOWN_GOOD_PODMAN =>
+        {
+            Ok(found.to_owned())
+        }
+        (Some(_), ..) => Err(found.to_owned()),
+        (None, ..) => Err(format!("{found:?} is no version")),
+    }
+}
 
 /// No other user's sandboxes have the same ids on the host.
 pub(super) const SUB_IDS: Check = Check {
@@ -54,7 +89,7 @@ pub(super) const LIMITS: Check = Check {
     rule: "The kernel bounds memory, processors and processes of each sandbox by a control group of its own.",
     mend: "boot with cgroup v2, delegate cpu, memory and pids to podman's unit (Delegate=yes), and let it write its group's directory to casemate.cgroup in its XDG_RUNTIME_DIR",
     is_advice: false,
-    look: Look::Asked(|scene| Box::pin(async { limits(&probed(scene).await?) })),
+    look: Look::Asked(|scene| Box::pin(async { limits(&probed(scene, &scene.facts).await?) })),
 };
 
 fn limits(facts: &RuntimeFacts) -> Found {
@@ -109,7 +144,7 @@ pub(super) const VOLUMES: Check = Check {
     is_advice: true,
     look: Look::Asked(|scene| {
         Box::pin(async {
-            probed(scene)
+            probed(scene, &scene.facts)
                 .await?
                 .volumes_problem
                 .map_or_else(|| Ok("they can".to_owned()), Err)
@@ -117,14 +152,15 @@ pub(super) const VOLUMES: Check = Check {
     }),
 };
 
-async fn probed(sight: &Sight) -> Result<RuntimeFacts, String> {
+/// Asks podman, once in a look.
+pub(super) async fn probed(scene: &Scene, facts: &Facts) -> Result<RuntimeFacts, String> {
     let ask = async || {
-        sight.runtime.probe().await.map_err(|error| match error {
+        scene.runtime.probe().await.map_err(|error| match error {
             RuntimeError::Unfit { what, mend } => format!("{what}; {mend}"),
             error => Chain(&error).to_string(),
         })
     };
-    sight.facts.get_or_init(ask).await.clone()
+    facts.get_or_init(ask).await.clone()
 }
 
 /// The ranges of one user in a file like subuid(5), if nobody else has part of them.
@@ -171,6 +207,16 @@ fn ranges(file: &str, text: &str, name: &str, uid: u32) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_podman_with_a_known_hole_fails() {
+        for good in ["5.7.1", "5.7.10-rhel", "5.8.0-dev", "5.8", "6.0.0"] {
+            assert_eq!(podman_version(good), Ok(good.to_owned()));
+        }
+        for bad in ["4.3.1", "5.7.0", "5.6.9", "5", "", "v5.7.1", "x"] {
+            assert!(podman_version(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn ranges_that_another_has_fail() {

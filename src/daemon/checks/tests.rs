@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Mutex;
 
 use super::*;
 use crate::backup::keeper::Parts;
@@ -19,6 +20,8 @@ struct Bench {
     runtime: Arc<FakeRuntime>,
     clock: Arc<ManualClock>,
     scene: Arc<Scene>,
+    /// What each canary was to measure: memory, and disk.
+    canaries: Arc<Mutex<Vec<(bool, bool)>>>,
 }
 
 impl Bench {
@@ -64,6 +67,8 @@ impl Bench {
             templates: path("templates"),
             images_of_files: Box::new(move || [image].into()),
         });
+        let canaries = Arc::new(Mutex::new(Vec::new()));
+        let said = Arc::clone(&canaries);
         let scene = Arc::new(Scene {
             config: RwLock::new(Arc::new(config)),
             path: path("casemate.yaml"),
@@ -72,21 +77,23 @@ impl Bench {
             runtime: runtime.clone(),
             backups,
             clock: clock.clone(),
+            canary: Box::new(move |with_memory, with_disk| {
+                said.lock().unwrap().push((with_memory, with_disk));
+                Box::pin(async { Err(NoCanary::NotAsAsked("no gVisor".to_owned())) })
+            }),
         });
         Self {
             directory,
             runtime,
             clock,
             scene,
+            canaries,
         }
     }
 
     async fn verdict(&self, name: &str) -> Examined {
         let check = CHECKS.iter().find(|check| check.name == name).unwrap();
-        let sight = Sight {
-            scene: Arc::clone(&self.scene),
-            facts: OnceCell::new(),
-        };
+        let sight = Sight::new(&self.scene, None, Depth::NoCanary);
         check.examine(&sight).await
     }
 
@@ -266,7 +273,9 @@ async fn production_mode_says_names_and_what_to_do_and_no_values() {
         .await
         .unwrap_err();
     assert_eq!(refusal.exit, Exit::Refused);
-    for name in ["key_files", "limits"] {
+    assert_eq!(*bench.canaries.lock().unwrap(), [(true, false)]);
+    assert!(!refusal.text.contains("no gVisor"), "{}", refusal.text);
+    for name in ["key_files", "limits", "canary_kernel"] {
         let check = CHECKS.iter().find(|check| check.name == name).unwrap();
         let line = format!("\n  {name}: {}", check.mend);
         assert!(refusal.text.contains(&line), "{}", refusal.text);
@@ -284,6 +293,7 @@ async fn development_mode_says_it_and_starts() {
     assert_eq!(bench.verdict("key_files").await.verdict, Verdict::Failed);
     let facts = bench.runtime.probe().await.unwrap();
     assert!(bench.scene.pass(facts).await.is_ok());
+    assert!(bench.canaries.lock().unwrap().is_empty(), "none at a start");
     assert_eq!(
         bench.runtime.calls(FakeCall::Probe),
         1,
@@ -295,15 +305,18 @@ async fn development_mode_says_it_and_starts() {
 async fn what_does_not_answer_fails_and_the_others_are_looked_at() {
     let bench = Bench::new("");
     bench.runtime.fail(FakeCall::Probe, 1, FakeFailure::Hangs);
-    let all = bench.scene.examine(None).await;
+    let all = bench.scene.examine(None, Depth::Whole).await;
     let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
     let wanted: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
     assert_eq!(names, wanted);
     let runtime = all.iter().find(|one| one.name == "runtime").unwrap();
     assert_eq!(runtime.verdict, Verdict::Failed);
     assert_eq!(bench.runtime.calls(FakeCall::Probe), 1, "asked once");
-    bench.scene.examine(None).await;
+    bench.scene.examine(None, Depth::Whole).await;
     assert_eq!(bench.runtime.calls(FakeCall::Probe), 2, "and anew");
+    // Of a machine that cannot be asked, the memory is not tried.
+    let canaries = bench.canaries.lock().unwrap();
+    assert_eq!(*canaries, [(false, true), (true, true)]);
 }
 
 #[tokio::test]
