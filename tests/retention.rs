@@ -179,6 +179,7 @@ fn files_and_database_have_all_that_was_acknowledged_whenever_it_was_killed() {
             .unwrap();
         let mut output = BufReader::new(writer.stdout.take().unwrap());
         let mut acknowledged: BTreeMap<i64, String> = BTreeMap::new();
+        let mut archived = 0;
         let mut read = |line: &mut String| {
             line.clear();
             let length = output.read_line(line).unwrap();
@@ -187,15 +188,18 @@ fn files_and_database_have_all_that_was_acknowledged_whenever_it_was_killed() {
             {
                 let (seq, id) = rest.split_once(' ').unwrap();
                 acknowledged.insert(seq.parse().unwrap(), id.to_owned());
+            } else if let Some((_, count)) = line.trim().split_once("archived ") {
+                archived += count.parse::<u64>().unwrap();
             }
-            (length, acknowledged.len() as u64)
+            (length, acknowledged.len() as u64, archived)
         };
-        let (wanted, spins) = (next(700), next(2_000_000));
-        let (mut line, mut count) = (String::new(), 0);
-        while count < wanted {
-            let (length, so_far) = read(&mut line);
+        // Some lives end before there is a file, some after one or two, however slowly files are made beside the writers.
+        let (wanted, wanted_files, spins) = (next(700), next(3), next(2_000_000));
+        let (mut line, mut count, mut made) = (String::new(), 0, 0);
+        while count < wanted || made < wanted_files {
+            let (length, so_far, files) = read(&mut line);
             assert!(length > 0, "the writer ended by itself");
-            count = so_far;
+            (count, made) = (so_far, files);
         }
         for _ in 0..spins {
             std::hint::spin_loop();

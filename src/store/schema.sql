@@ -1,4 +1,4 @@
--- What the migrations come to, schema 8. Made by a test (src/store/migrate.rs), read by nobody but people.
+-- What the migrations come to, schema 9. Made by a test (src/store/migrate.rs), read by nobody but people.
 
 CREATE TABLE archived (
     last   INTEGER PRIMARY KEY,
@@ -82,11 +82,22 @@ CREATE TABLE keys (
     team       TEXT NOT NULL,
     digest     BLOB NOT NULL CHECK (length(digest) = 32),
     created_at INTEGER NOT NULL
-) STRICT;
+, role TEXT NOT NULL DEFAULT 'member', scopes TEXT, session TEXT, created_by TEXT NOT NULL DEFAULT 'unknown', expires_at INTEGER, revoked_at INTEGER, revoked_by TEXT, last_used_at INTEGER) STRICT;
+
+CREATE INDEX keys_session ON keys (session) WHERE session IS NOT NULL;
+
+CREATE INDEX keys_team ON keys (team, id);
 
 CREATE TABLE mirrored (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     seq INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE rules (
+    name    TEXT PRIMARY KEY,
+    rule    TEXT NOT NULL,
+    made_at INTEGER NOT NULL,
+    made_by TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE sealed (
