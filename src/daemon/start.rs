@@ -216,15 +216,7 @@ impl Ground {
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
         let credentials = Credentials::new(store.clone(), vault, audit.clone());
-        let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
-        let prepared = volumes.files.prepare(self.sandbox_group);
-        volumes.problem = prepared.err().or_else(|| facts.volumes_problem.clone());
-        if let Some(problem) = &volumes.problem {
-            warn!(
-                problem,
-                "this machine cannot have volumes; sessions that want none are none the worse"
-            );
-        }
+        let volumes = volumes(config, &store, self.sandbox_group, &facts);
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(memory::available_bytes),
             runtime: Arc::clone(&runtime),
@@ -266,9 +258,7 @@ impl Ground {
             canary: canary(sessions.clone(), config),
         });
         let retention = Retention::new(audit.clone());
-        let rules = Arc::<RuleBook>::default();
-        rules.set_files(config.policy.clone());
-        rules.read_stored(&store).await?;
+        let rules = rules(config, &store).await?;
         let calls = TaskTracker::new();
         let tokens = tokens(config, calls.clone(), clock.as_ref()).await?;
         let (reload, reloads) = mpsc::channel(1);
@@ -514,6 +504,28 @@ async fn tokens(
 pub(super) fn in_words(problems: &[IssuerError]) -> String {
     let lines = problems.iter().map(|problem| Chain(problem).to_string());
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The volumes, or why this machine cannot have any.
+fn volumes(config: &Config, store: &Store, group: u32, facts: &RuntimeFacts) -> Volumes {
+    let mut volumes = Volumes::new(config.volumes.clone(), store.installation());
+    let prepared = volumes.files.prepare(group);
+    volumes.problem = prepared.err().or_else(|| facts.volumes_problem.clone());
+    if let Some(problem) = &volumes.problem {
+        warn!(
+            problem,
+            "this machine cannot have volumes; sessions that want none are none the worse"
+        );
+    }
+    volumes
+}
+
+/// The operator's rules, those of files and those of the store.
+async fn rules(config: &Config, store: &Store) -> Result<Arc<RuleBook>, Refusal> {
+    let rules = Arc::<RuleBook>::default();
+    rules.set_files(config.policy.clone());
+    rules.read_stored(store).await?;
+    Ok(rules)
 }
 
 /// The vault of the state, with the key that belongs to it.

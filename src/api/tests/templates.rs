@@ -74,6 +74,20 @@ fn files() -> BTreeMap<Name, Template> {
     files.map(|one| (one.name.clone(), one)).into()
 }
 
+/// Those files, and room for three templates of a team.
+fn settings() -> Settings {
+    Settings {
+        sessions: SessionsConfig {
+            team_templates: TeamTemplates {
+                max: 3,
+                ..TeamTemplates::default()
+            },
+            ..SessionsConfig::default()
+        },
+        templates: files(),
+    }
+}
+
 impl House {
     pub(super) async fn open() -> Self {
         Self::open_with(&[]).await
@@ -86,10 +100,6 @@ impl House {
         let clock = Arc::new(ManualClock::at(1_700_000_000_000));
         let audit = AuditLog::new(store.clone(), clock.clone());
         let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([IMAGE]));
-        let bounds = TeamTemplates {
-            max: 3,
-            ..TeamTemplates::default()
-        };
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&runtime),
@@ -104,13 +114,7 @@ impl House {
                 },
                 store.installation(),
             ),
-            settings: Settings {
-                sessions: SessionsConfig {
-                    team_templates: bounds,
-                    ..SessionsConfig::default()
-                },
-                templates: files(),
-            },
+            settings: settings(),
         });
         let vault = crate::credential::vault_of(&store, None, directory.path())
             .await
