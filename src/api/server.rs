@@ -104,8 +104,11 @@ impl Server {
         Self::with_routes(app, config, &ROUTES)
     }
 
-    /// The same with a table of its own.
-    pub(super) fn with_routes(
+    /// The same with a table of its own, for tests and measurements.
+    ///
+    /// # Errors
+    /// When two routes contradict each other.
+    pub fn with_routes(
         app: App,
         config: ServerConfig,
         routes: &[Route],
