@@ -187,7 +187,10 @@ fn rs256(table: &Value) -> String {
     let rows = table["tokens"].as_array().unwrap().iter();
     let mut tokens = rows.filter(|row| row["issuer"] == "any" && row["refused"].is_null());
     let found = tokens.find(|row| row["name"].as_str().unwrap().contains("RS256"));
-    found.expect("a token")["token"].as_str().unwrap().to_owned()
+    found.expect("a token")["token"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }
 
 async fn tokens(fixtures: &Path, now: Timestamp) -> Tokens {
