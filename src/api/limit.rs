@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::error::Problem;
 use super::server::locked;
 use crate::model::name::Name;
-use crate::model::principal::Principal;
+use crate::model::principal::{Principal, Proof};
 use crate::model::settings::HttpLimits;
 use crate::policy::rate::{Buckets, Rate};
 
@@ -58,7 +58,7 @@ pub(super) struct Limits {
     began: Instant,
     addresses: Bound<Network>,
     failures: Bound<Network>,
-    keys: Bound<String>,
+    keys: Bound<Proof>,
     teams: Bound<Name>,
     connections_of_one: usize,
     connections: Counts,
@@ -110,11 +110,15 @@ impl Limits {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    fn take<K>(&self, bound: Option<&Mutex<Buckets<K>>>, key: K) -> Option<Duration>
+    fn take<K>(
+        &self,
+        bound: Option<&Mutex<Buckets<K>>>,
+        key: impl FnOnce() -> K,
+    ) -> Option<Duration>
     where
         K: Eq + Hash,
     {
-        locked(bound?).take(key, self.now_ns()).err()
+        locked(bound?).take(key(), self.now_ns()).err()
     }
 
     /// A place for a connection; `None` when its address has as many as it may. Loopback has as many as there are: a proxy comes from there.
@@ -136,7 +140,8 @@ impl Limits {
 
     /// Counts a request of an address; how long until the next, when it has none left.
     pub(super) fn request(&self, peer: Option<IpAddr>) -> Option<Duration> {
-        self.take(self.addresses.as_ref(), Network::of(peer?))
+        let peer = peer?;
+        self.take(self.addresses.as_ref(), || Network::of(peer))
     }
 
     /// How long until an address may fail to authenticate again, when it did so too often. What is under way at one time passes together.
@@ -149,7 +154,7 @@ impl Limits {
     /// Counts a request that did not authenticate.
     pub(super) fn failed(&self, peer: Option<IpAddr>) {
         if let Some(peer) = peer {
-            self.take(self.failures.as_ref(), Network::of(peer));
+            self.take(self.failures.as_ref(), || Network::of(peer));
         }
     }
 
@@ -158,10 +163,10 @@ impl Limits {
         let Principal::Client(client) = principal else {
             return Ok(());
         };
-        if let Some(wait) = self.take(self.keys.as_ref(), client.by.to_string()) {
+        if let Some(wait) = self.take(self.keys.as_ref(), || client.by.clone()) {
             return Err(Problem::rate_limited("with this credential", wait));
         }
-        match self.take(self.teams.as_ref(), client.team.clone()) {
+        match self.take(self.teams.as_ref(), || client.team.clone()) {
             Some(wait) => Err(Problem::rate_limited("for this team", wait)),
             None => Ok(()),
         }
@@ -191,7 +196,7 @@ impl Limits {
 
     /// Whether it is time to say in the log that somebody was refused for being too many.
     pub(super) fn is_time_to_tell(&self) -> bool {
-        self.take(self.told.as_ref(), ()).is_none()
+        self.take(self.told.as_ref(), || ()).is_none()
     }
 }
 

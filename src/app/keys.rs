@@ -153,7 +153,7 @@ struct Known {
     revocations: u64,
     /// Counts uses, to tell which were used longest ago.
     uses: u64,
-    /// Uses that are not written down yet.
+    /// Uses of those that were forgotten which are not written down yet.
     unwritten: BTreeMap<KeyId, Timestamp>,
 }
 
@@ -162,6 +162,8 @@ struct Entry {
     key: Arc<ApiKey>,
     revoked: Arc<CancellationToken>,
     used: u64,
+    /// When it was last used, where that is not written down yet.
+    unwritten: Option<Timestamp>,
 }
 
 impl KeyRing {
@@ -191,16 +193,24 @@ impl KeyRing {
             let middle = ages.len() / 2;
             let (_, oldest, _) = ages.select_nth_unstable(middle);
             let oldest = *oldest;
-            // What has opened streams must be found when it is revoked.
-            known
-                .keys
-                .retain(|_, entry| entry.used >= oldest || Arc::strong_count(&entry.revoked) > 1);
+            let Known {
+                keys, unwritten, ..
+            } = &mut *known;
+            keys.retain(|id, entry| {
+                // What has opened streams must be found when it is revoked.
+                let stays = entry.used >= oldest || Arc::strong_count(&entry.revoked) > 1;
+                if !stays && let Some(at) = entry.unwritten {
+                    unwritten.insert(*id, at);
+                }
+                stays
+            });
         }
         let used = known.uses;
         let entry = known.keys.entry(key.id).or_insert_with(|| Entry {
             key,
             revoked: Arc::default(),
             used,
+            unwritten: None,
         });
         Some(Arc::clone(&entry.revoked))
     }
@@ -215,15 +225,28 @@ impl KeyRing {
         }
     }
 
+    /// Notes that it was used, unless it is not known any more.
     fn used(&self, id: KeyId, now: Timestamp) {
-        let mut known = self.lock();
-        if known.unwritten.len() < MAX_KNOWN || known.unwritten.contains_key(&id) {
-            known.unwritten.insert(id, now);
+        if let Some(entry) = self.lock().keys.get_mut(&id) {
+            entry.unwritten = Some(now);
         }
     }
 
+    /// When it was last used, where that is not written down yet.
+    fn unwritten(&self, id: KeyId) -> Option<Timestamp> {
+        let known = self.lock();
+        let entry = known.keys.get(&id).and_then(|entry| entry.unwritten);
+        entry.or_else(|| known.unwritten.get(&id).copied())
+    }
+
+    /// All that is not written down yet; from now on it is.
     fn take_uses(&self) -> BTreeMap<KeyId, Timestamp> {
-        std::mem::take(&mut self.lock().unwritten)
+        let mut known = self.lock();
+        let mut uses = std::mem::take(&mut known.unwritten);
+        for (id, entry) in &mut known.keys {
+            uses.extend(entry.unwritten.take().map(|at| (*id, at)));
+        }
+        uses
     }
 }
 
@@ -457,9 +480,8 @@ impl App {
         let mut keys = self.0.store.keys(team, after, limit).await;
         // What was used in the last minute is not written yet.
         if let Ok(keys) = &mut keys {
-            let known = self.0.keys.lock();
             for key in keys {
-                key.last_used_at = known.unwritten.get(&key.id).copied().max(key.last_used_at);
+                key.last_used_at = self.0.keys.unwritten(key.id).max(key.last_used_at);
             }
         }
         keys.map_err(AppError::Store)

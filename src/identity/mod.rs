@@ -187,15 +187,23 @@ fn hex(bytes: &[u8]) -> String {
         })
 }
 
+/// What a lowercase hexadecimal digit stands for.
+const fn digit(text: u8) -> u8 {
+    match text {
+        b'0'..=b'9' => text - b'0',
+        _ => text.wrapping_sub(b'a').wrapping_add(10),
+    }
+}
+
 /// Exactly `N` bytes of lowercase hexadecimal digits.
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], NotAKey> {
     if text.len() != 2 * N || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(NotAKey);
     }
     let mut bytes = [0; N];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digits = std::str::from_utf8(digits).map_err(|_| NotAKey)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| NotAKey)?;
+    let (pairs, _) = text.as_bytes().as_chunks::<2>();
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = digit(*high) << 4 | digit(*low);
     }
     Ok(bytes)
 }

@@ -34,7 +34,7 @@ pub struct Client {
 }
 
 /// What a client presented, as far as the record may name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Proof {
     /// An API key, or a token of a session.
     Key(KeyId),
