@@ -8,9 +8,9 @@ def measure(rounds):
 
 
 def show(figures):
-    print(f"{'who asks':<14}{'requests/s':>12}{'of nobody':>12}   (medians)")
+    print(f"{'who asks':<28}{'requests/s':>12}{'ratio':>8}  beside   (medians)")
     for row in figures:
         if "way" in row:
-            print(f"{row['way']:<14}{row['per_s']:>12.0f}{row['of_nobody']:>12.3f}")
+            print(f"{row['way']:<28}{row['per_s']:>12.0f}{row['ratio']:>8.3f}  {row['beside']}")
         else:
             print(f"{row['token']}: {row['first_us']} us for the first time, {row['known_us']} us when it is known")

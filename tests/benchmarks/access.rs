@@ -1,5 +1,5 @@
-//! What it costs to know who asks: requests a second of one handler that anybody may call, that takes an API key, and that takes a
-//! token signed with RS256, in turn. `cargo bench --bench access -- ROUNDS`.
+//! What it costs to know who asks: requests a second of one handler that anybody may call and of the same for who is known, with the very
+//! same bytes, which hold an API key or a token signed with RS256; all in turn. `cargo bench --bench access -- ROUNDS`.
 //!
 //! Each round is a tenth of a second of each, by four connections that stay open. Prints a line of JSON for each.
 #![expect(
@@ -106,23 +106,21 @@ async fn measure(rounds: usize) {
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let serving = tokio::spawn(server.serve(listener, stop.clone(), SLICE));
+    let (key, token) = (key.text.expose().clone(), token);
+    let way = |name, path, shown: Option<&String>| Way {
+        name,
+        path,
+        shown: shown.cloned(),
+    };
     let ways = [
-        Way {
-            name: "nobody",
-            path: "/open",
-            shown: None,
-        },
-        Way {
-            name: "API key",
-            path: "/known",
-            shown: Some(key.text.expose().clone()),
-        },
-        Way {
-            name: "RS256 token",
-            path: "/known",
-            shown: Some(token),
-        },
+        way("nobody", "/open", None),
+        way("API key, not looked at", "/open", Some(&key)),
+        way("API key", "/known", Some(&key)),
+        way("RS256 token, not looked at", "/open", Some(&token)),
+        way("RS256 token", "/known", Some(&token)),
     ];
+    // Beside which each stands.
+    let beside = [0, 0, 1, 0, 3];
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
         let stream = TcpStream::connect(address).await.unwrap();
@@ -131,7 +129,7 @@ async fn measure(rounds: usize) {
         tokio::spawn(connection);
         clients.push(sender);
     }
-    let mut rates: [Vec<f64>; 3] = Default::default();
+    let mut rates: [Vec<f64>; 5] = Default::default();
     for round in 0..=rounds {
         for (way, rates) in ways.iter().zip(&mut rates) {
             let rate = slice(&mut clients, way).await;
@@ -141,13 +139,14 @@ async fn measure(rounds: usize) {
             }
         }
     }
-    let alone = rates[0].clone();
-    for (way, rates) in ways.iter().zip(rates) {
+    for (n, (way, other)) in ways.iter().zip(beside).enumerate() {
         // Beside the slice of the same round, so that what the machine does meanwhile meets both.
-        let ratios = rates.iter().zip(&alone).map(|(rate, alone)| rate / alone);
-        let ratio = median(ratios.collect());
-        let figures =
-            json!({"way": way.name, "per_s": median(rates), "of_nobody": ratio, "rounds": rounds});
+        let pairs = rates[n].iter().zip(&rates[other]);
+        let ratio = median(pairs.map(|(rate, other)| rate / other).collect());
+        let per_s = median(rates[n].clone());
+        let figures = json!({
+            "way": way.name, "per_s": per_s, "beside": ways[other].name, "ratio": ratio, "rounds": rounds,
+        });
         println!("{figures}");
     }
     drop(clients);
