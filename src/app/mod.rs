@@ -6,7 +6,9 @@
 mod backup;
 mod credentials;
 mod doctor;
+pub mod fake;
 mod guest;
+mod keyring;
 mod keys;
 pub mod lease;
 mod record;
@@ -18,7 +20,8 @@ mod volumes;
 
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
-pub use self::keys::{Authenticated, KeyRefusal, KeyRing, MadeKey, NewKey, Validity};
+pub use self::keyring::KeyRing;
+pub use self::keys::{Authenticated, KeyRefusal, MadeKey, NewKey, Validity};
 pub use self::record::{AuditExport, Extent, ocsf_event};
 pub use self::rules::{Explained, RuleBook, RuleRefusal, Whom};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
