@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{KeyRing, Parts, Snapshots};
+use super::{KeyRing, Parts, RemoteDesk, Snapshots};
 use crate::audit::AuditLog;
 use crate::audit::retention::Retention;
 use crate::backup::Backups;
@@ -111,6 +111,8 @@ impl Ground {
             keys: KeyRing::default(),
             rules: Arc::default(),
             tokens: Arc::default(),
+            operators: Arc::default(),
+            desk: RemoteDesk::default(),
             clock,
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),

@@ -1,4 +1,4 @@
-//! API keys and tokens of sessions: who presents one, who may make and revoke them.
+//! API keys, tokens of sessions, of others and of operators: who presents one, who may make and revoke them.
 //!
 //! Keys that were presented lately are kept in memory (`keyring.rs`), so that a request does not wait for the database. A key that
 //! is revoked is gone from there before the revocation is answered, and what it opened ends: streams and sockets too.
@@ -14,7 +14,7 @@ use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
-use crate::identity::{PresentedKey, jwt};
+use crate::identity::{PresentedKey, jwt, operator};
 use crate::model::event::AuditEvent;
 use crate::model::grant::{Grant, Role, Scope};
 use crate::model::key::ApiKey;
@@ -139,13 +139,16 @@ pub struct Validity {
 }
 
 impl App {
-    /// Who presents this key, or this token.
+    /// Who presents this key, or this token of whatever kind.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`], [`AppError::Store`].
     pub async fn authenticate(&self, presented: &str) -> Result<Authenticated, AppError> {
         if jwt::looks_like_one(presented) {
             return self.by_token(presented).await;
+        }
+        if presented.starts_with(operator::PREFIX) {
+            return self.by_operator_token(presented);
         }
         let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
         let (key, revoked) = self.known_key(&presented).await?;
@@ -170,6 +173,19 @@ impl App {
             validity: Validity {
                 revoked,
                 expires_at: key.expires_at,
+            },
+        })
+    }
+
+    /// Whoever administers from elsewhere.
+    fn by_operator_token(&self, presented: &str) -> Result<Authenticated, AppError> {
+        let taken = self.0.operators.find(presented, self.now());
+        let taken = taken.ok_or(AppError::Unauthenticated)?;
+        Ok(Authenticated {
+            principal: Principal::Remote { token: taken.mark },
+            validity: Validity {
+                revoked: taken.over,
+                expires_at: taken.until,
             },
         })
     }
@@ -435,7 +451,8 @@ impl App {
         }
     }
 
-    /// Writes down when keys were used, and forgets tokens that ran out, until `stop`.
+    /// Writes down when keys were used, and forgets tokens that ran out, until `stop`. What the operator token of before opened ends
+    /// so.
     pub async fn keep_keys(&self, stop: CancellationToken) {
         loop {
             let is_end = tokio::select! {
@@ -453,6 +470,7 @@ impl App {
             if is_end {
                 return;
             }
+            self.0.operators.sweep(self.now());
             let kept = i64::try_from(TOKENS_KEPT.as_millis()).unwrap_or(i64::MAX);
             let before = Timestamp::from_millis(self.now().as_millis().saturating_sub(kept));
             if let Err(error) = self.0.store.forget_tokens(before).await {

@@ -52,6 +52,17 @@ pub struct HttpConfig {
     pub origins: Vec<OriginPattern>,
     /// How much may be asked.
     pub limits: HttpLimits,
+    /// Who may administer from elsewhere; `None`: nobody.
+    pub operator: Option<OperatorConfig>,
+}
+
+/// Administering from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Where the operator token is: a path, or a credential of systemd's.
+    pub token: String,
+    /// How long one is taken after another was put in its place.
+    pub overlap: Duration,
 }
 
 /// How much may be asked at the HTTP door. Zero is no bound; a burst of zero is one of one.
@@ -169,6 +180,7 @@ impl Default for HttpConfig {
             hosts: Vec::new(),
             origins: Vec::new(),
             limits: HttpLimits::default(),
+            operator: None,
         }
     }
 }

@@ -30,6 +30,7 @@ mod files;
 mod http_door;
 mod life;
 mod limits;
+mod operator;
 mod other_runtimes;
 mod pause;
 mod podman_trouble;
