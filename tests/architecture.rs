@@ -42,12 +42,24 @@ const PLACES: &[(&str, &[&str])] = &[
     ),
     (
         "http",
-        &["api/", "egress/", "identity/jwt/fetch.rs", "runtime/", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/",
+            "bin/",
+        ],
     ),
     ("http_body", &["api/", "runtime/", "bin/"]),
     (
         "http_body_util",
-        &["api/", "egress/", "identity/jwt/fetch.rs", "runtime/", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/",
+            "bin/",
+        ],
     ),
     (
         "hyper",

@@ -82,7 +82,10 @@ impl App {
             idle_timeout_s: change.idle_timeout_s,
             on_timeout: change.on_timeout,
             labels: change.labels.is_some(),
-            egress: change.egress.as_ref().map(|rules| rules.keys().cloned().collect()),
+            egress: change
+                .egress
+                .as_ref()
+                .map(|rules| rules.keys().cloned().collect()),
         };
         let work = async move { handle.change(change).await };
         self.recorded(principal, id, event, work, |_| None).await

@@ -6,6 +6,7 @@
 mod backup;
 mod credentials;
 mod doctor;
+mod egress;
 mod guest;
 mod keys;
 pub mod lease;
@@ -18,6 +19,7 @@ mod volumes;
 
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
+pub use self::egress::Reach;
 pub use self::keys::{Authenticated, KeyRefusal, KeyRing, MadeKey, NewKey, Validity};
 pub use self::record::{AuditExport, Extent, ocsf_event};
 pub use self::rules::{Explained, RuleBook, RuleRefusal, Whom};

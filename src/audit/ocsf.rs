@@ -66,7 +66,10 @@ pub fn event(line: &str) -> Option<Value> {
 }
 
 fn is_refusal(kind: &str) -> bool {
-    matches!(kind, "auth.failed" | "access.denied" | "admin.refused" | "egress.denied")
+    matches!(
+        kind,
+        "auth.failed" | "access.denied" | "admin.refused" | "egress.denied"
+    )
 }
 
 fn activity(kind: &str) -> (u64, &'static str) {

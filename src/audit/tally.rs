@@ -99,7 +99,8 @@ impl Tally {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = counts.of(&refusal);
         let is_room = counts.contains_key(&refusal)
-            || counts.len() < KINDS && counts.keys().filter(|one| one.is_of(&refusal)).count() < OF_SESSION;
+            || counts.len() < KINDS
+                && counts.keys().filter(|one| one.is_of(&refusal)).count() < OF_SESSION;
         let refusal = if is_room {
             refusal
         } else {

@@ -58,7 +58,9 @@ fn rule(keys: &Section<'_>) -> EgressRule {
         _ => Err("expected text in each entry".to_owned()),
     };
     let port = |value: &Value| match value {
-        Value::Integer(port) => u16::try_from(*port).map_err(|_| format!("a port is 1 to 65535, not {port}")),
+        Value::Integer(port) => {
+            u16::try_from(*port).map_err(|_| format!("a port is 1 to 65535, not {port}"))
+        }
         _ => Err("a port is 1 to 65535, written as a number".to_owned()),
     };
     let effects = [EgressEffect::Allow, EgressEffect::Deny];
@@ -90,7 +92,9 @@ fn some<T: Ord>(
 pub(super) fn check(keys: &Section<'_>, config: &EgressConfig) {
     for (team, rules) in config.teams.iter() {
         for (path, problem) in problems_of(rules) {
-            let whole = ["teams".to_owned(), team.to_string()].into_iter().chain(path);
+            let whole = ["teams".to_owned(), team.to_string()]
+                .into_iter()
+                .chain(path);
             keys.problem_at(&whole.collect::<Vec<_>>(), problem);
         }
     }

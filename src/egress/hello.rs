@@ -90,7 +90,10 @@ fn gathered(bytes: &[u8]) -> Option<Gathered> {
 }
 
 /// The body of a message that is whole; `None` within when it is not yet.
-#[expect(clippy::option_option, reason = "what is broken is not what is missing")]
+#[expect(
+    clippy::option_option,
+    reason = "what is broken is not what is missing"
+)]
 fn whole_message(message: &[u8]) -> Option<Option<Vec<u8>>> {
     let mut reader = Reader(message);
     match message.first() {
@@ -110,7 +113,10 @@ fn whole_message(message: &[u8]) -> Option<Option<Vec<u8>>> {
 }
 
 /// The server's name in a client's hello; `None` when it is not one.
-#[expect(clippy::option_option, reason = "what is broken is not what is missing")]
+#[expect(
+    clippy::option_option,
+    reason = "what is broken is not what is missing"
+)]
 fn name(body: &[u8]) -> Option<Option<Vec<u8>>> {
     let mut body = Reader(body);
     // Version and random.
@@ -196,13 +202,24 @@ pub(super) mod tests {
             .iter()
             .flat_map(|(kind, data)| [&kind.to_be_bytes()[..], &sized(data)].concat())
             .collect();
-        let body = [&[3, 3][..], &[7; 32], &[0], &sized(&[0x13, 1]), &[1, 0], &sized(&extensions)].concat();
+        let body = [
+            &[3, 3][..],
+            &[7; 32],
+            &[0],
+            &sized(&[0x13, 1]),
+            &[1, 0],
+            &sized(&extensions),
+        ]
+        .concat();
         let length = u32::try_from(body.len()).unwrap().to_be_bytes();
         [&[CLIENT_HELLO][..], &length[1..], &body].concat()
     }
 
     fn named(name: &[u8]) -> (u16, Vec<u8>) {
-        (SERVER_NAME, sized(&[&[HOST_NAME][..], &sized(name)].concat()))
+        (
+            SERVER_NAME,
+            sized(&[&[HOST_NAME][..], &sized(name)].concat()),
+        )
     }
 
     fn records(message: &[u8], size: usize) -> Vec<u8> {
@@ -214,32 +231,64 @@ pub(super) mod tests {
 
     /// A client's first message for this server.
     pub(in crate::egress) fn client_hello(name: &str) -> Vec<u8> {
-        records(&hello_of(&[(43, vec![2, 3, 4]), named(name.as_bytes())]), 1 << 14)
+        records(
+            &hello_of(&[(43, vec![2, 3, 4]), named(name.as_bytes())]),
+            1 << 14,
+        )
     }
 
     #[test]
     fn the_name_is_found_in_one_record_and_in_many() {
-        let message = hello_of(&[(43, vec![2, 3, 4]), named(b"example.org"), (51, vec![0; 900])]);
+        let message = hello_of(&[
+            (43, vec![2, 3, 4]),
+            named(b"example.org"),
+            (51, vec![0; 900]),
+        ]);
         for size in [1, 2, 3, 7, 100, 1 << 14] {
             let bytes = records(&message, size);
-            assert_eq!(read_hello(&bytes), Hello::Named(Some(b"example.org".to_vec())), "{size}");
+            assert_eq!(
+                read_hello(&bytes),
+                Hello::Named(Some(b"example.org".to_vec())),
+                "{size}"
+            );
             for end in 0..bytes.len() {
-                assert_eq!(read_hello(&bytes[..end]), Hello::Incomplete, "{end} of {size}");
+                assert_eq!(
+                    read_hello(&bytes[..end]),
+                    Hello::Incomplete,
+                    "{end} of {size}"
+                );
             }
             // What comes after it does not matter.
             let more = [&bytes[..], &[20, 3, 3, 0, 1, 1]].concat();
-            assert_eq!(read_hello(&more), Hello::Named(Some(b"example.org".to_vec())));
+            assert_eq!(
+                read_hello(&more),
+                Hello::Named(Some(b"example.org".to_vec()))
+            );
         }
         assert_eq!(read_hello(&records(&hello_of(&[]), 99)), Hello::Named(None));
     }
 
     #[test]
     fn what_is_no_tls_and_what_breaks_its_rules_are_told_apart() {
-        for other in [&b"GET / HTTP/1.1"[..], b"SSH-2.0", &[22, 2, 0], &[0x80, 0x2e, 1], &[23, 3, 3]] {
+        for other in [
+            &b"GET / HTTP/1.1"[..],
+            b"SSH-2.0",
+            &[22, 2, 0],
+            &[0x80, 0x2e, 1],
+            &[23, 3, 3],
+        ] {
             assert_eq!(read_hello(other), Hello::NotTls);
         }
         let twice = hello_of(&[named(b"a.org"), named(b"b.org")]);
-        let list = sized(&[&[HOST_NAME][..], &sized(b"a.org"), &[HOST_NAME], &sized(b"b.org")].concat());
+        let list = sized(
+            &[
+                &[HOST_NAME][..],
+                &sized(b"a.org"),
+                &[HOST_NAME],
+                &sized(b"b.org"),
+            ]
+            .concat(),
+        );
         let two = hello_of(&[(SERVER_NAME, list)]);
         let empty = hello_of(&[named(b"")]);
         let odd = hello_of(&[(SERVER_NAME, sized(&[&[1][..], &sized(b"a.org")].concat()))]);
@@ -247,10 +296,19 @@ pub(super) mod tests {
         let server = [&[2][..], &hello_of(&[named(b"a.org")])[1..]].concat();
         let long = [1, 1, 0, 0, 0].to_vec();
         for message in [twice, two, empty, odd, short, server, long] {
-            assert_eq!(read_hello(&records(&message, 1 << 14)), Hello::Malformed, "{message:?}");
+            assert_eq!(
+                read_hello(&records(&message, 1 << 14)),
+                Hello::Malformed,
+                "{message:?}"
+            );
         }
         let message = hello_of(&[named(b"a.org")]);
-        let alert_between = [&records(&message[..20], 99)[..], &[21, 3, 3, 0, 2, 1, 0], &records(&message[20..], 99)].concat();
+        let alert_between = [
+            &records(&message[..20], 99)[..],
+            &[21, 3, 3, 0, 2, 1, 0],
+            &records(&message[20..], 99),
+        ]
+        .concat();
         assert_eq!(read_hello(&alert_between), Hello::Malformed);
         assert_eq!(read_hello(&[22, 3, 1, 0, 0]), Hello::Malformed);
         assert_eq!(read_hello(&[22, 3, 1, 0xff, 0xff]), Hello::Malformed);

@@ -100,7 +100,10 @@ async fn connect<W: Warden>(
     turn: &Arc<Turn>,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
-    let target = request.uri().authority().map_or("", |authority| authority.as_str());
+    let target = request
+        .uri()
+        .authority()
+        .map_or("", |authority| authority.as_str());
     let read = Host::parse_with_port(target.as_bytes(), None);
     let (host, port) = read.map_err(|why| shared.note(None, 0, no_host(&why)))?;
     check_host(request.headers(), &host, port).map_err(|no| shared.note(Some(&host), port, no))?;
@@ -125,14 +128,22 @@ async fn forward<W: Warden>(
     let uri = request.uri();
     let Some(authority) = uri.authority() else {
         let reason = "this is a proxy: a request names its whole URL";
-        return Err(shared.note(None, 0, Refusal::new(Kind::Malformed, always::ONE_FRAMING, reason)));
+        return Err(shared.note(
+            None,
+            0,
+            Refusal::new(Kind::Malformed, always::ONE_FRAMING, reason),
+        ));
     };
     let read = Host::parse_with_port(authority.as_str().as_bytes(), Some(80));
     let (host, port) = read.map_err(|why| shared.note(None, 0, no_host(&why)))?;
     let noted = |refusal| shared.note(Some(&host), port, refusal);
     if uri.scheme_str() != Some("http") {
         let reason = "only http is asked for with a whole URL; CONNECT is for the rest";
-        return Err(noted(Refusal::new(Kind::Malformed, always::ONE_FRAMING, reason)));
+        return Err(noted(Refusal::new(
+            Kind::Malformed,
+            always::ONE_FRAMING,
+            reason,
+        )));
     }
     check_host(request.headers(), &host, port).map_err(noted)?;
     check_framing(request.headers()).map_err(noted)?;
@@ -143,9 +154,18 @@ async fn forward<W: Warden>(
         request: Some((request.method().as_str(), uri.path())),
     };
     let arrived = shared.visit(&asked).await?;
-    let authority = if port == 80 { host.to_string() } else { format!("{host}:{port}") };
-    let request = anew(request, &authority)
-        .ok_or_else(|| Refusal::new(Kind::Malformed, always::ONE_FRAMING, "the request cannot be written"))?;
+    let authority = if port == 80 {
+        host.to_string()
+    } else {
+        format!("{host}:{port}")
+    };
+    let request = anew(request, &authority).ok_or_else(|| {
+        Refusal::new(
+            Kind::Malformed,
+            always::ONE_FRAMING,
+            "the request cannot be written",
+        )
+    })?;
     exchange(shared, arrived, request).await
 }
 
@@ -176,7 +196,11 @@ async fn exchange<W: Warden>(
     let response = sender.send_request(request).await.map_err(broken)?;
     let (mut head, body) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Refusal::new(Kind::Unreachable, "", "the answer switches protocols"));
+        return Err(Refusal::new(
+            Kind::Unreachable,
+            "",
+            "the answer switches protocols",
+        ));
     }
     strip(&mut head.headers);
     head.version = Version::HTTP_11;
@@ -197,10 +221,13 @@ fn anew(request: Request<Incoming>, authority: &str) -> Option<Request<Incoming>
     if let Some(length) = body.size_hint().exact()
         && (length > 0 || has_body(&head.method))
     {
-        head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        head.headers
+            .insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
-    head.headers.insert(header::HOST, HeaderValue::from_str(authority).ok()?);
-    head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    head.headers
+        .insert(header::HOST, HeaderValue::from_str(authority).ok()?);
+    head.headers
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
     head.extensions.clear();
     Some(Request::from_parts(head, body))
 }
@@ -238,7 +265,13 @@ fn without_trailers(body: Incoming) -> Body {
 /// A request has one `Host`, or none, and it is its target's (RFC 9112 section 3.2.2).
 fn check_host(headers: &HeaderMap, host: &Host, port: u16) -> Result<(), Refusal> {
     let mut said = headers.get_all(header::HOST).iter();
-    let refused = |reason: &str| Err(Refusal::new(Kind::Denied, always::HOST_IS_THE_TARGET, reason));
+    let refused = |reason: &str| {
+        Err(Refusal::new(
+            Kind::Denied,
+            always::HOST_IS_THE_TARGET,
+            reason,
+        ))
+    };
     let Some(first) = said.next() else {
         return Ok(());
     };
@@ -263,7 +296,9 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 fn empty() -> Body {
-    Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(Bytes::new())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A refusal in words that name its rule.
@@ -276,16 +311,31 @@ fn refused(asked: &str, refusal: &Refusal) -> Response<Body> {
         Kind::Late => StatusCode::GATEWAY_TIMEOUT,
         Kind::Unrecorded => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let asked: String = asked.chars().filter(|c| !c.is_control()).take(300).collect();
-    let rule = if refusal.rule.is_empty() { String::new() } else { format!(" ({})", refusal.rule) };
+    let asked: String = asked
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(300)
+        .collect();
+    let rule = if refusal.rule.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", refusal.rule)
+    };
     let mut text = format!("casemate: {asked}: {}{rule}\n", refusal.reason);
     if refusal.kind == Kind::Denied {
         text.push_str("Ask whoever made the session's template, or the operator, for a rule that allows it.\n");
     }
-    let mut response = Response::new(Full::from(text).map_err(|never| match never {}).boxed_unsync());
+    let mut response = Response::new(
+        Full::from(text)
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     // So that whoever asked through a tunnel that is none asks anew.
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     if let Ok(rule) = HeaderValue::from_str(&refusal.rule)

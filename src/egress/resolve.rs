@@ -56,7 +56,10 @@ mod tests {
             panic!("a name");
         };
         let found = SystemResolver.resolve(&name).await.unwrap();
-        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
+        assert!(
+            !found.is_empty() && found.iter().all(IpAddr::is_loopback),
+            "{found:?}"
+        );
         assert!(SystemResolver.is_own("127.0.0.1".parse().unwrap()));
         assert!(!SystemResolver.is_own("192.0.2.1".parse().unwrap()));
         assert!(!SystemResolver.is_own("2001:db8::1".parse().unwrap()));

@@ -93,16 +93,29 @@ pub fn read_request(bytes: &[u8]) -> Request {
 pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
 ) -> Result<(Host, u16), Refusal> {
-    let gone = |_| Refusal::new(Kind::Malformed, always::ONE_FRAMING, "the request is cut short");
+    let gone = |_| {
+        Refusal::new(
+            Kind::Malformed,
+            always::ONE_FRAMING,
+            "the request is cut short",
+        )
+    };
     let mut greeting = [0; 2];
     stream.read_exact(&mut greeting).await.map_err(gone)?;
     let mut methods = vec![0; usize::from(greeting[1])];
     stream.read_exact(&mut methods).await.map_err(gone)?;
     if !methods.contains(&NO_AUTHENTICATION) {
         let _ = stream.write_all(&[VERSION, NO_METHOD]).await;
-        return Err(Refusal::new(Kind::Malformed, always::ONE_FRAMING, "SOCKS without a method that is known here"));
+        return Err(Refusal::new(
+            Kind::Malformed,
+            always::ONE_FRAMING,
+            "SOCKS without a method that is known here",
+        ));
     }
-    stream.write_all(&[VERSION, NO_AUTHENTICATION]).await.map_err(gone)?;
+    stream
+        .write_all(&[VERSION, NO_AUTHENTICATION])
+        .await
+        .map_err(gone)?;
     let mut request = Vec::new();
     loop {
         match read_request(&request) {
@@ -115,10 +128,30 @@ pub(super) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(
             Request::Connect(host, port) => return Ok((host, port)),
             Request::Bad(bad) => {
                 let (code, refusal) = match bad {
-                    Bad::Version => (1, Refusal::new(Kind::Malformed, always::ONE_FRAMING, "not SOCKS 5")),
-                    Bad::Command => (7, Refusal::new(Kind::Malformed, always::ONE_FRAMING, "SOCKS only connects here")),
-                    Bad::AddressType => (8, Refusal::new(Kind::Malformed, always::ONE_FRAMING, "an unknown type of address")),
-                    Bad::Host(bad) => (2, Refusal::new(Kind::Denied, always::ONE_SPELLING, bad.to_string())),
+                    Bad::Version => (
+                        1,
+                        Refusal::new(Kind::Malformed, always::ONE_FRAMING, "not SOCKS 5"),
+                    ),
+                    Bad::Command => (
+                        7,
+                        Refusal::new(
+                            Kind::Malformed,
+                            always::ONE_FRAMING,
+                            "SOCKS only connects here",
+                        ),
+                    ),
+                    Bad::AddressType => (
+                        8,
+                        Refusal::new(
+                            Kind::Malformed,
+                            always::ONE_FRAMING,
+                            "an unknown type of address",
+                        ),
+                    ),
+                    Bad::Host(bad) => (
+                        2,
+                        Refusal::new(Kind::Denied, always::ONE_SPELLING, bad.to_string()),
+                    ),
                 };
                 let _ = answer(stream, code).await;
                 return Err(refusal);
@@ -139,7 +172,9 @@ pub(super) const fn code_of(kind: Kind) -> u8 {
 
 /// Answers a request; 0 is success. Nobody is told from where the connection goes out.
 pub(super) async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, code: u8) -> std::io::Result<()> {
-    stream.write_all(&[VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0]).await
+    stream
+        .write_all(&[VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0])
+        .await
 }
 
 #[cfg(test)]
@@ -157,7 +192,10 @@ mod tests {
     fn requests_are_read_whole_and_not_before() {
         let whole = named(b"Example.org", 443);
         for end in 0..whole.len() {
-            assert!(matches!(read_request(&whole[..end]), Request::Needs(1..)), "{end}");
+            assert!(
+                matches!(read_request(&whole[..end]), Request::Needs(1..)),
+                "{end}"
+            );
         }
         let said = |bytes: &[u8]| match read_request(bytes) {
             Request::Connect(host, port) => format!("{host}:{port}"),
@@ -165,17 +203,39 @@ mod tests {
         };
         assert_eq!(said(&whole), "example.org:443");
         assert_eq!(said(&[5, 1, 0, 1, 127, 0, 0, 1, 0, 80]), "127.0.0.1:80");
-        let mapped = [&[5, 1, 0, 4][..], &[0; 10], &[0xff, 0xff, 127, 0, 0, 1, 0, 80]].concat();
+        let mapped = [
+            &[5, 1, 0, 4][..],
+            &[0; 10],
+            &[0xff, 0xff, 127, 0, 0, 1, 0, 80],
+        ]
+        .concat();
         assert_eq!(said(&mapped), "[::ffff:127.0.0.1]:80");
         assert_eq!(said(&named(b"127.0.0.1", 80)), "127.0.0.1:80");
     }
 
     #[test]
     fn what_is_no_host_is_refused() {
-        for name in [&b"allowed.org\0.evil.org"[..], b"", b"a@b", b"0x7f.1", b"127.1", b"fe80::1%eth0", b"[::1]", b"a b", b"\xff\xfe", b"a.org:80"] {
-            assert!(matches!(read_request(&named(name, 80)), Request::Bad(Bad::Host(_))), "{name:?}");
+        for name in [
+            &b"allowed.org\0.evil.org"[..],
+            b"",
+            b"a@b",
+            b"0x7f.1",
+            b"127.1",
+            b"fe80::1%eth0",
+            b"[::1]",
+            b"a b",
+            b"\xff\xfe",
+            b"a.org:80",
+        ] {
+            assert!(
+                matches!(read_request(&named(name, 80)), Request::Bad(Bad::Host(_))),
+                "{name:?}"
+            );
         }
-        assert_eq!(read_request(&named(b"a.org", 0)), Request::Bad(Bad::Host(BadHost::Port)));
+        assert_eq!(
+            read_request(&named(b"a.org", 0)),
+            Request::Bad(Bad::Host(BadHost::Port))
+        );
         assert_eq!(read_request(&[4, 1, 0, 1]), Request::Bad(Bad::Version));
         assert_eq!(read_request(&[5, 2, 0, 1]), Request::Bad(Bad::Command));
         assert_eq!(read_request(&[5, 3, 0, 1]), Request::Bad(Bad::Command));

@@ -4,7 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, copy_buf, split};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, copy_buf,
+    split,
+};
 use tokio::time::timeout;
 
 use super::hello::{Hello, MAX_HELLO_BYTES, read_hello};
@@ -49,10 +52,9 @@ impl Tunnel {
         let (from_there, to_there) = split(upstream);
         let idle = shared.warden.settings().idle_timeout;
         let both = async {
-            tokio::try_join!(
-                self.out(from_client, to_there),
-                async { Ok(carry(from_there, to_client).await?) }
-            )
+            tokio::try_join!(self.out(from_client, to_there), async {
+                Ok(carry(from_there, to_client).await?)
+            })
         };
         let failure = tokio::select! {
             biased;
@@ -97,7 +99,8 @@ impl Tunnel {
     }
 
     fn judge(&self, first: &[u8]) -> Result<(), Refusal> {
-        let refused = |rule: &'static str, reason: String| Err(Refusal::new(Kind::Denied, rule, reason));
+        let refused =
+            |rule: &'static str, reason: String| Err(Refusal::new(Kind::Denied, rule, reason));
         match read_hello(first) {
             // It ended before it said anything.
             Hello::Incomplete if first.is_empty() => Ok(()),

@@ -73,7 +73,11 @@ impl<W: Warden> Shared<W> {
         self.within_bounds().map_err(noted)?;
         let decision = self.warden.decide(asked);
         if !decision.allowed {
-            return Err(noted(Refusal::new(Kind::Denied, decision.rule, decision.reason)));
+            return Err(noted(Refusal::new(
+                Kind::Denied,
+                decision.rule,
+                decision.reason,
+            )));
         }
         let Some(record) = self.warden.begin(asked, &decision.rule).await else {
             return Err(Refusal::new(Kind::Unrecorded, "", "it cannot be recorded"));
@@ -112,7 +116,11 @@ impl<W: Warden> Shared<W> {
         if Meter::new(Arc::clone(&self.spent), settings.max_bytes).is_spent() {
             return refused("the session has sent and received all the bytes that it may");
         }
-        let rate = Rate::new(settings.requests_per_s, Duration::from_secs(1), settings.burst);
+        let rate = Rate::new(
+            settings.requests_per_s,
+            Duration::from_secs(1),
+            settings.burst,
+        );
         let now = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         if rate.is_some_and(|rate| bucket.take(rate, now).is_err()) {
@@ -138,7 +146,11 @@ impl<W: Warden> Shared<W> {
             }
         };
         if addresses.is_empty() {
-            return Err(Refusal::new(Kind::NoSuchHost, "", "the host has no address"));
+            return Err(Refusal::new(
+                Kind::NoSuchHost,
+                "",
+                "the host has no address",
+            ));
         }
         for address in &addresses {
             let is_own = self.resolver.is_own(*address);
@@ -151,7 +163,11 @@ impl<W: Warden> Shared<W> {
         for (at, address) in addresses.into_iter().enumerate() {
             // One that does not answer must not take the time of all that follow.
             let left = deadline.saturating_duration_since(Instant::now());
-            let until = if at == last { deadline } else { Instant::now() + left / 2 };
+            let until = if at == last {
+                deadline
+            } else {
+                Instant::now() + left / 2
+            };
             let dialling = TcpStream::connect(SocketAddr::new(address, asked.port));
             if let Ok(Ok(stream)) = timeout_at(until, dialling).await {
                 // Only a matter of speed.
@@ -192,6 +208,9 @@ impl<W: Warden> Drop for Visit<W> {
         };
         let shared = Arc::clone(&self.shared);
         let tasks = self.shared.tasks.clone();
-        tasks.spawn_on(async move { shared.warden.finish(record, end).await }, &runtime);
+        tasks.spawn_on(
+            async move { shared.warden.finish(record, end).await },
+            &runtime,
+        );
     }
 }

@@ -149,7 +149,10 @@ impl EgressRule {
         ];
         for (field, count) in counts {
             match count {
-                Some(0) => say(field, "is empty, so that the rule would never hold".to_owned()),
+                Some(0) => say(
+                    field,
+                    "is empty, so that the rule would never hold".to_owned(),
+                ),
                 Some(count) if count > MAX_ENTRIES => {
                     say(field, format!("has {count} entries; at most {MAX_ENTRIES}"));
                 }
@@ -168,14 +171,14 @@ impl EgressRule {
         if !self.paths.iter().flatten().all(|path| is_plain_path(path)) {
             say(
                 "paths",
-                format!("a path begins with /, has no . or .. in it, no %, ? and #, and at most {MAX_PATH_BYTES} bytes"),
+                format!(
+                    "a path begins with /, has no . or .. in it, no %, ? and #, and at most {MAX_PATH_BYTES} bytes"
+                ),
             );
         }
         let reads = self.methods.is_some() || self.paths.is_some();
         let is_read = |schemes: &BTreeSet<Scheme>| schemes.contains(&Scheme::Http);
-        if self.effect == EgressEffect::Allow
-            && reads
-            && !self.schemes.as_ref().is_none_or(is_read)
+        if self.effect == EgressEffect::Allow && reads && !self.schemes.as_ref().is_none_or(is_read)
         {
             say(
                 "schemes",
@@ -209,13 +212,17 @@ pub fn is_plain_path(path: &str) -> bool {
     let segments = rest.strip_suffix('/').unwrap_or(rest);
     let is_plain = |segment: &str| !matches!(segment, "" | "." | "..");
     path.len() <= MAX_PATH_BYTES
-        && path.bytes().all(|b| b.is_ascii_graphic() && !b"%?#\\;".contains(&b))
+        && path
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"%?#\\;".contains(&b))
         && (rest.is_empty() || segments.split('/').all(is_plain))
 }
 
 /// The text is no pattern of hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not a host: write example.org, *.example.org for every name below, * for every name, or a network such as 192.0.2.0/24")]
+#[error(
+    "is not a host: write example.org, *.example.org for every name below, * for every name, or a network such as 192.0.2.0/24"
+)]
 pub struct BadPattern;
 
 impl FromStr for HostPattern {
@@ -322,13 +329,42 @@ mod tests {
 
     #[test]
     fn patterns_are_read_as_they_are_written() {
-        for text in ["*", "example.org", "*.example.org", "10.0.0.0/8", "192.0.2.1", "2001:db8::/32"] {
+        for text in [
+            "*",
+            "example.org",
+            "*.example.org",
+            "10.0.0.0/8",
+            "192.0.2.1",
+            "2001:db8::/32",
+        ] {
             assert_eq!(text.parse::<HostPattern>().unwrap().to_string(), text);
         }
-        assert_eq!("*.Bücher.example".parse::<HostPattern>().unwrap().to_string(), "*.xn--bcher-kva.example");
+        assert_eq!(
+            "*.Bücher.example"
+                .parse::<HostPattern>()
+                .unwrap()
+                .to_string(),
+            "*.xn--bcher-kva.example"
+        );
         for bad in [
-            "", "*.", "**", "*example.org", "ex*mple.org", "*.*.org", "example.*", "a.*.org", "*.1.2.3.4", "*.10.0.0.0/8",
-            "10.0.0.1/8", "127.1", "0x7f.1", "example.org:80", "user@example.org", "example.org/x", "example.org\0", "[::1]",
+            "",
+            "*.",
+            "**",
+            "*example.org",
+            "ex*mple.org",
+            "*.*.org",
+            "example.*",
+            "a.*.org",
+            "*.1.2.3.4",
+            "*.10.0.0.0/8",
+            "10.0.0.1/8",
+            "127.1",
+            "0x7f.1",
+            "example.org:80",
+            "user@example.org",
+            "example.org/x",
+            "example.org\0",
+            "[::1]",
         ] {
             assert_eq!(bad.parse::<HostPattern>(), Err(BadPattern), "{bad:?}");
         }
@@ -338,23 +374,70 @@ mod tests {
     fn what_is_wrong_with_a_rule_is_said_with_its_field() {
         let rule = EgressRule::allowing(["example.org".parse().unwrap()]);
         assert_eq!(rule.problems(), []);
-        let wrong = |rule: EgressRule| rule.problems().iter().map(|one| one.field).collect::<Vec<_>>();
+        let wrong = |rule: EgressRule| {
+            rule.problems()
+                .iter()
+                .map(|one| one.field)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(wrong(EgressRule::allowing([])), ["hosts"]);
-        assert_eq!(wrong(EgressRule { ports: Some([0].into()), ..rule.clone() }), ["ports"]);
-        assert_eq!(wrong(EgressRule { ports: Some((1..=300).collect()), ..rule.clone() }), ["ports"]);
-        assert_eq!(wrong(EgressRule { methods: Some(["get".to_owned()].into()), ..rule.clone() }), ["methods"]);
+        assert_eq!(
+            wrong(EgressRule {
+                ports: Some([0].into()),
+                ..rule.clone()
+            }),
+            ["ports"]
+        );
+        assert_eq!(
+            wrong(EgressRule {
+                ports: Some((1..=300).collect()),
+                ..rule.clone()
+            }),
+            ["ports"]
+        );
+        assert_eq!(
+            wrong(EgressRule {
+                methods: Some(["get".to_owned()].into()),
+                ..rule.clone()
+            }),
+            ["methods"]
+        );
         let tls = Some([Scheme::Https].into());
         let methods = Some(["GET".to_owned()].into());
-        assert_eq!(wrong(EgressRule { methods: methods.clone(), schemes: tls.clone(), ..rule.clone() }), ["schemes"]);
-        let denies = EgressRule { methods, schemes: tls, effect: EgressEffect::Deny, ..rule.clone() };
+        assert_eq!(
+            wrong(EgressRule {
+                methods: methods.clone(),
+                schemes: tls.clone(),
+                ..rule.clone()
+            }),
+            ["schemes"]
+        );
+        let denies = EgressRule {
+            methods,
+            schemes: tls,
+            effect: EgressEffect::Deny,
+            ..rule.clone()
+        };
         assert_eq!(denies.problems(), []);
-        for path in ["", "v1", "/../x", "/a/./b", "/a//b", "//", "/%2e", "/a?b", "/a\\b", "/a b", "/ä", "/a;b"] {
-            assert_eq!(wrong(EgressRule { paths: Some([path.to_owned()].into()), ..rule.clone() }), ["paths"], "{path}");
+        for path in [
+            "", "v1", "/../x", "/a/./b", "/a//b", "//", "/%2e", "/a?b", "/a\\b", "/a b", "/ä",
+            "/a;b",
+        ] {
+            assert_eq!(
+                wrong(EgressRule {
+                    paths: Some([path.to_owned()].into()),
+                    ..rule.clone()
+                }),
+                ["paths"],
+                "{path}"
+            );
         }
         for path in ["/", "/v1", "/v1/", "/a/b.c/..d"] {
             assert!(is_plain_path(path), "{path}");
         }
-        let many = (0..=MAX_RULES).map(|n| (format!("r{n}").parse().unwrap(), rule.clone())).collect();
+        let many = (0..=MAX_RULES)
+            .map(|n| (format!("r{n}").parse().unwrap(), rule.clone()))
+            .collect();
         assert_eq!(problems_of(&many).len(), 1);
     }
 

@@ -39,7 +39,9 @@ pub enum BadHost {
     #[error("a host is missing")]
     Empty,
     /// Too long, as a whole or in a label.
-    #[error("a host's name has at most {MAX_HOST_BYTES} bytes, and each of its labels {MAX_LABEL_BYTES}")]
+    #[error(
+        "a host's name has at most {MAX_HOST_BYTES} bytes, and each of its labels {MAX_LABEL_BYTES}"
+    )]
     Long,
     /// A character that no host has: a NUL, a space, `@`, `/`, `%`.
     #[error("a host's name is letters, digits, - and _, with dots between its labels")]
@@ -152,7 +154,8 @@ fn parse_port(digits: &[u8]) -> Option<u16> {
 
 /// The name as lower-case A-labels, without a dot at its end.
 fn a_labels(text: &str) -> Result<String, BadHost> {
-    let refused = |c: char| c.is_control() || c.is_whitespace() || "@/\\%#?:[]<>^|*,;\"'`".contains(c);
+    let refused =
+        |c: char| c.is_control() || c.is_whitespace() || "@/\\%#?:[]<>^|*,;\"'`".contains(c);
     if text.contains(refused) {
         return Err(BadHost::Character);
     }
@@ -274,8 +277,20 @@ mod tests {
     fn what_could_be_understood_in_two_ways_is_refused() {
         use BadHost::{Character, Empty, Idna, Ipv6, Long, MixedScripts, Number};
         let long_label = format!("{}.org", "a".repeat(64));
-        let long_name = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(62)].join(".");
-        let longest = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
+        let long_name = [
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(62),
+        ]
+        .join(".");
+        let longest = [
+            "a".repeat(63),
+            "b".repeat(63),
+            "c".repeat(63),
+            "d".repeat(61),
+        ]
+        .join(".");
         assert!(read(&longest).is_ok());
         for (text, why) in [
             ("", Empty),
@@ -341,10 +356,17 @@ mod tests {
     #[test]
     fn a_port_is_a_number_as_it_is_usually_written() {
         let read = |text: &str, default| {
-            Host::parse_with_port(text.as_bytes(), default).map(|(host, port)| format!("{host} {port}"))
+            Host::parse_with_port(text.as_bytes(), default)
+                .map(|(host, port)| format!("{host} {port}"))
         };
-        assert_eq!(read("example.org:443", None).as_deref(), Ok("example.org 443"));
-        assert_eq!(read("example.org", Some(80)).as_deref(), Ok("example.org 80"));
+        assert_eq!(
+            read("example.org:443", None).as_deref(),
+            Ok("example.org 443")
+        );
+        assert_eq!(
+            read("example.org", Some(80)).as_deref(),
+            Ok("example.org 80")
+        );
         assert_eq!(read("[::1]:8080", None).as_deref(), Ok("[::1] 8080"));
         assert_eq!(read("[::1]", Some(80)).as_deref(), Ok("[::1] 80"));
         for bad in [
@@ -366,11 +388,22 @@ mod tests {
 
     #[test]
     fn below_is_on_the_boundary_of_a_label() {
-        let name = |text: &str| Host::parse(text.as_bytes()).unwrap().name().unwrap().clone();
+        let name = |text: &str| {
+            Host::parse(text.as_bytes())
+                .unwrap()
+                .name()
+                .unwrap()
+                .clone()
+        };
         let parent = name("example.org");
         assert!(name("a.example.org").is_below(&parent));
         assert!(name("a.b.EXAMPLE.org.").is_below(&parent));
-        for other in ["example.org", "notexample.org", "example.org.evil.net", "org"] {
+        for other in [
+            "example.org",
+            "notexample.org",
+            "example.org.evil.net",
+            "org",
+        ] {
             assert!(!name(other).is_below(&parent), "{other}");
         }
     }

@@ -16,7 +16,9 @@ pub struct Network {
 
 /// The text is no network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a network is an address, or one with the length of its prefix and no bits after it, such as 192.0.2.0/24 or 2001:db8::/32")]
+#[error(
+    "a network is an address, or one with the length of its prefix and no bits after it, such as 192.0.2.0/24 or 2001:db8::/32"
+)]
 pub struct BadNetwork;
 
 impl Network {
@@ -24,12 +26,8 @@ impl Network {
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.first, address) {
-            (IpAddr::V4(first), IpAddr::V4(address)) => {
-                v4_within(address, first, self.bits)
-            }
-            (IpAddr::V6(first), IpAddr::V6(address)) => {
-                v6_within(address, first, self.bits)
-            }
+            (IpAddr::V4(first), IpAddr::V4(address)) => v4_within(address, first, self.bits),
+            (IpAddr::V6(first), IpAddr::V6(address)) => v6_within(address, first, self.bits),
             _ => false,
         }
     }
@@ -59,7 +57,10 @@ impl FromStr for Network {
             None => all,
             Some(bits) => {
                 let is_plain = !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit());
-                let bits = bits.parse::<u8>().ok().filter(|bits| is_plain && *bits <= all);
+                let bits = bits
+                    .parse::<u8>()
+                    .ok()
+                    .filter(|bits| is_plain && *bits <= all);
                 bits.ok_or(BadNetwork)?
             }
         };
@@ -140,8 +141,16 @@ const V4_NOT_PUBLIC: [(Ipv4Addr, u8, &str); 17] = [
 const V6_NOT_PUBLIC: [(Ipv6Addr, u8, &str); 3] = [
     // Teredo, ORCHID, benchmarking and others.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "reserved"),
-    (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, "documentation"),
-    (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, "documentation"),
+    (
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0),
+        32,
+        "documentation",
+    ),
+    (
+        Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0),
+        20,
+        "documentation",
+    ),
 ];
 
 /// Why an address is not on the public internet, in a word; `None`: it is.
@@ -200,11 +209,32 @@ mod tests {
 
     #[test]
     fn networks_are_read_as_they_are_written_and_have_what_is_in_them() {
-        for text in ["10.0.0.0/8", "192.0.2.7", "0.0.0.0/0", "2001:db8::/32", "::1", "::/0"] {
+        for text in [
+            "10.0.0.0/8",
+            "192.0.2.7",
+            "0.0.0.0/0",
+            "2001:db8::/32",
+            "::1",
+            "::/0",
+        ] {
             assert_eq!(text.parse::<Network>().unwrap().to_string(), text);
         }
-        assert_eq!("192.0.2.7/32".parse::<Network>().unwrap().to_string(), "192.0.2.7");
-        for bad in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/+8", "10.1", "010.0.0.0/8", "::1/64", "fe80::1%1", "a", ""] {
+        assert_eq!(
+            "192.0.2.7/32".parse::<Network>().unwrap().to_string(),
+            "192.0.2.7"
+        );
+        for bad in [
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.0/+8",
+            "10.1",
+            "010.0.0.0/8",
+            "::1/64",
+            "fe80::1%1",
+            "a",
+            "",
+        ] {
             assert_eq!(bad.parse::<Network>(), Err(BadNetwork), "{bad}");
         }
         let ten: Network = "10.0.0.0/8".parse().unwrap();
@@ -212,8 +242,18 @@ mod tests {
         for other in ["11.0.0.0", "9.255.255.255", "::ffff:10.0.0.1", "::a00:1"] {
             assert!(!ten.contains(other.parse().unwrap()), "{other}");
         }
-        assert!("0.0.0.0/0".parse::<Network>().unwrap().contains("255.1.2.3".parse().unwrap()));
-        assert!("::/0".parse::<Network>().unwrap().contains("ff::1".parse().unwrap()));
+        assert!(
+            "0.0.0.0/0"
+                .parse::<Network>()
+                .unwrap()
+                .contains("255.1.2.3".parse().unwrap())
+        );
+        assert!(
+            "::/0"
+                .parse::<Network>()
+                .unwrap()
+                .contains("ff::1".parse().unwrap())
+        );
     }
 
     #[test]
@@ -267,7 +307,10 @@ mod tests {
             "100::1",
             "4000::1",
         ] {
-            assert!(why_not_public(address.parse().unwrap()).is_some(), "{address}");
+            assert!(
+                why_not_public(address.parse().unwrap()).is_some(),
+                "{address}"
+            );
         }
         for address in [
             "1.1.1.1",
@@ -286,7 +329,10 @@ mod tests {
         ] {
             assert_eq!(why_not_public(address.parse().unwrap()), None, "{address}");
         }
-        assert_eq!(why_not_public("169.254.169.254".parse().unwrap()), Some("metadata"));
+        assert_eq!(
+            why_not_public("169.254.169.254".parse().unwrap()),
+            Some("metadata")
+        );
     }
 
     proptest! {

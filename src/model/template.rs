@@ -222,7 +222,10 @@ impl TemplateSpec {
         }
         check.ports(&self.setup.ports);
         for (path, problem) in problems_of(&self.egress) {
-            let field: Vec<&str> = ["egress"].into_iter().chain(path.iter().map(String::as_str)).collect();
+            let field: Vec<&str> = ["egress"]
+                .into_iter()
+                .chain(path.iter().map(String::as_str))
+                .collect();
             check.say(&field, problem);
         }
         if self.pool > MAX_POOL {

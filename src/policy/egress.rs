@@ -10,8 +10,11 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::egress::{
-    DEFAULT_PORTS, DEFAULT_SCHEMES, EgressEffect, EgressRule, EgressRules, HostPattern, Scheme, SessionEgress, is_plain_path,
+    DEFAULT_PORTS, DEFAULT_SCHEMES, EgressEffect, EgressRule, EgressRules, HostPattern, Scheme,
+    SessionEgress, is_plain_path,
 };
 use crate::model::host::Host;
 use crate::model::name::Name;
@@ -68,7 +71,7 @@ impl Whose {
 pub struct Bounds<'a>(pub Vec<(Whose, Cow<'a, EgressRules>)>);
 
 /// The answer, with the rule that gave it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressDecision {
     /// Whether it may be reached.
     pub allowed: bool,
@@ -96,13 +99,20 @@ impl<'a> Bounds<'a> {
     #[must_use]
     pub fn of(said: &'a SessionEgress, team: Option<&'a EgressRules>) -> Self {
         let is_operators = said.is_operators;
-        let mut all = vec![(Whose::Template { is_operators }, Cow::Borrowed(&said.template))];
+        let mut all = vec![(
+            Whose::Template { is_operators },
+            Cow::Borrowed(&said.template),
+        )];
         match team {
             Some(rules) => all.push((Whose::Team, Cow::Borrowed(rules))),
             None if is_operators => {}
             None => all.push((Whose::Team, Cow::Owned(EgressRules::new()))),
         }
-        all.extend(said.own.as_ref().map(|own| (Whose::Session, Cow::Borrowed(own))));
+        all.extend(
+            said.own
+                .as_ref()
+                .map(|own| (Whose::Session, Cow::Borrowed(own))),
+        );
         Self(all)
     }
 }
@@ -120,7 +130,10 @@ impl Bounds<'_> {
         }
         for (whose, rules) in &self.0 {
             let Some((name, _)) = rules.iter().find(|(_, rule)| allows(rule, asked)) else {
-                return denied(NOTHING_ALLOWS, format!("{} has no rule that allows it", whose.words()));
+                return denied(
+                    NOTHING_ALLOWS,
+                    format!("{} has no rule that allows it", whose.words()),
+                );
             };
             speaks = speaks.or(Some(name));
         }
@@ -136,15 +149,25 @@ impl Bounds<'_> {
 
     /// Decides whether what is allowed may be reached at this address; `is_own` says that the address is the machine's.
     #[must_use]
-    pub fn decide_address(&self, asked: &Asked<'_>, address: IpAddr, is_own: bool) -> EgressDecision {
+    pub fn decide_address(
+        &self,
+        asked: &Asked<'_>,
+        address: IpAddr,
+        is_own: bool,
+    ) -> EgressDecision {
         let decision = self.decide(asked);
         if !decision.allowed {
             return decision;
         }
         for (whose, rules) in &self.0 {
-            let denying = rules.iter().find(|(_, rule)| denies(rule, asked, Some(address)));
+            let denying = rules
+                .iter()
+                .find(|(_, rule)| denies(rule, asked, Some(address)));
             if let Some((name, _)) = denying {
-                let reason = format!("the rule {name} of {} denies the address {address}", whose.words());
+                let reason = format!(
+                    "the rule {name} of {} denies the address {address}",
+                    whose.words()
+                );
                 return denied(name.to_string(), reason);
             }
             let why = why_not_public(address).or(is_own.then_some("this machine's own"));
@@ -154,14 +177,19 @@ impl Bounds<'_> {
                 (None, Host::Address(_), _) | (None, _, None) => true,
                 (None, Host::Name(_), Some(_)) => !whose.is_operators(),
             };
-            let admitting = rules.values().any(|rule| allows(rule, asked) && admits(rule));
+            let admitting = rules
+                .values()
+                .any(|rule| allows(rule, asked) && admits(rule));
             if !admitting {
                 let reason = match why {
                     Some(why) => format!(
                         "its address {address} is {why}, which {} would have to name under networks",
                         whose.words()
                     ),
-                    None => format!("its address {address} is in none of the networks that {} names", whose.words()),
+                    None => format!(
+                        "its address {address} is in none of the networks that {} names",
+                        whose.words()
+                    ),
                 };
                 return denied(ADDRESSES_ARE_NAMED, reason);
             }
@@ -171,7 +199,8 @@ impl Bounds<'_> {
         if let Some(why) = why
             && !self.0.iter().any(|(whose, _)| whose.is_operators())
         {
-            let reason = format!("its address {address} is {why}, which only an operator's rule opens");
+            let reason =
+                format!("its address {address} is {why}, which only an operator's rule opens");
             return denied(ADDRESSES_ARE_NAMED, reason);
         }
         decision
@@ -180,12 +209,22 @@ impl Bounds<'_> {
 
 fn allows(rule: &EgressRule, asked: &Asked<'_>) -> bool {
     rule.effect == EgressEffect::Allow
-        && rule.hosts.iter().any(|pattern| is_meant(pattern, asked.host, false))
-        && rule.ports.as_ref().map_or(DEFAULT_PORTS.contains(&asked.port), |ports| ports.contains(&asked.port))
+        && rule
+            .hosts
+            .iter()
+            .any(|pattern| is_meant(pattern, asked.host, false))
+        && rule
+            .ports
+            .as_ref()
+            .map_or(DEFAULT_PORTS.contains(&asked.port), |ports| {
+                ports.contains(&asked.port)
+            })
         && rule
             .schemes
             .as_ref()
-            .map_or(DEFAULT_SCHEMES.contains(&asked.scheme), |schemes| schemes.contains(&asked.scheme))
+            .map_or(DEFAULT_SCHEMES.contains(&asked.scheme), |schemes| {
+                schemes.contains(&asked.scheme)
+            })
         && reads(rule, asked, false)
 }
 
@@ -204,7 +243,10 @@ fn denies(rule: &EgressRule, asked: &Asked<'_>, address: Option<IpAddr>) -> bool
     rule.effect == EgressEffect::Deny
         && within
         && rule.hosts.iter().any(meant)
-        && rule.ports.as_ref().is_none_or(|ports| ports.contains(&asked.port))
+        && rule
+            .ports
+            .as_ref()
+            .is_none_or(|ports| ports.contains(&asked.port))
         && rule
             .schemes
             .as_ref()
@@ -231,7 +273,10 @@ fn reads(rule: &EgressRule, asked: &Asked<'_>, unseen: bool) -> bool {
     let Some((method, path)) = asked.request else {
         return rule.methods.is_none() && rule.paths.is_none() || unseen;
     };
-    let is_method = rule.methods.as_ref().is_none_or(|methods| methods.contains(method));
+    let is_method = rule
+        .methods
+        .as_ref()
+        .is_none_or(|methods| methods.contains(method));
     let is_path = rule.paths.as_ref().is_none_or(|paths| {
         if is_plain_path(path) {
             paths.iter().any(|prefix| is_within(path, prefix))
@@ -263,11 +308,18 @@ mod tests {
     }
 
     fn bounds(layers: &[(Whose, &str)]) -> Bounds<'static> {
-        Bounds(layers.iter().map(|(whose, text)| (*whose, Cow::Owned(rules(text)))).collect())
+        Bounds(
+            layers
+                .iter()
+                .map(|(whose, text)| (*whose, Cow::Owned(rules(text))))
+                .collect(),
+        )
     }
 
     const OPERATORS: Whose = Whose::Template { is_operators: true };
-    const TEAMS: Whose = Whose::Template { is_operators: false };
+    const TEAMS: Whose = Whose::Template {
+        is_operators: false,
+    };
 
     /// `scheme://host:port/path`, with GET where the path can be read; and the address, if it is resolved.
     fn told(bounds: &Bounds<'_>, what: &str, address: Option<&str>) -> String {
@@ -290,7 +342,9 @@ mod tests {
             request: path.as_deref().map(|path| (method, path)),
         };
         let decision = match address {
-            Some(address) => bounds.decide_address(&asked, address.parse().unwrap(), address == "9.9.9.9"),
+            Some(address) => {
+                bounds.decide_address(&asked, address.parse().unwrap(), address == "9.9.9.9")
+            }
             None => bounds.decide(&asked),
         };
         let sign = if decision.allowed { '+' } else { '-' };
@@ -299,7 +353,10 @@ mod tests {
 
     #[test]
     fn what_nothing_allows_is_denied() {
-        assert_eq!(told(&Bounds::default(), "https://example.org", None), "-nothing-allows");
+        assert_eq!(
+            told(&Bounds::default(), "https://example.org", None),
+            "-nothing-allows"
+        );
         let empty = bounds(&[(OPERATORS, "{}")]);
         assert_eq!(told(&empty, "https://example.org", None), "-nothing-allows");
     }
@@ -338,7 +395,10 @@ mod tests {
         let open = bounds(&[(OPERATORS, r#"{"all":{"hosts":["*"]}}"#)]);
         assert_eq!(told(&open, "https://example.org", None), "+all");
         assert_eq!(told(&open, "https://192.0.2.1", None), "-nothing-allows");
-        let shut = bounds(&[(OPERATORS, r#"{"all":{"hosts":["*","0.0.0.0/0"]},"none":{"effect":"deny","hosts":["*"]}}"#)]);
+        let shut = bounds(&[(
+            OPERATORS,
+            r#"{"all":{"hosts":["*","0.0.0.0/0"]},"none":{"effect":"deny","hosts":["*"]}}"#,
+        )]);
         assert_eq!(told(&shut, "https://192.0.2.1", None), "-none");
     }
 
@@ -390,11 +450,19 @@ mod tests {
             ("POST", "http://example.org/v1", "-nothing-allows"),
             ("get", "http://example.org/v1", "-nothing-allows"),
             ("GET", "http://example.org/v1/../admin", "-nothing-allows"),
-            ("GET", "http://example.org/v1/%2e%2e/admin", "-nothing-allows"),
+            (
+                "GET",
+                "http://example.org/v1/%2e%2e/admin",
+                "-nothing-allows",
+            ),
             ("GET", "http://example.org/v1\\..\\admin", "-nothing-allows"),
             ("GET", "https://example.org", "-nothing-allows"),
         ] {
-            assert_eq!(told_with(&bounds, method, asked, None), answer, "{method} {asked}");
+            assert_eq!(
+                told_with(&bounds, method, asked, None),
+                answer,
+                "{method} {asked}"
+            );
         }
     }
 
@@ -403,27 +471,111 @@ mod tests {
         let plain = r#"{"one":{"hosts":["example.org","*.corp.example"]}}"#;
         let named = r#"{"one":{"hosts":["*.corp.example"],"networks":["10.0.0.0/8"]},"two":{"hosts":["example.org"]},"three":{"hosts":["127.0.0.1"]}}"#;
         for (layers, asked, address, answer) in [
-            (vec![(OPERATORS, plain)], "https://example.org", "1.1.1.1", "+one"),
-            (vec![(OPERATORS, plain)], "https://example.org", "127.0.0.1", "-only-named-addresses"),
-            (vec![(OPERATORS, plain)], "https://example.org", "169.254.169.254", "-only-named-addresses"),
-            (vec![(OPERATORS, plain)], "https://example.org", "::ffff:1.1.1.1", "-only-named-addresses"),
+            (
+                vec![(OPERATORS, plain)],
+                "https://example.org",
+                "1.1.1.1",
+                "+one",
+            ),
+            (
+                vec![(OPERATORS, plain)],
+                "https://example.org",
+                "127.0.0.1",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(OPERATORS, plain)],
+                "https://example.org",
+                "169.254.169.254",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(OPERATORS, plain)],
+                "https://example.org",
+                "::ffff:1.1.1.1",
+                "-only-named-addresses",
+            ),
             // The machine's own.
-            (vec![(OPERATORS, plain)], "https://example.org", "9.9.9.9", "-only-named-addresses"),
-            (vec![(OPERATORS, named)], "https://db.corp.example", "10.1.2.3", "+one"),
-            (vec![(OPERATORS, named)], "https://db.corp.example", "1.1.1.1", "-only-named-addresses"),
-            (vec![(OPERATORS, named)], "https://db.corp.example", "::ffff:10.1.2.3", "-only-named-addresses"),
+            (
+                vec![(OPERATORS, plain)],
+                "https://example.org",
+                "9.9.9.9",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(OPERATORS, named)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "+one",
+            ),
+            (
+                vec![(OPERATORS, named)],
+                "https://db.corp.example",
+                "1.1.1.1",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(OPERATORS, named)],
+                "https://db.corp.example",
+                "::ffff:10.1.2.3",
+                "-only-named-addresses",
+            ),
             // What one rule names is not named for another.
-            (vec![(OPERATORS, named)], "https://example.org", "10.1.2.3", "-only-named-addresses"),
-            (vec![(OPERATORS, named)], "https://127.0.0.1", "127.0.0.1", "+three"),
+            (
+                vec![(OPERATORS, named)],
+                "https://example.org",
+                "10.1.2.3",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(OPERATORS, named)],
+                "https://127.0.0.1",
+                "127.0.0.1",
+                "+three",
+            ),
             // A team's own template names nothing that the operator does not.
-            (vec![(TEAMS, named)], "https://db.corp.example", "10.1.2.3", "-only-named-addresses"),
-            (vec![(TEAMS, named), (Whose::Team, plain)], "https://db.corp.example", "10.1.2.3", "-only-named-addresses"),
-            (vec![(TEAMS, named), (Whose::Team, named)], "https://db.corp.example", "10.1.2.3", "+one"),
-            (vec![(TEAMS, plain), (Whose::Team, named)], "https://db.corp.example", "10.1.2.3", "+one"),
-            (vec![(OPERATORS, named), (Whose::Session, plain)], "https://db.corp.example", "10.1.2.3", "+one"),
-            (vec![(OPERATORS, plain), (Whose::Session, named)], "https://db.corp.example", "10.1.2.3", "-only-named-addresses"),
+            (
+                vec![(TEAMS, named)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(TEAMS, named), (Whose::Team, plain)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "-only-named-addresses",
+            ),
+            (
+                vec![(TEAMS, named), (Whose::Team, named)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "+one",
+            ),
+            (
+                vec![(TEAMS, plain), (Whose::Team, named)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "+one",
+            ),
+            (
+                vec![(OPERATORS, named), (Whose::Session, plain)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "+one",
+            ),
+            (
+                vec![(OPERATORS, plain), (Whose::Session, named)],
+                "https://db.corp.example",
+                "10.1.2.3",
+                "-only-named-addresses",
+            ),
         ] {
-            assert_eq!(told(&bounds(&layers), asked, Some(address)), answer, "{asked} {address}");
+            assert_eq!(
+                told(&bounds(&layers), asked, Some(address)),
+                answer,
+                "{asked} {address}"
+            );
         }
     }
 
@@ -434,25 +586,49 @@ mod tests {
         let other = r#"{"other":{"hosts":["evil.org"]}}"#;
         let both = bounds(&[(OPERATORS, wide), (Whose::Session, narrow)]);
         assert_eq!(told(&both, "https://a.example.org", None), "+wide");
-        assert_eq!(told(&both, "https://b.example.org", None), "-nothing-allows");
+        assert_eq!(
+            told(&both, "https://b.example.org", None),
+            "-nothing-allows"
+        );
         let more = bounds(&[(OPERATORS, wide), (Whose::Session, other)]);
         assert_eq!(told(&more, "https://evil.org", None), "-nothing-allows");
         let none = bounds(&[(OPERATORS, wide), (Whose::Session, "{}")]);
-        assert_eq!(told(&none, "https://a.example.org", None), "-nothing-allows");
+        assert_eq!(
+            told(&none, "https://a.example.org", None),
+            "-nothing-allows"
+        );
         let team = bounds(&[(TEAMS, wide), (Whose::Team, "{}")]);
-        assert_eq!(told(&team, "https://a.example.org", None), "-nothing-allows");
+        assert_eq!(
+            told(&team, "https://a.example.org", None),
+            "-nothing-allows"
+        );
     }
 
     fn any_rule() -> impl Strategy<Value = EgressRule> {
-        let host = prop_oneof!["\\*", "(\\*\\.)?[ab]\\.org", "10\\.0\\.0\\.0/8", "1\\.1\\.1\\.1"];
+        let host = prop_oneof![
+            "\\*",
+            "(\\*\\.)?[ab]\\.org",
+            "10\\.0\\.0\\.0/8",
+            "1\\.1\\.1\\.1"
+        ];
         (
             any::<bool>(),
             proptest::collection::btree_set(host.prop_map(|text| text.parse().unwrap()), 1..3),
-            proptest::option::of(proptest::collection::btree_set(prop_oneof![Just(80_u16), Just(443)], 1..2)),
-            proptest::option::of(proptest::collection::btree_set(prop_oneof![Just("/a".to_owned()), Just("/".to_owned())], 1..2)),
+            proptest::option::of(proptest::collection::btree_set(
+                prop_oneof![Just(80_u16), Just(443)],
+                1..2,
+            )),
+            proptest::option::of(proptest::collection::btree_set(
+                prop_oneof![Just("/a".to_owned()), Just("/".to_owned())],
+                1..2,
+            )),
         )
             .prop_map(|(denies, hosts, ports, paths)| EgressRule {
-                effect: if denies { EgressEffect::Deny } else { EgressEffect::Allow },
+                effect: if denies {
+                    EgressEffect::Deny
+                } else {
+                    EgressEffect::Allow
+                },
                 ports,
                 paths,
                 ..EgressRule::allowing(hosts)
@@ -460,8 +636,12 @@ mod tests {
     }
 
     fn any_rules() -> impl Strategy<Value = EgressRules> {
-        proptest::collection::btree_map("[a-d]", any_rule(), 0..4)
-            .prop_map(|rules| rules.into_iter().map(|(name, rule)| (name.parse().unwrap(), rule)).collect())
+        proptest::collection::btree_map("[a-d]", any_rule(), 0..4).prop_map(|rules| {
+            rules
+                .into_iter()
+                .map(|(name, rule)| (name.parse().unwrap(), rule))
+                .collect()
+        })
     }
 
     proptest! {

@@ -102,9 +102,14 @@ impl Warden for SessionWarden {
                 code: code.to_owned(),
             },
             None => {
-                let address = end.address.map_or(String::new(), |at| format!("address={at} "));
+                let address = end
+                    .address
+                    .map_or(String::new(), |at| format!("address={at} "));
                 let (sent, received) = (end.sent_bytes, end.received_bytes);
-                let detail = format!("{address}sent={sent} received={received} ms={}", end.duration_ms);
+                let detail = format!(
+                    "{address}sent={sent} received={received} ms={}",
+                    end.duration_ms
+                );
                 Outcome::Ok {
                     detail: Some(detail),
                 }
@@ -153,9 +158,22 @@ mod tests {
         let names: Vec<_> = environment().map(|(name, _)| name).collect();
         assert_eq!(
             names,
-            ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"]
+            [
+                "http_proxy",
+                "HTTP_PROXY",
+                "https_proxy",
+                "HTTPS_PROXY",
+                "all_proxy",
+                "ALL_PROXY",
+                "no_proxy",
+                "NO_PROXY"
+            ]
         );
         let port = crate::model::template::RESERVED_PORT.to_string();
-        assert!(environment().all(|(name, value)| value.ends_with(&port) != name.eq_ignore_ascii_case("no_proxy")));
+        assert!(
+            environment().all(
+                |(name, value)| value.ends_with(&port) != name.eq_ignore_ascii_case("no_proxy")
+            )
+        );
     }
 }

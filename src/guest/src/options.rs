@@ -104,7 +104,8 @@ mod tests {
             max_started: 7,
             egress_port: Some(3128),
         };
-        let words = "--link-dir /x --open-files 100 --max-started 7 --egress-port 3128 --allow-root";
+        let words =
+            "--link-dir /x --open-files 100 --max-started 7 --egress-port 3128 --allow-root";
         let words: Vec<&str> = words.split(' ').collect();
         assert_eq!(parsed(&words), Ok(Command::Run(options)));
         let bad = parsed(&["--open-files", "many"]);

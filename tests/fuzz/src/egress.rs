@@ -9,9 +9,21 @@ use casemate::model::network::why_not_public;
 /// Reads the bytes as everything that they may be.
 pub fn run(data: &[u8]) {
     a_host(Host::parse(data).ok().as_ref());
-    a_host(Host::parse_with_port(data, Some(80)).ok().map(|(host, _)| host).as_ref());
-    if let Some(pattern) = std::str::from_utf8(data).ok().and_then(|text| text.parse::<HostPattern>().ok()) {
-        assert_eq!(pattern.to_string().parse(), Ok(pattern), "a pattern has one spelling");
+    a_host(
+        Host::parse_with_port(data, Some(80))
+            .ok()
+            .map(|(host, _)| host)
+            .as_ref(),
+    );
+    if let Some(pattern) = std::str::from_utf8(data)
+        .ok()
+        .and_then(|text| text.parse::<HostPattern>().ok())
+    {
+        assert_eq!(
+            pattern.to_string().parse(),
+            Ok(pattern),
+            "a pattern has one spelling"
+        );
     }
     a_hello(data);
     a_request(data);
@@ -21,13 +33,20 @@ pub fn run(data: &[u8]) {
 fn a_host(host: Option<&Host>) {
     let Some(host) = host else { return };
     let spelling = host.to_string();
-    assert_eq!(Host::parse(spelling.as_bytes()).as_ref(), Ok(host), "a host has one spelling");
+    assert_eq!(
+        Host::parse(spelling.as_bytes()).as_ref(),
+        Ok(host),
+        "a host has one spelling"
+    );
     match host {
         Host::Name(name) => {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
             assert!(name.as_str().bytes().all(plain), "{name:?}");
             let last = name.as_str().rsplit('.').next().unwrap_or_default();
-            assert!(!last.bytes().all(|b| b.is_ascii_digit()), "a name that ends in a number: {name:?}");
+            assert!(
+                !last.bytes().all(|b| b.is_ascii_digit()),
+                "a name that ends in a number: {name:?}"
+            );
         }
         Host::Address(address) => {
             let _ = why_not_public(*address);
@@ -40,7 +59,10 @@ fn a_hello(data: &[u8]) {
     let whole = read_hello(data);
     for end in [1, data.len() / 2, data.len().saturating_sub(1)] {
         let early = read_hello(data.get(..end).unwrap_or_default());
-        assert!(early == Hello::Incomplete || early == whole, "{early:?} became {whole:?}");
+        assert!(
+            early == Hello::Incomplete || early == whole,
+            "{early:?} became {whole:?}"
+        );
     }
 }
 
@@ -50,7 +72,10 @@ fn a_request(data: &[u8]) {
     assert_ne!(whole, SocksRequest::Needs(0), "it waits for nothing");
     for end in [3, 4, 5, data.len() / 2] {
         let early = read_request(data.get(..end).unwrap_or(data));
-        assert!(matches!(early, SocksRequest::Needs(_)) || early == whole, "{early:?} became {whole:?}");
+        assert!(
+            matches!(early, SocksRequest::Needs(_)) || early == whole,
+            "{early:?} became {whole:?}"
+        );
     }
     if let SocksRequest::Connect(host, _) = &whole {
         a_host(Some(host));
@@ -93,10 +118,18 @@ mod tests {
     #[test]
     fn the_seeds_reach_what_they_are_for() {
         let seeds = seeds();
-        let seed = |wanted: &str| seeds.iter().find(|(name, _)| *name == wanted).map(|(_, bytes)| bytes.as_slice());
+        let seed = |wanted: &str| {
+            seeds
+                .iter()
+                .find(|(name, _)| *name == wanted)
+                .map(|(_, bytes)| bytes.as_slice())
+        };
         let hello = seed("hello").map(read_hello);
         assert_eq!(hello, Some(Hello::Named(Some(b"example.org".to_vec()))));
         let socks = seed("socks").map(read_request);
-        assert!(matches!(socks, Some(SocksRequest::Connect(..))), "{socks:?}");
+        assert!(
+            matches!(socks, Some(SocksRequest::Connect(..))),
+            "{socks:?}"
+        );
     }
 }
