@@ -45,21 +45,46 @@ const PLACES: &[(&str, &[&str])] = &[
     ),
     (
         "http",
-        &["api/", "identity/jwt/fetch.rs", "runtime/", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/",
+            "bin/",
+        ],
     ),
     ("http_body", &["api/", "runtime/", "bin/"]),
     (
         "http_body_util",
-        &["api/", "identity/jwt/fetch.rs", "runtime/", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/",
+            "bin/",
+        ],
     ),
     (
         "hyper",
-        &["api/", "identity/jwt/fetch.rs", "runtime/libpod.rs", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/libpod.rs",
+            "bin/",
+        ],
     ),
     (
         "hyper_util",
-        &["api/", "identity/jwt/fetch.rs", "runtime/libpod.rs", "bin/"],
+        &[
+            "api/",
+            "egress/",
+            "identity/jwt/fetch.rs",
+            "runtime/libpod.rs",
+            "bin/",
+        ],
     ),
+    ("idna", &["model/host.rs"]),
     ("indicatif", &["bin/"]),
     ("jiff", &["base/clock.rs", "daemon/logging.rs", "bin/"]),
     ("landlock", &["host/realm.rs"]),
@@ -101,6 +126,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "audit/",
             "backup/",
             "daemon/",
+            "egress/",
             "host/accept.rs",
             "identity/jwt/",
             "session/",
@@ -119,6 +145,7 @@ const PLACES: &[(&str, &[&str])] = &[
         &["daemon/logging.rs", "config/level.rs"],
     ),
     ("ulid", &["base/id.rs"]),
+    ("unicode_security", &["model/host.rs"]),
     (
         "zeroize",
         &[

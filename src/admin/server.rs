@@ -304,7 +304,8 @@ impl Desk {
             | Request::PolicyList
             | Request::PolicyPut { .. }
             | Request::PolicyRemove { .. }
-            | Request::PolicyExplain { .. } => access::answer(&self.app, who, request).await?,
+            | Request::PolicyExplain { .. }
+            | Request::EgressExplain { .. } => access::answer(&self.app, who, request).await?,
             Request::SessionList { live, limit } => self.sessions(who, live, limit).await?,
             Request::SessionStop { id } => {
                 self.app.end_session(who, id).await?;

@@ -6,6 +6,7 @@
 mod backup;
 mod credentials;
 mod doctor;
+mod egress;
 pub mod fake;
 mod guest;
 mod keyring;
@@ -21,6 +22,7 @@ mod volumes;
 
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
+pub use self::egress::Reach;
 pub use self::keyring::KeyRing;
 pub use self::keys::{Authenticated, KeyRefusal, MadeKey, NewKey, Validity};
 pub use self::record::{AuditExport, Extent, ocsf_event};

@@ -10,7 +10,7 @@ use crate::model::template::TemplateSpec;
 use crate::policy::NamedRule;
 
 /// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
-const RELOADABLE: [&str; 3] = ["log.", "sessions.", "http.operator."];
+const RELOADABLE: [&str; 4] = ["egress.", "http.operator.", "log.", "sessions."];
 
 /// What among them is settled at the start: launches under way hold places of the old number.
 const SETTLED: [&str; 1] = ["sessions.concurrent_launches"];

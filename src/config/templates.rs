@@ -3,6 +3,7 @@
 //! A new key is a line here and its entry in `config/templates/base.yaml`, which a test compares.
 
 use super::document::Value;
+use super::egress;
 use super::section::Section;
 use super::validate::any_limits;
 use crate::model::image::ImageDigest;
@@ -45,6 +46,7 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
             ready: ready(keys),
             ports: keys.list("ports", port).unwrap_or_default(),
         },
+        egress: egress::rules(keys, "egress"),
         pool: keys.whole("pool", default.pool, |_| Ok(())),
         teams: keys
             .list("teams", |value| {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::{EgressRules, problems_of};
 use super::image::ImageDigest;
 use super::name::Name;
 use super::sandbox::Limits;
@@ -91,6 +92,9 @@ pub struct TemplateSpec {
     pub max_timeout_s: u64,
     /// What runs in a session before anybody uses it.
     pub setup: Setup,
+    /// What its sessions may reach, by name; nothing unless a rule allows it.
+    #[serde(default, skip_serializing_if = "EgressRules::is_empty")]
+    pub egress: EgressRules,
     /// How many sandboxes are to be held ready.
     pub pool: u32,
     /// Who may use it; `None` is every team.
@@ -148,6 +152,7 @@ impl TemplateSpec {
             timeout_s: 3600,
             max_timeout_s: 86_400,
             setup: Setup::default(),
+            egress: EgressRules::new(),
             pool: 0,
             teams: None,
         }
@@ -216,6 +221,13 @@ impl TemplateSpec {
             check.ready(&["ready"], ready);
         }
         check.ports(&self.setup.ports);
+        for (path, problem) in problems_of(&self.egress) {
+            let field: Vec<&str> = ["egress"]
+                .into_iter()
+                .chain(path.iter().map(String::as_str))
+                .collect();
+            check.say(&field, problem);
+        }
         if self.pool > MAX_POOL {
             check.say(
                 &["pool"],

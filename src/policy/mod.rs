@@ -13,6 +13,7 @@
 //! make them edit the file.
 
 mod action;
+pub mod egress;
 pub mod rate;
 mod rule;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::api::range::{self, ETag};
 use crate::api::route::{Call, Reply};
 use crate::app::{CheckpointState, Kept, TemplateRefusal};
 use crate::base::clock::Timestamp;
+use crate::model::egress::EgressRules;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, WantedLimits};
@@ -58,6 +59,9 @@ pub(crate) struct PutTemplate {
     /// On which ports its services listen: 1 to 65535, without 3128.
     #[serde(default)]
     ports: Vec<u16>,
+    /// What its sessions may reach, by the names of rules: nothing unless one allows it, and the operator allows it the team.
+    #[serde(default)]
+    egress: EgressRules,
     /// How many sandboxes are to be held ready.
     #[serde(default)]
     pool: u32,
@@ -179,6 +183,8 @@ pub(crate) struct TemplateView {
     start: Option<StartDocument>,
     ready: Option<ReadyDocument>,
     ports: Vec<u16>,
+    /// What its sessions may reach, by the names of rules.
+    egress: EgressRules,
     pool: u32,
     /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -331,6 +337,7 @@ impl PutTemplate {
                 ports: self.ports,
             },
             pool: self.pool,
+            egress: self.egress,
             teams: self.teams,
         })
     }
@@ -490,6 +497,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         ports,
         pool: spec.pool,
         pool_ready: None,
+        egress: spec.egress,
         teams: spec.teams.map(|mut teams| {
             teams.retain(|named| team.is_none_or(|team| team == named));
             teams
