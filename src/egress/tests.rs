@@ -750,12 +750,13 @@ async fn so_many_at_once_so_often_and_so_much() {
     };
     let bench = Bench::with(&tcp, little, false);
     let mut tunnel = connected(&bench, &target).await;
-    let _ = tunnel.write_all(&[b'x'; 4000]).await;
-    all(&mut tunnel).await;
-    let told = bench
+    // What comes back of the first counts as well, so that nothing more goes out.
+    assert_eq!(answered(&mut tunnel, &[b'x'; 600]).await, [b'x'; 600]);
+    let _ = tunnel.write_all(b"x").await;
+    assert_eq!(all(&mut tunnel).await, "");
+    bench
         .told("tcp://server.test too_much sent some received some")
         .await;
-    assert_eq!(told.len(), 2, "{told:?}");
     let answer = bench
         .say(format!(
             "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"

@@ -459,13 +459,19 @@ async fn a_team_goes_no_further_than_it_is_let() {
         (with("ready", json!({"timeout_s": 5})), "ready"),
         (with("user", json!("root")), "user"),
         (with("env", json!({"A-B": "hush"})), "env.A-B"),
+        (
+            with("egress", json!({"x": {"hosts": []}})),
+            "egress.x.hosts",
+        ),
     ] {
         let detail = problem(&house.put("web", &[], &body).await, 400, "invalid_request");
         assert!(detail.starts_with(&format!("{field}: ")), "{detail}");
         assert!(!detail.contains("hush"), "{detail}");
     }
     for body in [
-        with("egress", json!({})),
+        with("network", json!({})),
+        with("egress", json!({"x": {"hosts": ["*.*.org"]}})),
+        with("egress", json!({"x": {"hosts": ["a.org"], "port": [1]}})),
         with("image", json!("debian:12")),
         with("ports", json!([65_536])),
         json!({}),
