@@ -164,7 +164,7 @@ pub(super) fn is_sent_by_another_page(headers: &HeaderMap, site: &Site) -> bool 
 }
 
 /// Who is addressed: by `Host`, and by the target where it says so itself, which must be the same (RFC 9110 section 7.2, RFC 9113 section 8.3.1).
-fn addressed(head: &Parts, is_tls: bool) -> Result<Authority, Problem> {
+pub(super) fn addressed(head: &Parts, is_tls: bool) -> Result<Authority, Problem> {
     let bad = |what: &str| Err(Problem::new(StatusCode::BAD_REQUEST, "bad_host", what));
     let host = match only(&head.headers, &header::HOST) {
         Ok(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod credential;
+pub mod endpoint;
 pub mod event;
 pub mod grant;
 pub mod image;

@@ -14,6 +14,7 @@ use crate::api::range::{self, ETag};
 use crate::api::route::{Call, Reply};
 use crate::app::{CheckpointState, Kept, TemplateRefusal};
 use crate::base::clock::Timestamp;
+use crate::model::endpoint::Endpoints;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, WantedLimits};
@@ -58,6 +59,9 @@ pub(crate) struct PutTemplate {
     /// On which ports its services listen: 1 to 65535, without 3128.
     #[serde(default)]
     ports: Vec<u16>,
+    /// Who may reach its ports, and how; whoever may use the session, those in `ports`, where absent.
+    #[serde(default)]
+    endpoints: Endpoints,
     /// How many sandboxes are to be held ready.
     #[serde(default)]
     pool: u32,
@@ -179,6 +183,7 @@ pub(crate) struct TemplateView {
     start: Option<StartDocument>,
     ready: Option<ReadyDocument>,
     ports: Vec<u16>,
+    endpoints: Endpoints,
     pool: u32,
     /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -329,6 +334,7 @@ impl PutTemplate {
                 start: self.start.map(|start| start.read("start")).transpose()?,
                 ready: self.ready.map(ReadyDocument::read).transpose()?,
                 ports: self.ports,
+                endpoints: self.endpoints,
             },
             pool: self.pool,
             teams: self.teams,
@@ -464,6 +470,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         start,
         ready,
         ports,
+        endpoints,
     } = spec.setup;
     TemplateView {
         name,
@@ -488,6 +495,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         start: start.map(StartDocument::view),
         ready: ready.map(ReadyDocument::view),
         ports,
+        endpoints,
         pool: spec.pool,
         pool_ready: None,
         teams: spec.teams.map(|mut teams| {
