@@ -91,7 +91,7 @@ impl Bench {
         let (reload, _) = mpsc::channel(1);
         let vault = casemate::vault::Vault::open(None, directory.path(), false).unwrap();
         let credentials =
-            casemate::credential::Credentials::new(store.clone(), vault, audit.clone());
+            casemate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
         let backups = casemate::backup::Backups::new(casemate::backup::keeper::Parts {
             store: store.clone(),
             audit: audit.clone(),
@@ -124,6 +124,11 @@ impl Bench {
             reload,
             calls: TaskTracker::new(),
             snapshots: casemate::app::Snapshots::default(),
+            pool: casemate::endpoint::Pool::new(
+                casemate::model::settings::EndpointsConfig::default(),
+            ),
+            accesses: casemate::app::Accesses::default(),
+            links: casemate::app::Links::fleeting(&vault).unwrap(),
             credentials,
             backups,
             readiness: Mutex::new(None),

@@ -200,7 +200,7 @@ impl Ground {
         let (signer, _) = Signer::open(&store, &vault, clock.now()).await.unwrap();
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(AuditConfig::default(), signer);
-        let credentials = Credentials::new(store.clone(), vault, audit.clone());
+        let credentials = Credentials::new(store.clone(), vault.clone(), audit.clone());
         let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(|| u64::MAX),
@@ -251,6 +251,11 @@ impl Ground {
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: casemate::app::Snapshots::default(),
+            pool: casemate::endpoint::Pool::new(
+                casemate::model::settings::EndpointsConfig::default(),
+            ),
+            accesses: casemate::app::Accesses::default(),
+            links: casemate::app::Links::fleeting(&vault).unwrap(),
             backups,
             credentials: credentials.clone(),
             readiness: Mutex::new(None),

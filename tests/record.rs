@@ -19,6 +19,7 @@ use std::time::Duration;
 use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::{EventId, KeyId, SessionId};
+use casemate::model::endpoint::Via;
 use casemate::model::event::{
     AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
 };
@@ -239,6 +240,14 @@ fn events() -> Vec<AuditEvent> {
             purpose: name("egress"),
         },
         AuditEvent::VaultRotate { generation: 1 },
+        AuditEvent::EndpointAccess {
+            port: 8888,
+            via: Via::Cookie,
+        },
+        AuditEvent::EndpointLink {
+            port: 8888,
+            expires_at: Timestamp::from_millis(1_800_000_000_000),
+        },
     ]
 }
 

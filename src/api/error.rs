@@ -312,7 +312,7 @@ impl From<EndpointRefusal> for Problem {
                 Refusal::Crowded => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
                 Refusal::NoAnswer(_) => plain(StatusCode::GATEWAY_TIMEOUT),
                 Refusal::Over => Self::unauthenticated(),
-                Refusal::BadRequest(_) => plain(StatusCode::BAD_REQUEST),
+                Refusal::BadRequest(_) | Refusal::CutShort => plain(StatusCode::BAD_REQUEST),
                 Refusal::NotOpen => plain(StatusCode::BAD_GATEWAY),
                 Refusal::Link(_) | Refusal::BadAnswer(_) | Refusal::Unasked => {
                     plain(StatusCode::BAD_GATEWAY).because(way)

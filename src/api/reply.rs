@@ -89,7 +89,13 @@ impl Reply {
 
     /// A program's answer, as it comes.
     pub(super) fn passed(response: http::Response<Passing>) -> Self {
-        let body = |inner| ReplyBody::Passed(Box::new(Passed { inner, parting: None, taking: None }));
+        let body = |inner| {
+            ReplyBody::Passed(Box::new(Passed {
+                inner,
+                parting: None,
+                taking: None,
+            }))
+        };
         Self {
             response: response.map(body),
             upgraded: None,

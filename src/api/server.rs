@@ -312,7 +312,9 @@ impl Server {
         if let Some(value) = echoed.or(ours) {
             headers.insert("x-request-id", value);
         }
-        if !is_passed {
+        if is_passed {
+            browser::let_listed(headers, &site);
+        } else {
             browser::dress(headers, &site, conversation.ends.is_tls);
             if method == Method::HEAD {
                 reply = reply.without_body();
@@ -355,9 +357,10 @@ impl Server {
             *site = self.config.browsers.judge(&head, local, is_tls)?;
             place = endpoint::by_path(&head, is_tls);
         }
-        if let Some(place) = place
-            && !browser::is_preflight(&head, site)
-        {
+        if let Some(place) = place {
+            if browser::is_preflight(&head, site) {
+                return Ok(browser::preflight_to_programs(&head));
+            }
             let visitor = Visitor {
                 place,
                 head,
@@ -428,7 +431,7 @@ impl Server {
             path,
             query: head.uri.query().unwrap_or("").to_owned(),
             authority: head.uri.authority().map(ToString::to_string),
-            is_tls,
+            is_tls: self.is_secure(conversation, &head.headers),
             headers: head.headers,
             is_head: head.method == Method::HEAD,
             body,
@@ -457,7 +460,7 @@ pub(super) struct Ends {
     pub(super) peer: Option<IpAddr>,
     /// Which of our addresses it came to.
     local: Option<IpAddr>,
-    is_tls: bool,
+    pub(super) is_tls: bool,
     /// The certificate by which the other end is known.
     shown: Option<Shown>,
 }

@@ -58,7 +58,7 @@ impl EndpointRefusal {
             Self::Way(Refusal::Link(_)) => "guest_gone",
             Self::Way(Refusal::BadAnswer(_) | Refusal::Unasked) => "bad_answer",
             Self::Way(Refusal::NoAnswer(_)) => "no_answer",
-            Self::Way(Refusal::BadRequest(_)) => "invalid_request",
+            Self::Way(Refusal::BadRequest(_) | Refusal::CutShort) => "invalid_request",
             Self::Way(Refusal::Over) => "unauthenticated",
         }
     }
@@ -112,7 +112,8 @@ impl App {
         }
         let mut asked = self.by_name_of_key(pass.key).await?;
         let end = asked.validity.expires_at;
-        asked.validity.expires_at = Some(end.map_or(pass.expires_at, |end| end.min(pass.expires_at)));
+        asked.validity.expires_at =
+            Some(end.map_or(pass.expires_at, |end| end.min(pass.expires_at)));
         Ok(asked)
     }
 
@@ -124,7 +125,10 @@ impl App {
             kind: PassKind::Cookie,
             ..pass
         };
-        Some((self.0.links.write(&cookie), pass.expires_at.since(self.now())))
+        Some((
+            self.0.links.write(&cookie),
+            pass.expires_at.since(self.now()),
+        ))
     }
 
     /// Makes a signed link to a port, good for so long at most; it ends earlier with the key of whoever asks. Its text and its end.
@@ -137,8 +141,11 @@ impl App {
         target: Target,
         life: Duration,
     ) -> Result<(String, Timestamp), AppError> {
-        let session = self.reach(principal, target.session, Action::ShareEndpoint).await?;
-        self.reach(principal, target.session, Action::OpenEndpoint).await?;
+        let session = self
+            .reach(principal, target.session, Action::ShareEndpoint)
+            .await?;
+        self.reach(principal, target.session, Action::OpenEndpoint)
+            .await?;
         if session.ended_at.is_some() {
             return Err(self.ended(target.session).await);
         }
@@ -146,7 +153,11 @@ impl App {
         if life > MAX_LINK_LIFE || life < Duration::from_secs(1) {
             return Err(AppError::Endpoint(EndpointRefusal::LinkLife));
         }
-        let Principal::Client(Client { by: Proof::Key(key), .. }) = principal else {
+        let Principal::Client(Client {
+            by: Proof::Key(key),
+            ..
+        }) = principal
+        else {
             return Err(AppError::Endpoint(EndpointRefusal::NotAKey));
         };
         let end = self.now().after(life);
@@ -180,7 +191,8 @@ impl App {
     ) -> Result<Opened, AppError> {
         let session = match principal {
             Some(principal) => {
-                self.reach(principal, target.session, Action::OpenEndpoint).await?
+                self.reach(principal, target.session, Action::OpenEndpoint)
+                    .await?
             }
             None => self.public(target).await?,
         };
@@ -190,7 +202,13 @@ impl App {
         check_port(&session, target.port)?;
         let entry = self.enter(principal, target, via).await?;
         let guest = handle.guest().await.map_err(AppError::Session)?;
-        let headers = session.spec.setup.endpoints.headers.get(&target.port).cloned();
+        let headers = session
+            .spec
+            .setup
+            .endpoints
+            .headers
+            .get(&target.port)
+            .cloned();
         Ok(Opened {
             guest,
             headers,
@@ -205,9 +223,8 @@ impl App {
         }
         let handle = self.0.sessions.handle(target.session);
         let session = handle.map(|handle| handle.snapshot());
-        let is_public = |session: &Arc<Session>| {
-            session.spec.setup.endpoints.public.contains(&target.port)
-        };
+        let is_public =
+            |session: &Arc<Session>| session.spec.setup.endpoints.public.contains(&target.port);
         session.filter(is_public).ok_or(AppError::Unauthenticated)
     }
 
@@ -220,8 +237,14 @@ impl App {
         principal: &Principal,
         target: Target,
     ) -> Result<Raw, AppError> {
-        let opened = self.open_endpoint(Some(principal), target, Via::Forward).await?;
-        let raw = self.0.pool.raw(&opened.guest, target, opened.ticket()).await;
+        let opened = self
+            .open_endpoint(Some(principal), target, Via::Forward)
+            .await?;
+        let raw = self
+            .0
+            .pool
+            .raw(&opened.guest, target, opened.ticket())
+            .await;
         raw.map_err(|refusal| AppError::Endpoint(EndpointRefusal::Way(refusal)))
     }
 }

@@ -75,6 +75,15 @@ impl Links {
         Ok(Self(vault.mac_key(KEY, &sealed)?))
     }
 
+    /// With a key that nothing keeps: what it makes is worth nothing to the next daemon.
+    ///
+    /// # Errors
+    /// [`LinksError::Vault`].
+    pub fn fleeting(vault: &Vault) -> Result<Self, LinksError> {
+        let sealed = vault.make_mac_key(KEY)?;
+        Ok(Self(vault.mac_key(KEY, &sealed)?))
+    }
+
     /// The text of a pass.
     pub(super) fn write(&self, pass: &Pass) -> String {
         let mut body = Vec::with_capacity(BODY_BYTES + TAG_BYTES);
@@ -130,8 +139,7 @@ mod tests {
     fn links() -> (Links, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let vault = Vault::open(None, directory.path(), false).unwrap();
-        let sealed = vault.make_mac_key(KEY).unwrap();
-        (Links(vault.mac_key(KEY, &sealed).unwrap()), directory)
+        (Links::fleeting(&vault).unwrap(), directory)
     }
 
     fn pass(kind: PassKind) -> Pass {
@@ -158,7 +166,13 @@ mod tests {
                 other[at / 8] ^= 1 << (at % 8);
                 assert_eq!(links.read(&URL_SAFE_NO_PAD.encode(other)), None, "bit {at}");
             }
-            for other in [&text[1..], &text[..text.len() - 1], &format!("{text}A"), &format!("{text}="), ""] {
+            for other in [
+                &text[1..],
+                &text[..text.len() - 1],
+                &format!("{text}A"),
+                &format!("{text}="),
+                "",
+            ] {
                 assert_eq!(links.read(other), None, "{other}");
             }
         }

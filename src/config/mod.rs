@@ -33,8 +33,8 @@ use section::{Found, Located, Walk};
 use crate::model::issuer::Issuer;
 use crate::model::name::Name;
 use crate::model::settings::{
-    AdminConfig, AuditConfig, BackupConfig, EndpointsConfig, HttpConfig, LogConfig, Mode, SessionsConfig,
-    StoreConfig, VolumesConfig,
+    AdminConfig, AuditConfig, BackupConfig, EndpointsConfig, HttpConfig, LogConfig, Mode,
+    SessionsConfig, StoreConfig, VolumesConfig,
 };
 use crate::model::template::TemplateSpec;
 use crate::policy::{NamedRule, Origin};

@@ -91,15 +91,27 @@ mod tests {
             port: 8888,
         };
         for same in ["", ":7272", "."] {
-            assert_eq!(host(&format!("8888-{ID}.box.example.com{same}")), Ok(Some(target)));
+            assert_eq!(
+                host(&format!("8888-{ID}.box.example.com{same}")),
+                Ok(Some(target))
+            );
         }
-        assert_eq!(host(&format!("8888-{}.BOX.example.com", ID.to_uppercase())), Ok(Some(target)));
-        assert_eq!(host_of(target, "box.example.com"), format!("8888-{ID}.box.example.com"));
+        assert_eq!(
+            host(&format!("8888-{}.BOX.example.com", ID.to_uppercase())),
+            Ok(Some(target))
+        );
+        assert_eq!(
+            host_of(target, "box.example.com"),
+            format!("8888-{ID}.box.example.com")
+        );
         for other in ["box.example.com", "example.com", "127.0.0.1", "[::1]"] {
             assert_eq!(host(other), Ok(None), "{other}");
         }
         assert_eq!(host(&format!("8888-{ID}.mailbox.example.com")), Ok(None));
-        assert_eq!(host(&format!("8888-{ID}.box.example.com.evil.example")), Ok(None));
+        assert_eq!(
+            host(&format!("8888-{ID}.box.example.com.evil.example")),
+            Ok(None)
+        );
         for wrong in [
             format!("08888-{ID}"),
             format!("0-{ID}"),
@@ -110,7 +122,11 @@ mod tests {
             ID.to_owned(),
             format!("8888-{ID}x"),
         ] {
-            assert_eq!(host(&format!("{wrong}.box.example.com")), Err(NoEndpoint), "{wrong}");
+            assert_eq!(
+                host(&format!("{wrong}.box.example.com")),
+                Err(NoEndpoint),
+                "{wrong}"
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -38,6 +39,8 @@ pub(super) struct Inward<B> {
     pub(super) inner: B,
     pub(super) pulse: Pulse,
     pub(super) ticket: Arc<dyn Ticket>,
+    /// Set when it was the client that broke off.
+    pub(super) is_broken: Arc<AtomicBool>,
 }
 
 impl<B> Body for Inward<B>
@@ -61,7 +64,10 @@ where
                 }
                 Ok(checked(frame))
             }
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                self.is_broken.store(true, Ordering::Relaxed);
+                Err(error.into())
+            }
         }))
     }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -86,6 +87,9 @@ pub enum Refusal {
     /// The request cannot be passed on.
     #[error("pass the request on")]
     BadRequest(#[source] http::Error),
+    /// The client broke off, or what it sent is no body.
+    #[error("the body ended before its time")]
+    CutShort,
     /// Whoever asked may not any more.
     #[error("the credential is not valid any more")]
     Over,
@@ -118,23 +122,34 @@ impl Pool {
         head.headers.remove(header::HOST);
         address(&mut head, host, visit.is_http2).map_err(Refusal::BadRequest)?;
         if visit.is_upgrade {
-            let upgrade = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "websocket")];
+            let upgrade = [
+                (header::CONNECTION, "upgrade"),
+                (header::UPGRADE, "websocket"),
+            ];
             for (name, value) in upgrade {
                 head.headers.insert(name, HeaderValue::from_static(value));
             }
         }
+        let is_broken = Arc::<AtomicBool>::default();
         let body = Inward {
             inner: body,
             pulse: pulse.clone(),
             ticket: visit.ticket,
+            is_broken: Arc::clone(&is_broken),
         };
         let request = Request::from_parts(head, body.boxed_unsync());
         let patience = self.config().answer_timeout;
-        let mut response = tokio::select! {
+        let response = tokio::select! {
             biased;
             () = over.as_mut() => return Err(Refusal::Over),
             () = pulse.clone().silent_for(patience) => return Err(Refusal::NoAnswer(patience)),
-            response = self.send(&visit.guest, visit.target, visit.is_http2, request) => response?,
+            response = self.send(&visit.guest, visit.target, visit.is_http2, request) => response,
+        };
+        let mut response = match response {
+            Err(Refusal::BadAnswer(_)) if is_broken.load(Ordering::Relaxed) => {
+                return Err(Refusal::CutShort);
+            }
+            response => response?,
         };
         pulse.beat();
         let idle = self.config().idle_timeout;
@@ -149,9 +164,17 @@ impl Pool {
         head.version = Version::default();
         head.extensions.clear();
         if let Some(program) = program {
-            head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            head.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-            let tunnel = Tunnel { program, held, pulse, over, idle };
+            head.headers
+                .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            head.headers
+                .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            let tunnel = Tunnel {
+                program,
+                held,
+                pulse,
+                over,
+                idle,
+            };
             let empty = http_body_util::Empty::new().map_err(|never| match never {});
             return Ok(Answered {
                 response: Response::from_parts(head, empty.boxed_unsync()),
@@ -182,7 +205,10 @@ impl Pool {
     ) -> Result<Response<Incoming>, Refusal> {
         if is_http2 {
             let mut sender = self.http2(guest, target).await?;
-            return sender.send_request(request).await.map_err(Refusal::BadAnswer);
+            return sender
+                .send_request(request)
+                .await
+                .map_err(Refusal::BadAnswer);
         }
         if let Some(mut sender) = self.kept(target) {
             match sender.try_send_request(request).await {
@@ -194,7 +220,10 @@ impl Pool {
             }
         }
         let mut sender = self.connect(guest, target.port).await?;
-        let response = sender.send_request(request).await.map_err(Refusal::BadAnswer)?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(Refusal::BadAnswer)?;
         self.keep_http1(target, sender);
         Ok(response)
     }
@@ -210,14 +239,20 @@ fn again(mut error: TrySendError<Request<Passing>>) -> Result<Request<Passing>, 
 
 /// Says whom the request is for, as its protocol says it.
 fn address(head: &mut http::request::Parts, host: &str, is_http2: bool) -> Result<(), http::Error> {
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    let path = head
+        .uri
+        .path_and_query()
+        .map_or("/", |path| path.as_str())
+        .to_owned();
     let mut uri = Uri::builder().path_and_query(path);
     if is_http2 {
         uri = uri.scheme("http").authority(host);
-        head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        head.headers
+            .insert(header::TE, HeaderValue::from_static("trailers"));
         head.version = Version::HTTP_2;
     } else {
-        head.headers.insert(header::HOST, HeaderValue::from_str(host)?);
+        head.headers
+            .insert(header::HOST, HeaderValue::from_str(host)?);
         head.version = Version::HTTP_11;
     }
     head.uri = uri.build()?;
@@ -238,7 +273,13 @@ impl Tunnel {
     /// Carries bytes until both sides have said all, one is gone, nothing moved for too long, whoever opened it may not any more,
     /// or the daemon stops.
     pub async fn carry(self, client: OnUpgrade, stop: CancellationToken) {
-        let Self { program, held, pulse, over, idle } = self;
+        let Self {
+            program,
+            held,
+            pulse,
+            over,
+            idle,
+        } = self;
         let both = async {
             let (client, program) = tokio::try_join!(client, program)?;
             let (from_client, to_client) = tokio::io::split(TokioIo::new(client));
@@ -314,7 +355,9 @@ impl AsyncWrite for Raw {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(context, data))?;
-        this.held.ticket.went_in(length(data.get(..written).unwrap_or_default()));
+        this.held
+            .ticket
+            .went_in(length(data.get(..written).unwrap_or_default()));
         Poll::Ready(Ok(written))
     }
 

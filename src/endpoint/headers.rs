@@ -138,11 +138,16 @@ pub fn inject(
     let id = target.session.to_string();
     set(headers, SESSION, &id);
     let members = other_members(headers, &BAGGAGE, BAGGAGE_KEY);
-    set(headers, BAGGAGE, &joined(&members, &format!("{BAGGAGE_KEY}={id}"), false));
+    set(
+        headers,
+        BAGGAGE,
+        &joined(&members, &format!("{BAGGAGE_KEY}={id}"), false),
+    );
     let mut members = other_members(headers, &TRACESTATE, TRACESTATE_KEY);
     let own = format!("{TRACESTATE_KEY}={id}");
     members.truncate(TRACESTATE_MEMBERS - 1);
-    while own.len() + members.iter().map(|member| member.len() + 1).sum::<usize>() > TRACESTATE_BYTES
+    while own.len() + members.iter().map(|member| member.len() + 1).sum::<usize>()
+        > TRACESTATE_BYTES
         && members.pop().is_some()
     {}
     set(headers, TRACESTATE, &joined(&members, &own, true));
@@ -198,22 +203,41 @@ fn say_journey(headers: &mut HeaderMap, journey: &Journey, before: Before) {
     let host = before.host.as_deref().unwrap_or(&journey.host);
     let own = if journey.is_tls { "https" } else { "http" };
     let proto = before.proto.as_deref().unwrap_or(own);
-    let by = journey.peer.map_or_else(|| "unknown".to_owned(), |peer| peer.to_canonical().to_string());
-    let node = if by.contains(':') { format!("\"[{by}]\"") } else { by.clone() };
+    let by = journey.peer.map_or_else(
+        || "unknown".to_owned(),
+        |peer| peer.to_canonical().to_string(),
+    );
+    let node = if by.contains(':') {
+        format!("\"[{by}]\"")
+    } else {
+        by.clone()
+    };
     let element = format!("for={node};host=\"{host}\";proto={proto}");
-    let forwarded = before.forwarded.map_or_else(|| element.clone(), |others| format!("{others}, {element}"));
+    let forwarded = before
+        .forwarded
+        .map_or_else(|| element.clone(), |others| format!("{others}, {element}"));
     set(headers, header::FORWARDED, &forwarded);
-    let first = before.chain.as_deref().and_then(|chain| chain.split(',').next());
+    let first = before
+        .chain
+        .as_deref()
+        .and_then(|chain| chain.split(',').next());
     let client = first.map_or_else(|| by.clone(), |first| first.trim().to_owned());
     set(headers, REAL_IP, &client);
-    let chain = before.chain.map_or_else(|| by.clone(), |chain| format!("{chain}, {by}"));
+    let chain = before
+        .chain
+        .map_or_else(|| by.clone(), |chain| format!("{chain}, {by}"));
     set(headers, FORWARDED_FOR, &chain);
     set(headers, FORWARDED_HOST, host);
     set(headers, FORWARDED_PROTO, proto);
     let port = host.rsplit_once(':').map(|(_, port)| port);
-    let is_number = |port: &&str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number =
+        |port: &&str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let default = if proto == "https" { "443" } else { "80" };
-    set(headers, FORWARDED_PORT, port.filter(is_number).unwrap_or(default));
+    set(
+        headers,
+        FORWARDED_PORT,
+        port.filter(is_number).unwrap_or(default),
+    );
     if !journey.prefix.is_empty() {
         set(headers, FORWARDED_PREFIX, &journey.prefix);
     }
@@ -249,7 +273,11 @@ fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 }
 
 fn retain(headers: &mut HeaderMap, keep: impl Fn(&str) -> bool) {
-    let gone: Vec<HeaderName> = headers.keys().filter(|name| !keep(name.as_str())).cloned().collect();
+    let gone: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| !keep(name.as_str()))
+        .cloned()
+        .collect();
     for name in gone {
         headers.remove(name);
     }
@@ -261,7 +289,8 @@ pub fn release(headers: &mut HeaderMap, is_by_path: bool, own_cookie: impl Fn(&s
     retain(headers, |name| {
         !name.starts_with(OURS)
             && !NO_ANSWER.contains(&name)
-            && !(is_by_path && (NO_ANSWER_BY_PATH.contains(&name) || name.starts_with("access-control-")))
+            && !(is_by_path
+                && (NO_ANSWER_BY_PATH.contains(&name) || name.starts_with("access-control-")))
     });
     let cookies: Vec<HeaderValue> = headers
         .get_all(header::SET_COOKIE)
@@ -332,7 +361,9 @@ mod tests {
 
     fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
         let values = headers.get_all(name).iter();
-        values.map(|value| value.to_str().unwrap().to_owned()).collect()
+        values
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -392,7 +423,10 @@ mod tests {
 
         let mut map = headers(&[("baggage", "casemate-session=x, a=b;p"), ("baggage", "c=d")]);
         inject(&mut map, target(), &journey(false), None);
-        assert_eq!(all(&map, "baggage"), [format!("a=b;p,c=d,casemate-session={id}")]);
+        assert_eq!(
+            all(&map, "baggage"),
+            [format!("a=b;p,c=d,casemate-session={id}")]
+        );
     }
 
     #[test]
@@ -441,7 +475,10 @@ mod tests {
         ];
         let mut map = headers(&pairs);
         release(&mut map, false, own);
-        assert_eq!(all(&map, "set-cookie"), ["a=b; Path=/", "c=d;Secure", "e=domain=x"]);
+        assert_eq!(
+            all(&map, "set-cookie"),
+            ["a=b; Path=/", "c=d;Secure", "e=domain=x"]
+        );
         assert!(!map.contains_key("alt-svc") && !map.contains_key("x-casemate-session"));
         assert!(map.contains_key("access-control-allow-origin"));
         let mut map = headers(&pairs);

@@ -160,7 +160,9 @@ impl Pool {
     /// A place among the requests of a session.
     pub(super) fn place(&self, session: SessionId) -> Result<OwnedSemaphorePermit, Refusal> {
         let lane = self.lane(session);
-        Arc::clone(&lane.places).try_acquire_owned().map_err(|_| Refusal::Crowded)
+        Arc::clone(&lane.places)
+            .try_acquire_owned()
+            .map_err(|_| Refusal::Crowded)
     }
 
     fn lane(&self, session: SessionId) -> Arc<Lane> {
@@ -247,9 +249,13 @@ impl Pool {
 /// # Errors
 /// [`Refusal::NotOpen`], [`Refusal::Link`].
 pub(super) async fn dial(guest: &Guest, port: u16) -> Result<PortStream, Refusal> {
-    guest.link().connect(port).await.map_err(|error| match error {
-        LinkError::Refused { code, .. } if code == code::NOT_LISTENING => Refusal::NotOpen,
-        LinkError::Refused { code, .. } if code == code::BUSY => Refusal::Crowded,
-        other => Refusal::Link(other),
-    })
+    guest
+        .link()
+        .connect(port)
+        .await
+        .map_err(|error| match error {
+            LinkError::Refused { code, .. } if code == code::NOT_LISTENING => Refusal::NotOpen,
+            LinkError::Refused { code, .. } if code == code::BUSY => Refusal::Crowded,
+            other => Refusal::Link(other),
+        })
 }

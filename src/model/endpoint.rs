@@ -74,7 +74,9 @@ impl Network {
                 own.to_bits() & mask == other.to_bits() & mask
             }
             (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
+                let mask = u128::MAX
+                    .checked_shl(128 - u32::from(self.bits))
+                    .unwrap_or(0);
                 own.to_bits() & mask == other.to_bits() & mask
             }
             _ => false,
@@ -99,7 +101,9 @@ impl FromStr for Network {
             }
             Some(_) => return Err(NotANetwork),
         };
-        (bits <= most).then_some(Self { address, bits }).ok_or(NotANetwork)
+        (bits <= most)
+            .then_some(Self { address, bits })
+            .ok_or(NotANetwork)
     }
 }
 
@@ -127,7 +131,16 @@ mod tests {
             assert!(network.contains(inside.parse().unwrap()), "{network}");
             assert!(!network.contains(outside.parse().unwrap()), "{network}");
         }
-        for wrong in ["", "a", "10.0.0.0/33", "::1/129", "10.0.0.0/-1", "10.0.0.0/+8", "10/8", "::1/"] {
+        for wrong in [
+            "",
+            "a",
+            "10.0.0.0/33",
+            "::1/129",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "10/8",
+            "::1/",
+        ] {
             assert_eq!(wrong.parse::<Network>(), Err(NotANetwork), "{wrong}");
         }
     }

@@ -441,7 +441,15 @@ impl Check {
 fn header_problem(name: &str, value: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-    let taken = ["connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"];
+    let taken = [
+        "connection",
+        "content-length",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
     if name.is_empty() || name.len() > 64 || !name.bytes().all(is_token) {
         return Some("is no name of a header: letters, digits, - and _, at most 64");
     }
@@ -757,7 +765,10 @@ mod tests {
             (header("", "x"), "endpoints.headers.80."),
             (header("a b", "x"), "endpoints.headers.80.a b"),
             (header("Host", "x"), "endpoints.headers.80.Host"),
-            (header("X-Casemate-Session", "x"), "endpoints.headers.80.X-Casemate-Session"),
+            (
+                header("X-Casemate-Session", "x"),
+                "endpoints.headers.80.X-Casemate-Session",
+            ),
             (header("X-A", "a\r\nb"), "endpoints.headers.80.X-A"),
         ]);
     }

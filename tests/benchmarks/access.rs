@@ -210,7 +210,7 @@ async fn app(directory: &Path, now: Timestamp, tokens: Tokens) -> App {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(now.as_millis()));
     let vault = vault_of(&store, None, directory).await.unwrap();
     let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
-    let credentials = Credentials::new(store.clone(), vault, audit.clone());
+    let credentials = Credentials::new(store.clone(), vault.clone(), audit.clone());
     let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
     let volumes = VolumesConfig {
         dir: directory.join("volumes"),
@@ -259,6 +259,9 @@ async fn app(directory: &Path, now: Timestamp, tokens: Tokens) -> App {
         reload: mpsc::channel(1).0,
         calls: TaskTracker::new(),
         snapshots: casemate::app::Snapshots::default(),
+        pool: casemate::endpoint::Pool::new(casemate::model::settings::EndpointsConfig::default()),
+        accesses: casemate::app::Accesses::default(),
+        links: casemate::app::Links::fleeting(&vault).unwrap(),
         backups,
         credentials,
         readiness: Mutex::new(None),

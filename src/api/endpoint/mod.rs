@@ -35,8 +35,9 @@ use crate::model::endpoint::{Target, Via};
 use crate::model::web::{Authority, Origin};
 
 /// What a page by path may do at most: it runs, and is of no origin (HTML, section 7.1.5; CSP 3, section 6.2.2).
-const SANDBOX: HeaderValue =
-    HeaderValue::from_static("sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts");
+const SANDBOX: HeaderValue = HeaderValue::from_static(
+    "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts",
+);
 
 const SERVICE_WORKER: HeaderName = HeaderName::from_static("service-worker");
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
@@ -60,9 +61,8 @@ pub(super) fn by_host(app: &App, head: &Parts, is_tls: bool) -> Result<Option<Pl
         return Ok(None);
     };
     let addressed = browser::addressed(head, is_tls)?;
-    let target = address::by_host(&addressed, domain).map_err(|no| {
-        Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", no.to_string())
-    })?;
+    let target = address::by_host(&addressed, domain)
+        .map_err(|no| Problem::new(StatusCode::NOT_FOUND, "no_such_endpoint", no.to_string()))?;
     Ok(target.map(|target| Place {
         target,
         prefix: 0,
@@ -100,7 +100,10 @@ impl Place {
 
     /// Whether a page is this endpoint's own.
     fn is_own(&self, origin: &HeaderValue, is_secure: bool) -> bool {
-        let origin = origin.to_str().ok().and_then(|text| text.parse::<Origin>().ok());
+        let origin = origin
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse::<Origin>().ok());
         origin.is_some_and(|origin| origin.is_of(&self.addressed, is_secure))
     }
 }
@@ -148,8 +151,11 @@ impl Server {
         let (asked, via) = self
             .admit(conversation, crowded, presented, &mut head.headers, target)
             .await?;
+        if via == Via::Public && place.is_by_path() {
+            return Err(plain(Problem::unauthenticated()));
+        }
         if via == Via::Cookie {
-            self::check_page(&head, &place, is_upgrade, is_secure).map_err(plain)?;
+            check_page(&head, &place, is_upgrade, is_secure).map_err(plain)?;
         }
         if via == Via::Link
             && let Some(link) = link
@@ -162,7 +168,11 @@ impl Server {
         }
         let principal = asked.as_ref().map(|asked| &asked.principal);
         let told = |error| Told::of(error, target);
-        let opened = self.app.open_endpoint(principal, target, via).await.map_err(told)?;
+        let opened = self
+            .app
+            .open_endpoint(principal, target, via)
+            .await
+            .map_err(told)?;
         let journey = journey(&place, &head, peer, is_trusted);
         let host = if place.is_by_path() {
             format!("localhost:{}", target.port)
@@ -173,7 +183,8 @@ impl Server {
         headers::inject(&mut head.headers, target, &journey, opened.headers.as_ref());
         let mut request = Request::new(intake);
         *request.method_mut() = head.method;
-        *request.uri_mut() = rest(head.uri.path(), place.prefix, query.as_deref()).map_err(plain)?;
+        *request.uri_mut() =
+            rest(head.uri.path(), place.prefix, query.as_deref()).map_err(plain)?;
         *request.headers_mut() = head.headers;
         let visit = Visit {
             target,
@@ -195,6 +206,12 @@ impl Server {
             reply.upgraded = Some(Box::pin(tunnel.carry(on, stop)));
         }
         Ok(reply)
+    }
+
+    /// Whether a client came by TLS, to us or to a proxy that is trusted.
+    pub(super) fn is_secure(&self, conversation: &Conversation, headers: &HeaderMap) -> bool {
+        let is_trusted = self.is_trusted(conversation);
+        headers::came_by_tls(headers, conversation.ends.is_tls, is_trusted)
     }
 
     fn is_trusted(&self, conversation: &Conversation) -> bool {
@@ -226,7 +243,12 @@ impl Server {
         let app = &self.app;
         let peer = conversation.ends.peer;
         let told = |problem| Told::new(problem, Some(target));
-        let Presented { key, link, cookie, bearer } = presented;
+        let Presented {
+            key,
+            link,
+            cookie,
+            bearer,
+        } = presented;
         let is_sole = key.is_none() && link.is_none() && cookie.is_none();
         if !is_sole
             && let Some(bearer) = &bearer
@@ -236,7 +258,10 @@ impl Server {
             headers.remove(header::AUTHORIZATION);
         }
         let (asked, via) = if let Some(key) = &key {
-            (self.vouch(peer, crowded, app.authenticate(key)).await, Via::Credential)
+            (
+                self.vouch(peer, crowded, app.authenticate(key)).await,
+                Via::Credential,
+            )
         } else if let Some(link) = &link {
             let looked_up = app.by_pass(PassKind::Link, link, target);
             (self.vouch(peer, crowded, looked_up).await, Via::Link)
@@ -285,7 +310,9 @@ impl Server {
 /// What no request for a port may be.
 fn check_form(head: &Parts, place: &Place) -> Result<(), Problem> {
     if head.version < Version::HTTP_2 && head.uri.authority().is_some() {
-        return Err(Problem::bad_request("say the path alone in the first line (RFC 9112 section 3.2.1)"));
+        return Err(Problem::bad_request(
+            "say the path alone in the first line (RFC 9112 section 3.2.1)",
+        ));
     }
     if [Method::CONNECT, Method::TRACE].contains(&head.method) {
         return Err(Problem::new(
@@ -305,7 +332,12 @@ fn check_form(head: &Parts, place: &Place) -> Result<(), Problem> {
 }
 
 /// What a page may do with a cookie of ours (CSRF): its own, everything; others lead people here, and nothing else.
-fn check_page(head: &Parts, place: &Place, is_upgrade: bool, is_secure: bool) -> Result<(), Problem> {
+fn check_page(
+    head: &Parts,
+    place: &Place,
+    is_upgrade: bool,
+    is_secure: bool,
+) -> Result<(), Problem> {
     let refused = || {
         Err(Problem::new(
             StatusCode::FORBIDDEN,
@@ -314,7 +346,8 @@ fn check_page(head: &Parts, place: &Place, is_upgrade: bool, is_secure: bool) ->
         ))
     };
     let mut origins = head.headers.get_all(header::ORIGIN).iter();
-    let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) && !is_upgrade;
+    let is_safe =
+        [Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) && !is_upgrade;
     match (origins.next(), origins.next()) {
         (Some(origin), None) if place.is_own(origin, is_secure) => return Ok(()),
         (Some(_), _) => return refused(),
@@ -341,28 +374,48 @@ fn asks_for_socket(head: &Parts) -> bool {
 
 /// gRPC, which is HTTP/2 on both sides. Other HTTP/2 is passed on as HTTP/1.1, which every program speaks.
 fn speaks_grpc(head: &Parts) -> bool {
-    let content = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     let rest = content.and_then(|content| content.strip_prefix("application/grpc"));
-    head.version == Version::HTTP_2 && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    head.version == Version::HTTP_2
+        && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
 }
 
 /// The name that was addressed, as it was written.
 fn host_text(place: &Place) -> String {
-    let port = place.addressed.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let port = place
+        .addressed
+        .port
+        .map(|port| format!(":{port}"))
+        .unwrap_or_default();
     match &place.addressed.host {
         crate::model::web::Host::Name(name) => format!("{name}{port}"),
-        crate::model::web::Host::Address(address) if address.is_ipv6() => format!("[{address}]{port}"),
+        crate::model::web::Host::Address(address) if address.is_ipv6() => {
+            format!("[{address}]{port}")
+        }
         crate::model::web::Host::Address(address) => format!("{address}{port}"),
     }
 }
 
-fn journey(place: &Place, head: &Parts, peer: Option<std::net::IpAddr>, is_trusted: bool) -> Journey {
+fn journey(
+    place: &Place,
+    head: &Parts,
+    peer: Option<std::net::IpAddr>,
+    is_trusted: bool,
+) -> Journey {
     Journey {
         peer,
         is_trusted,
         is_tls: place.is_tls,
         host: host_text(place),
-        prefix: head.uri.path().get(..place.prefix).unwrap_or_default().to_owned(),
+        prefix: head
+            .uri
+            .path()
+            .get(..place.prefix)
+            .unwrap_or_default()
+            .to_owned(),
     }
 }
 
@@ -372,7 +425,9 @@ fn rest(path: &str, prefix: usize, query: Option<&str>) -> Result<http::Uri, Pro
     let path = if path.is_empty() { "/" } else { path };
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let target = http::uri::PathAndQuery::try_from(format!("{path}{query}"));
-    target.map(http::Uri::from).map_err(|_| Problem::bad_request("the path is none"))
+    target
+        .map(http::Uri::from)
+        .map_err(|_| Problem::bad_request("the path is none"))
 }
 
 /// What browsers are told of a program's answer.
@@ -380,7 +435,10 @@ fn dress(headers: &mut HeaderMap, place: &Place, via: Via) {
     if place.is_by_path() {
         // One more policy: both hold.
         headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
         headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
     } else if via == Via::Cookie && !headers.contains_key(RESOURCE_POLICY) {
         headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));

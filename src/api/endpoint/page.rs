@@ -43,7 +43,9 @@ impl Told {
     pub(super) fn of(error: AppError, target: Target) -> Self {
         let gone = |code, text: String| Problem::new(StatusCode::BAD_GATEWAY, code, text);
         let problem = match error {
-            AppError::Session(SessionError::NotFound) => gone("session_not_found", NOT_FOUND.to_owned()),
+            AppError::Session(SessionError::NotFound) => {
+                gone("session_not_found", NOT_FOUND.to_owned())
+            }
             AppError::Session(SessionError::NotReady { phase, .. }) if phase.is_final() => {
                 gone("session_not_running", format!("{NOT_FOUND}: it is {phase}"))
             }

@@ -53,18 +53,28 @@ pub(super) fn set_cookie(is_tls: bool, text: &str, life_s: u64) -> Option<Header
 ///
 /// # Errors
 /// When there is more than one of a kind: which of them counts must not be a matter of taste.
-pub(super) fn take_from_headers(headers: &mut HeaderMap, is_tls: bool) -> Result<Presented, Problem> {
+pub(super) fn take_from_headers(
+    headers: &mut HeaderMap,
+    is_tls: bool,
+) -> Result<Presented, Problem> {
     let mut presented = Presented::default();
     for value in take(headers, &API_KEY, is_ours) {
         once(&mut presented.key, value)?;
     }
-    for value in take(headers, &header::AUTHORIZATION, |value| bearer(value).is_some_and(is_ours_as_bearer)) {
-        once(&mut presented.key, bearer(&value).unwrap_or_default().to_owned())?;
+    for value in take(headers, &header::AUTHORIZATION, |value| {
+        bearer(value).is_some_and(is_ours_as_bearer)
+    }) {
+        once(
+            &mut presented.key,
+            bearer(&value).unwrap_or_default().to_owned(),
+        )?;
     }
     let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
     if let (Some(value), None) = (bearers.next(), bearers.next()) {
         let token = value.to_str().ok().and_then(bearer);
-        presented.bearer = token.filter(|token| App::is_spelled_like_a_token(token)).map(str::to_owned);
+        presented.bearer = token
+            .filter(|token| App::is_spelled_like_a_token(token))
+            .map(str::to_owned);
     }
     presented.cookie = take_cookie(headers, cookie_name(is_tls))?;
     Ok(presented)
@@ -80,7 +90,9 @@ fn is_ours_as_bearer(value: &str) -> bool {
 
 fn bearer(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(token.trim())
 }
 
 fn once(slot: &mut Option<String>, value: String) -> Result<(), Problem> {
@@ -125,7 +137,11 @@ fn take_cookie(headers: &mut HeaderMap, wanted: &str) -> Result<Option<String>, 
             }
         }
         others.retain(|pair| !pair.is_empty());
-        kept.extend(HeaderValue::from_str(&others.join("; ")).ok().filter(|value| !value.is_empty()));
+        kept.extend(
+            HeaderValue::from_str(&others.join("; "))
+                .ok()
+                .filter(|value| !value.is_empty()),
+        );
     }
     headers.remove(header::COOKIE);
     for value in kept {
@@ -207,9 +223,15 @@ mod tests {
     fn the_link_goes_and_the_rest_of_the_query_stays_as_it_was() {
         let taken = |query: &str| take_link(Some(query)).unwrap();
         let some = |text: &str| Some(text.to_owned());
-        assert_eq!(taken("a=1&casemate-link=x&b=%20&&c"), (some("x"), some("a=1&b=%20&&c")));
+        assert_eq!(
+            taken("a=1&casemate-link=x&b=%20&&c"),
+            (some("x"), some("a=1&b=%20&&c"))
+        );
         assert_eq!(taken("casemate-link=x"), (some("x"), None));
-        assert_eq!(taken("a=casemate-link=x"), (None, some("a=casemate-link=x")));
+        assert_eq!(
+            taken("a=casemate-link=x"),
+            (None, some("a=casemate-link=x"))
+        );
         assert_eq!(taken(""), (None, some("")));
         assert!(take_link(Some("casemate-link=x&casemate-link=y")).is_err());
         assert_eq!(take_link(None).unwrap(), (None, None));

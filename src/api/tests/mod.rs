@@ -96,7 +96,8 @@ fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
         },
     });
     let vault = crate::vault::Vault::open(None, directory.path(), false).unwrap();
-    let credentials = crate::credential::Credentials::new(store.clone(), vault, audit.clone());
+    let credentials =
+        crate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
     let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
         store: store.clone(),
         audit: audit.clone(),
@@ -127,6 +128,9 @@ fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
         reload: mpsc::channel(1).0,
         calls: tokio_util::task::TaskTracker::new(),
         snapshots: crate::app::Snapshots::default(),
+        pool: crate::endpoint::Pool::new(crate::model::settings::EndpointsConfig::default()),
+        accesses: crate::app::Accesses::default(),
+        links: crate::app::Links::fleeting(&vault).unwrap(),
         credentials,
         backups,
         readiness: tokio::sync::Mutex::new(None),

@@ -119,7 +119,8 @@ impl House {
         let vault = crate::credential::vault_of(&store, None, directory.path())
             .await
             .unwrap();
-        let credentials = crate::credential::Credentials::new(store.clone(), vault, audit.clone());
+        let credentials =
+            crate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
         let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
             store: store.clone(),
             audit: audit.clone(),
@@ -150,6 +151,9 @@ impl House {
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
             snapshots: crate::app::Snapshots::default(),
+            pool: crate::endpoint::Pool::new(crate::model::settings::EndpointsConfig::default()),
+            accesses: crate::app::Accesses::default(),
+            links: crate::app::Links::fleeting(&vault).unwrap(),
             credentials,
             backups,
             readiness: tokio::sync::Mutex::new(None),

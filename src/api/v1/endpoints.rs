@@ -75,16 +75,27 @@ pub(crate) async fn link(call: &Call) -> Result<Reply, Problem> {
     };
     let life = Duration::from_secs(wanted.expires_in_s.unwrap_or(LINK_LIFE_S));
     let target = target(call)?;
-    let made = call.app.link_endpoint(call.principal()?, target, life).await?;
+    let made = call
+        .app
+        .link_endpoint(call.principal()?, target, life)
+        .await?;
     let (text, expires_at) = made;
     let url = format!("{}?{LINK}={text}", base(call, target));
-    Ok(Reply::json(StatusCode::CREATED, &LinkView { url, expires_at }))
+    Ok(Reply::json(
+        StatusCode::CREATED,
+        &LinkView { url, expires_at },
+    ))
 }
 
 /// Where the port is: by host name where there is a domain, else by path, below what the client calls us.
 fn base(call: &Call, target: Target) -> String {
-    let addressed = call.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let addressed = addressed.map(str::to_owned).or_else(|| call.authority.clone());
+    let addressed = call
+        .headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let addressed = addressed
+        .map(str::to_owned)
+        .or_else(|| call.authority.clone());
     let addressed = addressed.unwrap_or_else(|| "localhost".to_owned());
     let scheme = if call.is_tls { "https" } else { "http" };
     match &call.app.endpoints().domain {
