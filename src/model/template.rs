@@ -571,6 +571,10 @@ mod tests {
                     interval_ms: READY_INTERVAL_MS.1,
                 }),
                 ports: (1..).take(MAX_PORTS).collect(),
+                endpoints: Endpoints {
+                    public: (1..).take(MAX_PORTS).collect(),
+                    ..Endpoints::default()
+                },
                 warm_up: Some(WarmUp {
                     run: start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS])),
                     ready: None,

@@ -294,7 +294,7 @@ fn web() -> Value {
     json!({
         "image": IMAGE, "limits": {"pids": 300}, "max_limits": {"cpus": 2.0}, "env": {"A": "b"},
         "user": "app", "start": {"command": "serve", "cwd": "/srv"}, "ready": {"port": 8000},
-        "ports": [8000], "pool": 1,
+        "ports": [8000], "endpoints": {"any_port": false, "public": [8000], "headers": {"8000": {"X-A": "b"}}}, "pool": 1,
     })
 }
 
