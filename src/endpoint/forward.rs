@@ -1,7 +1,7 @@
 //! One request to a program, and its answer; or the tunnel that both agree to.
 //!
-//! What is sent over a connection that was kept, and found closed before anything of it was taken, is sent again over a new one, once.
-//! Everything else is never sent twice.
+//! What is sent over a connection that was kept, and found closed before anything of it was taken, is sent again over a new one, once; so is
+//! what changes nothing (`GET`, `HEAD`, `OPTIONS`, without a body) and got no answer there (RFC 9110 section 9.2.2). Everything else is never sent twice.
 
 use std::io;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use casemate_link::daemon::{LinkError, PortStream};
 use futures_util::future::BoxFuture;
 use http::header::{self, HeaderValue};
-use http::{Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -211,12 +211,13 @@ impl Pool {
                 .map_err(Refusal::BadAnswer);
         }
         if let Some(mut sender) = self.kept(target) {
+            let spare = spare(&request);
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     self.keep_http1(target, sender);
                     return Ok(response);
                 }
-                Err(error) => request = again(error)?,
+                Err(error) => request = again(error, spare)?,
             }
         }
         let mut sender = self.connect(guest, target.port).await?;
@@ -229,11 +230,38 @@ impl Pool {
     }
 }
 
-/// The request, if nothing of it was taken.
-fn again(mut error: TrySendError<Request<Passing>>) -> Result<Request<Passing>, Refusal> {
-    match error.take_message() {
-        Some(request) => Ok(request),
-        None => Err(Refusal::BadAnswer(error.into_error())),
+/// A request that may be sent twice, should its connection be found closed: one that changes nothing, and has no body.
+fn spare(request: &Request<Passing>) -> Option<Request<Passing>> {
+    let is_safe = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !is_safe
+        || !request.body().is_end_stream()
+        || request.headers().contains_key(header::UPGRADE)
+    {
+        return None;
+    }
+    let empty = http_body_util::Empty::new().map_err(|never| match never {});
+    let mut spare = Request::new(empty.boxed_unsync());
+    spare.method_mut().clone_from(request.method());
+    spare.uri_mut().clone_from(request.uri());
+    spare.headers_mut().clone_from(request.headers());
+    Some(spare)
+}
+
+/// The request, if nothing of it was taken, or its spare, if there was no answer to it.
+fn again(
+    mut error: TrySendError<Request<Passing>>,
+    spare: Option<Request<Passing>>,
+) -> Result<Request<Passing>, Refusal> {
+    if let Some(request) = error.take_message() {
+        return Ok(request);
+    }
+    let error = error.into_error();
+    let is_gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
+    // What is said of a write to whom is gone.
+    let is_cut = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
+    match spare {
+        Some(spare) if is_gone || is_cut => Ok(spare),
+        _ => Err(Refusal::BadAnswer(error)),
     }
 }
 

@@ -355,7 +355,7 @@ impl Bench {
     }
 
     /// Stops all of it, and waits for the end.
-    async fn close(self) {
+    async fn close(self) -> tempfile::TempDir {
         self.stop.cancel();
         for task in self.tasks {
             tokio::time::timeout(PATIENCE, task)
@@ -363,6 +363,7 @@ impl Bench {
                 .expect("it does not stop")
                 .unwrap();
         }
+        self.directory
     }
 }
 

@@ -19,7 +19,7 @@ async fn many_requests_of_one_principal_to_one_port_are_one_access() {
         assert!(said.starts_with("HTTP/1.1 200"), "{said}");
     }
     let (id, store, port) = (bench.id, bench.store.clone(), program.port);
-    bench.close().await;
+    let _directory = bench.close().await;
     let filter = casemate::model::query::AuditFilter {
         limit: 100,
         kinds: vec!["endpoint.access".to_owned()],
