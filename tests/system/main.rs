@@ -26,6 +26,7 @@ mod bad_input;
 mod bad_machine;
 mod crash;
 mod doctor;
+mod endpoints;
 mod files;
 mod http_door;
 mod life;
