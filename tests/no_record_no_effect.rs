@@ -72,7 +72,7 @@ impl Bench {
             settings,
             ..Ground::new(store, vault, clock)
         };
-        let app = App::new(ground.parts(directory.path()));
+        let app = App::new(ground.parts(directory.path()).unwrap());
         Self {
             directory,
             runtime,

@@ -198,7 +198,7 @@ impl Ground {
         };
         let app = App::new(Parts {
             credentials: credentials.clone(),
-            ..ground.parts(&state)
+            ..ground.parts(&state).unwrap()
         });
         let new = NewKey {
             grant: Grant::whole(Role::TeamAdmin),

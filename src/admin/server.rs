@@ -526,6 +526,7 @@ fn told(error: &AppError) -> Answer {
         AppError::Snapshot(refusal) => refusal.code(),
         AppError::Backup(error) => error.code(),
         AppError::Reload(_) => "not_reloaded",
+        AppError::Endpoint(refusal) => refusal.code(),
         AppError::Internal(_) => "internal",
     };
     refused(code, Chain(error).to_string())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{KeyRing, Parts, RemoteDesk, Snapshots};
+use super::{Accesses, KeyRing, Links, LinksError, Parts, RemoteDesk, Snapshots};
 use crate::audit::AuditLog;
 use crate::audit::retention::Retention;
 use crate::backup::Backups;
@@ -17,8 +17,9 @@ use crate::backup::keeper::Parts as BackupParts;
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
 use crate::credential::Credentials;
+use crate::endpoint::Pool;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
-use crate::model::settings::{BackupConfig, SessionsConfig, VolumesConfig};
+use crate::model::settings::{BackupConfig, EndpointsConfig, SessionsConfig, VolumesConfig};
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
@@ -60,8 +61,10 @@ impl Ground {
     }
 
     /// What an app is made of, with its links, volumes and backups below this directory.
-    #[must_use]
-    pub fn parts(self, directory: &Path) -> Parts {
+    ///
+    /// # Errors
+    /// The vault makes no key for links to ports.
+    pub fn parts(self, directory: &Path) -> Result<Parts, LinksError> {
         let Self {
             store,
             audit,
@@ -74,6 +77,7 @@ impl Ground {
             dir: directory.join("volumes"),
             ..VolumesConfig::default()
         };
+        let links = Links::fleeting(&vault)?;
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&runtime),
@@ -93,7 +97,7 @@ impl Ground {
             templates: directory.join("templates"),
             images_of_files: Box::new(BTreeSet::new),
         });
-        Parts {
+        Ok(Parts {
             sessions,
             credentials: Credentials::new(store.clone(), vault, audit.clone()),
             retention: Retention::new(audit.clone()),
@@ -113,6 +117,9 @@ impl Ground {
             tokens: Arc::default(),
             operators: Arc::default(),
             desk: RemoteDesk::default(),
+            pool: Pool::new(EndpointsConfig::default()),
+            accesses: Accesses::default(),
+            links,
             clock,
             reload: mpsc::channel(1).0,
             calls: TaskTracker::new(),
@@ -120,6 +127,6 @@ impl Ground {
             backups,
             readiness: Mutex::new(None),
             examine: Arc::new(|| Box::pin(async { Vec::new() })),
-        }
+        })
     }
 }

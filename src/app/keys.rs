@@ -151,9 +151,40 @@ impl App {
             return self.by_operator_token(presented);
         }
         let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
-        let (key, revoked) = self.known_key(&presented).await?;
+        let has_it = |key: &ApiKey| self.0.hasher.matches(&presented, &key.digest);
+        let (key, revoked) = self.known_key(presented.id, has_it).await?;
+        if !has_it(&key) {
+            return Err(AppError::Unauthenticated);
+        }
+        self.holder(&key, revoked)
+    }
+
+    /// Whether a text is spelled like one of our keys: then it is nobody else's business.
+    #[must_use]
+    pub fn is_spelled_like_a_key(text: &str) -> bool {
+        PresentedKey::parse(text).is_ok()
+    }
+
+    /// Whether a text is spelled like a JSON web token.
+    #[must_use]
+    pub fn is_spelled_like_a_token(text: &str) -> bool {
+        jwt::looks_like_one(text)
+    }
+
+    /// Whoever has the key with this name, where its text was presented before, to us.
+    pub(super) async fn by_name_of_key(&self, id: KeyId) -> Result<Authenticated, AppError> {
+        let (key, revoked) = self.known_key(id, |_| true).await?;
+        self.holder(&key, revoked)
+    }
+
+    /// Whoever has this key, if it is valid now.
+    fn holder(
+        &self,
+        key: &ApiKey,
+        revoked: Arc<CancellationToken>,
+    ) -> Result<Authenticated, AppError> {
         let now = self.now();
-        if !self.0.hasher.matches(&presented, &key.digest) || !key.is_valid(now) {
+        if !key.is_valid(now) {
             return Err(AppError::Unauthenticated);
         }
         if let Some(session) = key.session
@@ -209,18 +240,19 @@ impl App {
     /// The key, from memory or from the store.
     async fn known_key(
         &self,
-        presented: &PresentedKey,
+        id: KeyId,
+        has_it: impl Fn(&ApiKey) -> bool,
     ) -> Result<(Arc<ApiKey>, Arc<CancellationToken>), AppError> {
         for _ in 0..READS {
-            let revocations = match self.0.keys.find(presented.id) {
+            let revocations = match self.0.keys.find(id) {
                 Ok(known) => return Ok(known),
                 Err(revocations) => revocations,
             };
-            let key = self.0.store.key(presented.id).await;
+            let key = self.0.store.key(id).await;
             let key = key.map_err(AppError::Store)?;
             let key = Arc::new(key.ok_or(AppError::Unauthenticated)?);
             // Only whoever has its secret part makes it take room.
-            if !self.0.hasher.matches(presented, &key.digest) || key.revoked.is_some() {
+            if !has_it(&key) || key.revoked.is_some() {
                 return Err(AppError::Unauthenticated);
             }
             if let Some(revoked) = self.0.keys.remember(Arc::clone(&key), revocations) {

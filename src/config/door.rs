@@ -1,4 +1,5 @@
-//! The section `http`: where the door is, its certificate, its names, and how much may be asked.
+//! The sections `http` and `endpoints`: where the door is, its certificate, its names, how much may be asked, and how ports in sessions are
+//! reached by it.
 
 use std::time::Duration;
 
@@ -9,8 +10,10 @@ use crate::host::credential;
 use crate::model::grant::{Role, Unknown};
 use crate::model::name::Name;
 use crate::model::settings::{
-    CertificateMark, ClientCertificate, HttpConfig, HttpLimits, Mode, OperatorConfig, TlsConfig,
+    CertificateMark, ClientCertificate, EndpointsConfig, HttpConfig, HttpLimits, Mode,
+    OperatorConfig, TlsConfig,
 };
+use crate::model::web::Host;
 
 /// How long the operator token before is taken.
 const OPERATOR_OVERLAP: Duration = Duration::from_secs(3600);
@@ -40,6 +43,25 @@ pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         );
     }
     http
+}
+
+pub(super) fn endpoints(keys: &Section<'_>) -> EndpointsConfig {
+    let default = EndpointsConfig::default();
+    let domain = |text: &str| match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        // A label and the port's own in front of it: names are 253 bytes at most.
+        Ok(Host::Name(name)) if name.contains('.') && name.len() <= 200 => Ok(Some(name)),
+        _ => Err("is no domain below which names are, as in box.example.com".to_owned()),
+    };
+    EndpointsConfig {
+        domain: keys.text("domain", default.domain, domain, |domain| {
+            domain.clone().unwrap_or_default()
+        }),
+        public: keys.flag("public", default.public),
+        trusted_proxies: keys.words("trusted_proxies"),
+        answer_timeout: keys.seconds("answer_timeout_s", default.answer_timeout, 1..=3600),
+        idle_timeout: keys.seconds("idle_timeout_s", default.idle_timeout, 1..=86_400),
+    }
 }
 
 fn http_limits(keys: &Section<'_>) -> HttpLimits {

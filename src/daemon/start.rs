@@ -20,7 +20,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::tls::{Tls, TlsError};
 use crate::api::{Browsers, Server, ServerConfig};
-use crate::app::{App, KeyRing, Parts as AppParts, RemoteDesk, RuleBook};
+use crate::app::{App, KeyRing, Links, Parts as AppParts, RemoteDesk, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
@@ -31,6 +31,7 @@ use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::credential::{self, Credentials, NoVault};
+use crate::endpoint::Pool;
 use crate::host::credential::{DIRECTORY as CREDENTIALS, Source};
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
@@ -218,6 +219,9 @@ impl Ground {
         let (signer, was_signed) = Signer::open(&store, &vault, clock.now()).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
+        let links = Links::open(&store, &vault)
+            .await
+            .map_err(|error| Refusal::new(Exit::IoError, Chain(&error).to_string()))?;
         let credentials = Credentials::new(store.clone(), vault, audit.clone());
         let volumes = volumes(config, &store, self.sandbox_group, &facts);
         let sessions = Sessions::new(SessionParts {
@@ -284,6 +288,9 @@ impl Ground {
             snapshots: crate::app::Snapshots::default(),
             backups: backups.clone(),
             credentials,
+            pool: Pool::new(config.endpoints.clone()),
+            accesses: crate::app::Accesses::default(),
+            links,
             retention: retention.clone(),
             readiness: Mutex::new(None),
             examine: Scene::for_the_door(&scene),

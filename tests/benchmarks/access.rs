@@ -201,6 +201,6 @@ async fn app(directory: &Path, now: Timestamp, tokens: Tokens) -> App {
     let vault = vault_of(&store, None, directory).await.unwrap();
     App::new(Parts {
         tokens: Arc::new(tokens),
-        ..Ground::new(store, vault, clock).parts(directory)
+        ..Ground::new(store, vault, clock).parts(directory).unwrap()
     })
 }

@@ -27,6 +27,7 @@ mod bad_machine;
 mod crash;
 mod doctor;
 mod egress;
+mod endpoints;
 mod files;
 mod http_door;
 mod life;

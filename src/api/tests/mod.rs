@@ -68,7 +68,7 @@ fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
     let ground = Ground::new(store, vault, Arc::new(SystemClock));
     App::new(Parts {
         tokens,
-        ..ground.parts(directory.path())
+        ..ground.parts(directory.path()).unwrap()
     })
 }
 

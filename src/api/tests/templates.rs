@@ -98,7 +98,7 @@ impl House {
             settings: settings(),
             ..Ground::new(store.clone(), vault, clock.clone())
         };
-        let app = App::new(ground.parts(directory.path()));
+        let app = App::new(ground.parts(directory.path()).unwrap());
         let operator = Principal::Operator { uid: 0 };
         let key = async |team| {
             let made = app.create_key(&operator, NewKey::member(name("k"), name(team)));
@@ -234,7 +234,7 @@ fn web() -> Value {
     json!({
         "image": IMAGE, "limits": {"pids": 300}, "max_limits": {"cpus": 2.0}, "env": {"A": "b"},
         "user": "app", "start": {"command": "serve", "cwd": "/srv"}, "ready": {"port": 8000},
-        "ports": [8000], "pool": 1,
+        "ports": [8000], "endpoints": {"any_port": false, "public": [8000], "headers": {"8000": {"X-A": "b"}}}, "pool": 1,
     })
 }
 

@@ -4,6 +4,7 @@ pub(super) mod admin;
 pub(super) mod archive;
 pub(super) mod audit;
 pub(super) mod credentials;
+pub(super) mod endpoints;
 pub(super) mod files;
 pub(super) mod health;
 pub(super) mod keys;

@@ -7,8 +7,10 @@ pub mod cp;
 pub mod credential;
 pub mod doctor;
 mod ending;
+pub mod forward;
 pub mod grant;
 pub mod key;
+pub mod open;
 pub mod pair;
 pub mod policy;
 pub mod process;
@@ -90,6 +92,8 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Ps(ps) => ps.execute(&context).await?,
         Command::Logs(logs) => logs.execute(&context).await?,
         Command::Signal(signal) => signal.execute(&context).await?,
+        Command::Forward(forward) => return forward.execute(&context).await,
+        Command::Open(open) => open.execute(&context).await?,
         Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
