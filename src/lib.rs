@@ -16,6 +16,9 @@ pub mod api;
 // 8: what a front door may reach
 pub mod app;
 
+// 7: what passes through the gates
+pub mod endpoint;
+
 // 6: lives and schedules
 pub mod backup;
 pub mod credential;

@@ -20,6 +20,7 @@ use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::{EventId, KeyId, SessionId};
 use casemate::model::egress::Scheme;
+use casemate::model::endpoint::Via;
 use casemate::model::event::{
     AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
 };
@@ -260,6 +261,14 @@ fn events() -> Vec<AuditEvent> {
             on_timeout: None,
             labels: false,
             egress: Some([name("pypi")].into()),
+        },
+        AuditEvent::EndpointAccess {
+            port: 8888,
+            via: Via::Cookie,
+        },
+        AuditEvent::EndpointLink {
+            port: 8888,
+            expires_at: Timestamp::from_millis(1_800_000_000_000),
         },
     ]
 }

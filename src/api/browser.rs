@@ -164,7 +164,7 @@ pub(super) fn is_sent_by_another_page(headers: &HeaderMap, site: &Site) -> bool 
 }
 
 /// Who is addressed: by `Host`, and by the target where it says so itself, which must be the same (RFC 9110 section 7.2, RFC 9113 section 8.3.1).
-fn addressed(head: &Parts, is_tls: bool) -> Result<Authority, Problem> {
+pub(super) fn addressed(head: &Parts, is_tls: bool) -> Result<Authority, Problem> {
     let bad = |what: &str| Err(Problem::new(StatusCode::BAD_REQUEST, "bad_host", what));
     let host = match only(&head.headers, &header::HOST) {
         Ok(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {
@@ -222,6 +222,15 @@ pub(super) fn preflight(head: &Parts, routes: &[Route]) -> Reply {
     if routes.iter().any(Route::has_head) {
         methods.push(Method::HEAD.as_str());
     }
+    preflight_of(head, &methods)
+}
+
+/// What a path takes below which a session's program answers.
+pub(super) fn preflight_to_programs(head: &Parts) -> Reply {
+    preflight_of(head, &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+}
+
+fn preflight_of(head: &Parts, methods: &[&str]) -> Reply {
     let asked = head.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
     let asked = asked
         .and_then(|value| value.to_str().ok())
@@ -239,10 +248,10 @@ pub(super) fn preflight(head: &Parts, routes: &[Route]) -> Reply {
         HeaderValue::from_static(MAX_AGE),
     );
     for (name, list) in [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, methods),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, headers),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, methods.join(", ")),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, headers.join(", ")),
     ] {
-        if let Ok(value) = HeaderValue::from_str(&list.join(", ")) {
+        if let Ok(value) = HeaderValue::from_str(&list) {
             reply = reply.with(name, value);
         }
     }
@@ -260,6 +269,11 @@ pub(super) fn dress(headers: &mut HeaderMap, site: &Site, is_tls: bool) {
             HeaderValue::from_static(STRICT_TRANSPORT),
         );
     }
+    let_listed(headers, site);
+}
+
+/// Lets a page that is listed read an answer.
+pub(super) fn let_listed(headers: &mut HeaderMap, site: &Site) {
     if let Site::Listed(origin) = site {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         headers.insert(

@@ -9,11 +9,13 @@ use http::{HeaderValue, StatusCode, header};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::endpoint::page;
 use super::route::Reply;
 use crate::app::snapshot::BadLayer;
-use crate::app::{AppError, KeyRefusal, SnapshotRefusal, TemplateRefusal};
+use crate::app::{AppError, EndpointRefusal, KeyRefusal, SnapshotRefusal, TemplateRefusal};
 use crate::base::id::RequestId;
 use crate::credential::CredentialError;
+use crate::endpoint::Refusal;
 use crate::model::session::Reason;
 use crate::session::gate::Refused;
 use crate::session::{SessionError, VolumeRefusal};
@@ -52,6 +54,15 @@ pub(super) struct ProblemBody {
     request_id: String,
 }
 
+/// A problem, and what else is to be said of it.
+#[derive(Serialize)]
+struct With<'a, T> {
+    #[serde(flatten)]
+    body: ProblemBody,
+    #[serde(flatten)]
+    more: &'a T,
+}
+
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
         Self {
@@ -88,7 +99,7 @@ impl Problem {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "unauthenticated",
-            "send a valid API key as Authorization: Bearer or X-API-Key; make one with `casemate admin key create`",
+            "send a valid API key or token as Authorization: Bearer, or an API key as X-API-Key; an operator makes one with `casemate admin key create`",
         )
         .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }
@@ -117,7 +128,7 @@ impl Problem {
         self
     }
 
-    fn again_later(self) -> Self {
+    pub(super) fn again_later(self) -> Self {
         self.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S))
     }
 
@@ -135,6 +146,25 @@ impl Problem {
 
     /// The answer, after the cause has gone to the log.
     pub(super) fn into_reply(self, request: RequestId) -> Reply {
+        self.into_reply_with(request, &())
+    }
+
+    /// The same as a page for people.
+    pub(super) fn into_page(self, request: RequestId) -> Reply {
+        if let Some(cause) = &self.cause {
+            crate::app::report(&request, cause.as_ref());
+        }
+        let page = page::page(self.status, &self.detail, &request.to_string());
+        let mut reply = Reply::bytes(self.status, "text/html", page.into());
+        reply.headers_mut().insert(header::CONTENT_TYPE, page::PAGE);
+        for (name, value) in self.headers {
+            reply.headers_mut().insert(name, value);
+        }
+        reply
+    }
+
+    /// The answer with what else is to be said in it.
+    pub(super) fn into_reply_with(self, request: RequestId, more: &impl Serialize) -> Reply {
         if let Some(cause) = &self.cause {
             crate::app::report(&request, cause.as_ref());
         }
@@ -146,7 +176,7 @@ impl Problem {
             detail: self.detail,
             request_id: request.to_string(),
         };
-        let mut reply = Reply::json(self.status, &body);
+        let mut reply = Reply::json(self.status, &With { body, more });
         reply.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
@@ -219,6 +249,7 @@ impl From<AppError> for Problem {
                 refusal.to_string(),
             ),
             AppError::Credential(error) => error.into(),
+            AppError::Endpoint(refusal) => refusal.into(),
             AppError::Snapshot(refusal) => refusal.into(),
             // Only operators ask for one, and not here.
             AppError::Backup(error) => {
@@ -264,6 +295,29 @@ impl From<CredentialError> for Problem {
                 unavailable(code, "the vault cannot do it now, so nothing was changed")
                     .because(error)
             }
+        }
+    }
+}
+
+impl From<EndpointRefusal> for Problem {
+    fn from(refusal: EndpointRefusal) -> Self {
+        let (code, text) = (refusal.code(), refusal.to_string());
+        let plain = |status| Self::new(status, code, text.clone());
+        match refusal {
+            EndpointRefusal::NotDeclared(_) | EndpointRefusal::NotAKey => {
+                plain(StatusCode::FORBIDDEN)
+            }
+            EndpointRefusal::LinkLife => plain(StatusCode::UNPROCESSABLE_ENTITY),
+            EndpointRefusal::Way(way) => match way {
+                Refusal::Crowded => plain(StatusCode::TOO_MANY_REQUESTS).again_later(),
+                Refusal::NoAnswer(_) => plain(StatusCode::GATEWAY_TIMEOUT),
+                Refusal::Over => Self::unauthenticated(),
+                Refusal::BadRequest(_) | Refusal::CutShort => plain(StatusCode::BAD_REQUEST),
+                Refusal::NotOpen => plain(StatusCode::BAD_GATEWAY),
+                Refusal::Link(_) | Refusal::BadAnswer(_) | Refusal::Unasked => {
+                    plain(StatusCode::BAD_GATEWAY).because(way)
+                }
+            },
         }
     }
 }

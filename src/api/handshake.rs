@@ -106,7 +106,7 @@ fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .flat_map(|value| value.split(',').map(str::trim))
 }
 
-fn has_word(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+pub(super) fn has_word(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
     words(headers, name).any(|word| word.eq_ignore_ascii_case(wanted))
 }
 

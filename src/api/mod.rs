@@ -7,6 +7,7 @@
 
 mod body;
 mod browser;
+mod endpoint;
 pub mod error;
 mod handshake;
 pub mod intake;

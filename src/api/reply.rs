@@ -23,6 +23,7 @@ use super::line::Parting;
 use super::route::BoxError;
 use crate::app::report;
 use crate::base::id::RequestId;
+use crate::endpoint::Passing;
 
 /// Most bytes that are given to hyper at a time. Small enough that "the client took one piece" can be
 /// told from "the client takes nothing" on the slowest lines.
@@ -86,6 +87,26 @@ impl Reply {
         Self::new(status, body).with(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
     }
 
+    /// A program's answer, as it comes.
+    pub(super) fn passed(response: http::Response<Passing>) -> Self {
+        let body = |inner| {
+            ReplyBody::Passed(Box::new(Passed {
+                inner,
+                parting: None,
+                taking: None,
+            }))
+        };
+        Self {
+            response: response.map(body),
+            upgraded: None,
+        }
+    }
+
+    /// Whether it is a program's, which says itself what browsers may do with it.
+    pub(super) fn is_passed(&self) -> bool {
+        matches!(self.response.body(), ReplyBody::Passed(_))
+    }
+
     /// An answer without a body.
     #[must_use]
     pub fn empty(status: StatusCode) -> Self {
@@ -124,8 +145,35 @@ pub(super) enum ReplyBody {
     Whole(Bytes),
     /// Piece by piece.
     Streamed(Box<Streamed>),
+    /// A program's, as it comes.
+    Passed(Box<Passed>),
     /// Of unknown length, and not sent.
     Withheld,
+}
+
+/// A program's body on its way.
+pub(super) struct Passed {
+    inner: Passing,
+    parting: Option<Arc<Parting>>,
+    taking: Option<Arc<Taking>>,
+}
+
+impl Passed {
+    fn poll_frame(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(taking) = &self.taking {
+            taking.set(None);
+        }
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        match (&frame, &self.taking, &self.parting) {
+            (Some(Ok(_)), Some(taking), _) => taking.set(Some(Instant::now())),
+            (Some(Err(_)), _, Some(parting)) => parting.break_off(),
+            _ => {}
+        }
+        Poll::Ready(frame)
+    }
 }
 
 /// A body that is made while it is sent.
@@ -167,10 +215,17 @@ impl ReplyBody {
         parting: Option<Arc<Parting>>,
         taking: Option<Arc<Taking>>,
     ) {
-        if let Self::Streamed(body) = self {
-            body.request = Some(request);
-            body.parting = parting;
-            body.taking = taking;
+        match self {
+            Self::Streamed(body) => {
+                body.request = Some(request);
+                body.parting = parting;
+                body.taking = taking;
+            }
+            Self::Passed(body) => {
+                body.parting = parting;
+                body.taking = taking;
+            }
+            Self::Whole(_) | Self::Withheld => {}
         }
     }
 
@@ -183,6 +238,11 @@ impl ReplyBody {
 
     pub(super) const fn is_streamed(&self) -> bool {
         matches!(self, Self::Streamed(_))
+    }
+
+    /// Whether it is made, or comes, while it is sent.
+    pub(super) const fn takes_time(&self) -> bool {
+        matches!(self, Self::Streamed(_) | Self::Passed(_))
     }
 }
 
@@ -270,6 +330,7 @@ impl Body for ReplyBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let piece = match self.get_mut() {
+            Self::Passed(passed) => return passed.poll_frame(context),
             Self::Whole(bytes) if bytes.is_empty() => None,
             Self::Whole(bytes) => Some(Ok(std::mem::take(bytes))),
             Self::Streamed(streamed) => ready!(streamed.poll(context)),
@@ -281,6 +342,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(bytes) => bytes.is_empty(),
+            Self::Passed(passed) => passed.inner.is_end_stream(),
             Self::Streamed(streamed) => streamed.left_bytes == Some(0) && streamed.rest.is_empty(),
             Self::Withheld => false,
         }
@@ -293,6 +355,7 @@ impl Body for ReplyBody {
             Self::Streamed(streamed) => streamed.left_bytes.map_or_else(SizeHint::new, |left| {
                 SizeHint::with_exact(left.saturating_add(exact(streamed.rest.len())))
             }),
+            Self::Passed(passed) => passed.inner.size_hint(),
             Self::Withheld => SizeHint::new(),
         }
     }

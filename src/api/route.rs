@@ -234,6 +234,10 @@ pub struct Call {
     pub query: String,
     /// The headers.
     pub headers: HeaderMap,
+    /// Who was addressed, where the target says so itself.
+    pub authority: Option<String>,
+    /// Whether the client came by TLS.
+    pub is_tls: bool,
     /// Whether only the headers of the answer are wanted. Its body is not sent in any case: this is
     /// for who can save itself the work.
     pub is_head: bool,

@@ -25,6 +25,7 @@ use tracing::{debug, error, info};
 
 use super::body;
 use super::browser::{self, Browsers, Site};
+use super::endpoint::{self, Visitor};
 use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
@@ -79,7 +80,7 @@ pub struct ServerConfig {
 
 /// The HTTP door.
 pub struct Server {
-    app: App,
+    pub(super) app: App,
     config: ServerConfig,
     limits: Limits,
     /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
@@ -306,13 +307,18 @@ impl Server {
             }
         };
         let ours = HeaderValue::from_str(&request_id.to_string()).ok();
+        let is_passed = reply.is_passed();
         let headers = reply.headers_mut();
         if let Some(value) = echoed.or(ours) {
             headers.insert("x-request-id", value);
         }
-        browser::dress(headers, &site, conversation.ends.is_tls);
-        if method == Method::HEAD {
-            reply = reply.without_body();
+        if is_passed {
+            browser::let_listed(headers, &site);
+        } else {
+            browser::dress(headers, &site, conversation.ends.is_tls);
+            if method == Method::HEAD {
+                reply = reply.without_body();
+            }
         }
         if let Some(upgraded) = reply.upgraded.take() {
             *locked(&conversation.upgraded) = Some(upgraded);
@@ -346,7 +352,24 @@ impl Server {
         if let Some(wait) = crowded.filter(|_| is_nobody) {
             return Err(Limits::crowded(wait));
         }
-        *site = self.config.browsers.judge(&head, local, is_tls)?;
+        let mut place = endpoint::by_host(&self.app, &head, is_tls)?;
+        if place.is_none() {
+            *site = self.config.browsers.judge(&head, local, is_tls)?;
+            place = endpoint::by_path(&head, is_tls);
+        }
+        if let Some(place) = place {
+            if browser::is_preflight(&head, site) {
+                return Ok(browser::preflight_to_programs(&head));
+            }
+            let visitor = Visitor {
+                place,
+                head,
+                intake,
+                on,
+                crowded,
+            };
+            return Ok(self.visit(conversation, request_id, visitor).await);
+        }
         let found = self.table.at(head.uri.path()).map_err(|_| {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -371,7 +394,7 @@ impl Server {
                 let asked = self
                     .authenticate(&conversation.ends, &head.headers, site, crowded)
                     .await?;
-                conversation.is_known.store(true, Ordering::Relaxed);
+                conversation.know();
                 self.limits.admit(&asked.principal)?;
                 Some(asked)
             }
@@ -407,6 +430,8 @@ impl Server {
             validity,
             path,
             query: head.uri.query().unwrap_or("").to_owned(),
+            authority: head.uri.authority().map(ToString::to_string),
+            is_tls: self.is_secure(conversation, &head.headers),
             headers: head.headers,
             is_head: head.method == Method::HEAD,
             body,
@@ -430,12 +455,12 @@ impl Server {
 
 /// Who speaks to whom, and how.
 #[derive(Clone, Default)]
-struct Ends {
+pub(super) struct Ends {
     /// Who is at the other end of the line.
-    peer: Option<IpAddr>,
+    pub(super) peer: Option<IpAddr>,
     /// Which of our addresses it came to.
     local: Option<IpAddr>,
-    is_tls: bool,
+    pub(super) is_tls: bool,
     /// The certificate by which the other end is known.
     shown: Option<Shown>,
 }
@@ -451,6 +476,7 @@ impl Server {
     ) -> Result<Authenticated, Problem> {
         let peer = ends.peer;
         // What is sent with a request counts before what the connection began with, which browsers show for any page.
+        // Ports in sessions are not reached by a certificate at all: what runs there is a page too.
         if let Some(shown) = &ends.shown
             && !presents(headers)
             && !browser::is_sent_by_another_page(headers, site)
@@ -461,15 +487,37 @@ impl Server {
                 validity: Validity::default(),
             });
         }
-        let presented = credentials(headers);
+        let presented = credentials(headers).map(|presented| self.app.authenticate(presented));
+        self.vouched(peer, crowded, presented).await
+    }
+
+    /// Whoever presented this; it is looked up with the same care.
+    pub(super) async fn vouch(
+        &self,
+        peer: Option<IpAddr>,
+        crowded: Option<Duration>,
+        looked_up: impl Future<Output = Result<Authenticated, AppError>>,
+    ) -> Result<Authenticated, Problem> {
+        self.vouched(peer, crowded, Some(looked_up)).await
+    }
+
+    /// Whether there is something left for whoever asks.
+    pub(super) fn admit_principal(&self, asked: &Authenticated) -> Result<(), Problem> {
+        self.limits.admit(&asked.principal)
+    }
+
+    async fn vouched(
+        &self,
+        peer: Option<IpAddr>,
+        crowded: Option<Duration>,
+        looked_up: Option<impl Future<Output = Result<Authenticated, AppError>>>,
+    ) -> Result<Authenticated, Problem> {
+        let is_presented = looked_up.is_some();
         let distrusted = crowded.or_else(|| self.limits.distrust(peer));
-        let asked = match (presented, distrusted) {
+        let asked = match (looked_up, distrusted) {
             (None, _) => Err(AppError::Unauthenticated),
-            (Some(presented), None) => self.app.authenticate(presented).await,
-            (Some(presented), Some(wait)) => {
-                let looked_up = self.app.authenticate(presented);
-                self.limits.in_turn(looked_up, wait).await?
-            }
+            (Some(looked_up), None) => looked_up.await,
+            (Some(looked_up), Some(wait)) => self.limits.in_turn(looked_up, wait).await?,
         };
         if !matches!(asked, Err(AppError::Unauthenticated)) {
             return Ok(asked?);
@@ -479,7 +527,7 @@ impl Server {
             self.limits.failed(peer);
             return Ok(asked?);
         };
-        if presented.is_some() {
+        if is_presented {
             Limits::hold_back().await;
         }
         Err(Limits::crowded(wait))
@@ -488,9 +536,9 @@ impl Server {
 
 /// What the requests of one connection share.
 #[derive(Default)]
-struct Conversation {
-    stop: CancellationToken,
-    ends: Ends,
+pub(super) struct Conversation {
+    pub(super) stop: CancellationToken,
+    pub(super) ends: Ends,
     /// Whether somebody who is known has spoken.
     is_known: AtomicBool,
     /// When the last request came.
@@ -503,10 +551,15 @@ struct Conversation {
 }
 
 impl Conversation {
+    /// Somebody who is known has spoken.
+    pub(super) fn know(&self) {
+        self.is_known.store(true, Ordering::Relaxed);
+    }
+
     /// Ties a streamed answer to its connection.
     fn bind(&self, request: RequestId, version: Version, reply: &mut Reply) {
         let body = reply.response.body_mut();
-        if !body.is_streamed() {
+        if !body.takes_time() {
             return;
         }
         let parting = (version < Version::HTTP_11).then(|| Arc::clone(&self.parting));

@@ -36,7 +36,9 @@ impl App {
         let handle = self.live(principal, id).await?;
         let reason = match principal {
             Principal::Client(_) => Reason::Client,
-            Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
+            Principal::Operator { .. } | Principal::Remote { .. } | Principal::Daemon => {
+                Reason::Operator
+            }
         };
         let work = async move { handle.pause(reason).await };
         self.recorded(principal, id, AuditEvent::SessionPause {}, work, |_| None)

@@ -3,25 +3,36 @@
 //! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
 //! record the outcome. A front door only translates.
 
+mod accesses;
 mod backup;
 mod credentials;
 mod doctor;
 mod egress;
+mod endpoint;
+pub mod fake;
 mod guest;
+mod keyring;
 mod keys;
 pub mod lease;
+mod links;
 mod record;
+mod remote;
 mod rules;
 pub mod snapshot;
 mod templates;
 mod transfer;
 mod volumes;
 
+pub use self::accesses::Accesses;
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
 pub use self::egress::Reach;
-pub use self::keys::{Authenticated, KeyRefusal, KeyRing, MadeKey, NewKey, Validity};
+pub use self::endpoint::{EndpointRefusal, MAX_LINK_LIFE, Opened};
+pub use self::keyring::KeyRing;
+pub use self::keys::{Authenticated, KeyRefusal, MadeKey, NewKey, Validity};
+pub use self::links::{Links, LinksError, PassKind};
 pub use self::record::{AuditExport, Extent, ocsf_event};
+pub use self::remote::{Desk, RemoteDesk};
 pub use self::rules::{Explained, RuleBook, RuleRefusal, Whom};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
@@ -45,6 +56,8 @@ use crate::base::chain::Chain;
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
 use crate::credential::{CredentialError, Credentials};
+use crate::endpoint::Pool;
+use crate::identity::operator::OperatorTokens;
 use crate::identity::{self, KeyHasher, jwt};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
@@ -95,6 +108,10 @@ pub struct Parts {
     pub rules: Arc<RuleBook>,
     /// Verifies JSON web tokens.
     pub tokens: Arc<jwt::Tokens>,
+    /// The operator tokens that are taken.
+    pub operators: Arc<OperatorTokens>,
+    /// Where operators from elsewhere are sent.
+    pub desk: RemoteDesk,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
     /// Asks the daemon to read its settings again.
@@ -107,6 +124,12 @@ pub struct Parts {
     pub backups: Backups,
     /// What teams need to reach other things.
     pub credentials: Credentials,
+    /// Connections to ports in sessions.
+    pub pool: Pool,
+    /// Who reaches them now.
+    pub accesses: Accesses,
+    /// Makes signed links to them, and knows them again.
+    pub links: Links,
     /// Moves what is old of the record to files.
     pub retention: Retention,
     /// The last readiness.
@@ -192,6 +215,9 @@ pub enum AppError {
     /// The credential cannot be had, set or removed, or the vault's key not be changed.
     #[error(transparent)]
     Credential(CredentialError),
+    /// A port is not reached, or no link to it made.
+    #[error(transparent)]
+    Endpoint(EndpointRefusal),
     /// There is no snapshot.
     #[error(transparent)]
     Snapshot(SnapshotRefusal),
@@ -233,6 +259,7 @@ impl AppError {
             Self::Key(refusal) => refusal.code(),
             Self::Rule(refusal) => refusal.code(),
             Self::Credential(error) => error.code(),
+            Self::Endpoint(refusal) => refusal.code(),
             Self::Snapshot(refusal) => refusal.code(),
             Self::Backup(error) => error.code(),
             Self::Reload(_) => "reload",
@@ -388,7 +415,9 @@ impl App {
             .await?;
         let reason = match principal {
             Principal::Client(_) => Reason::Client,
-            Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
+            Principal::Operator { .. } | Principal::Remote { .. } | Principal::Daemon => {
+                Reason::Operator
+            }
         };
         let ended = self.0.sessions.end(id, reason, DELETE_PATIENCE).await;
         finish(

@@ -138,6 +138,23 @@ impl AuditLog {
         Ok(self.adopt(record))
     }
 
+    /// The same of somebody whom nobody knows, where that is allowed.
+    ///
+    /// # Errors
+    /// [`AuditError`]; then the effect must not happen.
+    pub async fn begin_for_nobody(
+        &self,
+        session: Option<SessionId>,
+        event: AuditEvent,
+    ) -> Result<Intent, AuditError> {
+        let record = AuditRecord {
+            principal: "nobody".to_owned(),
+            ..self.record(Stage::Intent, &Principal::Daemon, session, event)?
+        };
+        self.append(record.clone()).await?;
+        Ok(self.adopt(record))
+    }
+
     /// Records something that happened without being asked for.
     ///
     /// # Errors

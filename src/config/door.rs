@@ -1,4 +1,7 @@
-//! The section `http`: where the door is, its certificate, its names, and how much may be asked.
+//! The sections `http` and `endpoints`: where the door is, its certificate, its names, how much may be asked, and how ports in sessions are
+//! reached by it.
+
+use std::time::Duration;
 
 use super::document::Value;
 use super::section::{Section, plain_path};
@@ -7,8 +10,13 @@ use crate::host::credential;
 use crate::model::grant::{Role, Unknown};
 use crate::model::name::Name;
 use crate::model::settings::{
-    CertificateMark, ClientCertificate, HttpConfig, HttpLimits, Mode, TlsConfig,
+    CertificateMark, ClientCertificate, EndpointsConfig, HttpConfig, HttpLimits, Mode,
+    OperatorConfig, TlsConfig,
 };
+use crate::model::web::Host;
+
+/// How long the operator token before is taken.
+const OPERATOR_OVERLAP: Duration = Duration::from_secs(3600);
 
 pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
     let default = HttpConfig::default();
@@ -21,6 +29,7 @@ pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         hosts: keys.words("hosts"),
         origins: keys.words("origins"),
         limits: http_limits(&keys.section("limits")),
+        operator: operator(&keys.section("operator")),
     };
     let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
     if keys.is_complete() && mode == Mode::Production && is_exposed {
@@ -34,6 +43,25 @@ pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         );
     }
     http
+}
+
+pub(super) fn endpoints(keys: &Section<'_>) -> EndpointsConfig {
+    let default = EndpointsConfig::default();
+    let domain = |text: &str| match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        // A label and the port's own in front of it: names are 253 bytes at most.
+        Ok(Host::Name(name)) if name.contains('.') && name.len() <= 200 => Ok(Some(name)),
+        _ => Err("is no domain below which names are, as in box.example.com".to_owned()),
+    };
+    EndpointsConfig {
+        domain: keys.text("domain", default.domain, domain, |domain| {
+            domain.clone().unwrap_or_default()
+        }),
+        public: keys.flag("public", default.public),
+        trusted_proxies: keys.words("trusted_proxies"),
+        answer_timeout: keys.seconds("answer_timeout_s", default.answer_timeout, 1..=3600),
+        idle_timeout: keys.seconds("idle_timeout_s", default.idle_timeout, 1..=86_400),
+    }
 }
 
 fn http_limits(keys: &Section<'_>) -> HttpLimits {
@@ -53,6 +81,12 @@ fn http_limits(keys: &Section<'_>) -> HttpLimits {
             0..=65_536,
         ),
     }
+}
+
+fn operator(keys: &Section<'_>) -> Option<OperatorConfig> {
+    let token = source(keys, "token");
+    let overlap = keys.seconds("overlap_s", OPERATOR_OVERLAP, 0..=7 * 24 * 3600);
+    (!token.is_empty()).then_some(OperatorConfig { token, overlap })
 }
 
 fn tls(keys: &Section<'_>) -> Option<TlsConfig> {

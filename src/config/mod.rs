@@ -34,8 +34,8 @@ use section::{Found, Located, Walk};
 use crate::model::issuer::Issuer;
 use crate::model::name::Name;
 use crate::model::settings::{
-    AdminConfig, AuditConfig, BackupConfig, HttpConfig, LogConfig, Mode, SessionsConfig,
-    StoreConfig, VolumesConfig,
+    AdminConfig, AuditConfig, BackupConfig, EndpointsConfig, HttpConfig, LogConfig, Mode,
+    SessionsConfig, StoreConfig, VolumesConfig,
 };
 use crate::model::template::TemplateSpec;
 use crate::policy::{NamedRule, Origin};
@@ -62,6 +62,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The HTTP door.
     pub http: HttpConfig,
+    /// How ports in sessions are reached by it.
+    pub endpoints: EndpointsConfig,
     /// Whose JSON web tokens are taken at that door.
     pub jwt: Vec<Issuer>,
     /// The admin socket.

@@ -2,10 +2,13 @@
 //!
 //! A new key is a line here and its entry in `config/templates/base.yaml`, which a test compares.
 
+use std::collections::BTreeMap;
+
 use super::document::Value;
 use super::egress;
 use super::section::Section;
 use super::validate::any_limits;
+use crate::model::endpoint::Endpoints;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::setup::{
@@ -45,6 +48,7 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
             start: command(keys, "start", &keys.section("start")),
             ready: ready(keys),
             ports: keys.list("ports", port).unwrap_or_default(),
+            endpoints: endpoints(&keys.section("endpoints")),
         },
         egress: egress::rules(keys, "egress"),
         pool: keys.whole("pool", default.pool, |_| Ok(())),
@@ -66,6 +70,29 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
         }
     }
     image.map(|_| spec)
+}
+
+fn endpoints(keys: &Section<'_>) -> Endpoints {
+    let headers = keys.pairs("headers", |value| match value {
+        Value::Map(map) => {
+            let named = map.iter();
+            let named = named.map(|(name, node)| Ok((name.clone(), text(&node.value)?)));
+            named.collect::<Result<BTreeMap<_, _>, String>>()
+        }
+        _ => Err("expected headers: a name and a value each".to_owned()),
+    });
+    let mut by_port = BTreeMap::new();
+    for (port, headers) in headers {
+        match port.parse::<u16>() {
+            Ok(port) => drop(by_port.insert(port, headers)),
+            Err(_) => keys.problem("headers", format!("{port:?} is not a port")),
+        }
+    }
+    Endpoints {
+        any_port: keys.flag("any_port", false),
+        public: keys.list("public", port).unwrap_or_default(),
+        headers: by_port,
+    }
 }
 
 fn warm_up(root: &Section<'_>) -> Option<WarmUp> {

@@ -223,7 +223,7 @@ fn the_shipped_templates_lack_nothing_but_an_image() {
 #[test]
 fn a_template_says_all_that_one_can() {
     let spec = template(format!(
-        "{IMAGE}user: app\nports: [8000, 80]\npool: 2\nteams: [b, a]\n\
+        "{IMAGE}user: app\nports: [8000, 80]\nendpoints: {{any_port: true, public: [80], headers: {{'80': {{X-A: b}}}}}}\npool: 2\nteams: [b, a]\n\
          start: {{argv: [serve, '80'], env: {{A: b}}, cwd: /srv, user: web}}\n\
          ready: {{file: /run/ready, timeout_s: 5, interval_ms: 100}}"
     ))
@@ -231,6 +231,9 @@ fn a_template_says_all_that_one_can() {
     let setup = spec.setup;
     assert_eq!(setup.user.as_deref(), Some("app"));
     assert_eq!(setup.ports, [8000, 80]);
+    assert!(setup.endpoints.any_port);
+    assert_eq!(setup.endpoints.public, [80]);
+    assert_eq!(setup.endpoints.headers[&80]["X-A"], "b");
     let start = setup.start.unwrap();
     assert!(start.program == Program::Argv(vec!["serve".into(), "80".into()]));
     assert_eq!(start.env["A"], "b");

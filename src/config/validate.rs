@@ -78,6 +78,7 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         state_dir,
         runtime_dir,
         http: door::http(&root.section("http"), mode),
+        endpoints: door::endpoints(&root.section("endpoints")),
         jwt: issuers(root),
         admin: admin(&root.section("admin")),
         runtime,

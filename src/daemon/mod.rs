@@ -311,6 +311,16 @@ async fn keep_record(
         app.keep_keys(stop).await;
         Ok(())
     });
+    let (app, stop) = (house.app.clone(), keepers.stopping());
+    keepers.spawn("accesses", async move {
+        app.keep_accesses(stop).await;
+        Ok(())
+    });
+    let (pool, stop) = (house.app.pool().clone(), keepers.stopping());
+    keepers.spawn("endpoints", async move {
+        pool.keep(stop).await;
+        Ok(())
+    });
     let (copying, stop) = log();
     keepers.spawn("mirror", async move {
         copying.keep_mirror(mirror, stop).await;

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::egress::Scheme;
+use super::endpoint::Via;
 use super::grant::{Role, Scope};
 use super::image::ImageDigest;
 use super::lease::OnTimeout;
@@ -186,6 +187,23 @@ pub enum AuditEvent {
         path: String,
         /// Who writes it inside.
         user: String,
+    },
+    /// A port in a session was to be reached. One record for all requests of one principal to one port by one way, until a moment
+    /// passes without any.
+    #[serde(rename = "endpoint.access")]
+    EndpointAccess {
+        /// The port.
+        port: u16,
+        /// By what they were let in.
+        via: Via,
+    },
+    /// A signed link to a port in a session was to be made.
+    #[serde(rename = "endpoint.link")]
+    EndpointLink {
+        /// The port.
+        port: u16,
+        /// Until when it is good.
+        expires_at: Timestamp,
     },
     /// An API key was made, or a token of a session.
     #[serde(rename = "key.create")]
@@ -459,6 +477,8 @@ impl AuditEvent {
             Self::FileChange { .. } => "file.change",
             Self::ArchiveRead { .. } => "archive.read",
             Self::ArchiveWrite { .. } => "archive.write",
+            Self::EndpointAccess { .. } => "endpoint.access",
+            Self::EndpointLink { .. } => "endpoint.link",
             Self::KeyCreate { .. } => "key.create",
             Self::KeyRevoke { .. } => "key.revoke",
             Self::PolicyPut { .. } => "policy.put",
@@ -512,6 +532,8 @@ pub const KINDS: &[&str] = &[
     "daemon.stop",
     "egress.connect",
     "egress.denied",
+    "endpoint.access",
+    "endpoint.link",
     "file.change",
     "file.read",
     "file.write",

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod credential;
 pub mod egress;
+pub mod endpoint;
 pub mod event;
 pub mod grant;
 pub mod host;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::egress::EgressRules;
+use super::endpoint::Network;
 use super::grant::Role;
 use super::name::Name;
 use super::sandbox::{GIB, Limits};
@@ -55,6 +56,17 @@ pub struct HttpConfig {
     pub origins: Vec<OriginPattern>,
     /// How much may be asked.
     pub limits: HttpLimits,
+    /// Who may administer from elsewhere; `None`: nobody.
+    pub operator: Option<OperatorConfig>,
+}
+
+/// Administering from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Where the operator token is: a path, or a credential of systemd's.
+    pub token: String,
+    /// How long one is taken after another was put in its place.
+    pub overlap: Duration,
 }
 
 /// How much may be asked at the HTTP door. Zero is no bound; a burst of zero is one of one.
@@ -106,6 +118,33 @@ impl Default for HttpLimits {
             team_burst: 4000,
             failures_per_minute: 10,
             connections_per_address: 256,
+        }
+    }
+}
+
+/// The endpoints: how ports in sessions are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointsConfig {
+    /// Below which endpoints have names, `PORT-SESSION.domain`, in lower case; `None`: they are reached by path alone.
+    pub domain: Option<String>,
+    /// Whether templates may have ports that anybody reaches who knows the name.
+    pub public: bool,
+    /// The proxies whose word on whom they speak for is passed on.
+    pub trusted_proxies: Vec<Network>,
+    /// How long a program may take to begin its answer, after the last byte of the request.
+    pub answer_timeout: Duration,
+    /// How long nothing may move, either way, of an answer or a WebSocket.
+    pub idle_timeout: Duration,
+}
+
+impl Default for EndpointsConfig {
+    fn default() -> Self {
+        Self {
+            domain: None,
+            public: false,
+            trusted_proxies: Vec::new(),
+            answer_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(600),
         }
     }
 }
@@ -172,6 +211,7 @@ impl Default for HttpConfig {
             hosts: Vec::new(),
             origins: Vec::new(),
             limits: HttpLimits::default(),
+            operator: None,
         }
     }
 }

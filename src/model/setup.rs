@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::endpoint::Endpoints;
+
 /// What a template says of the programs in a session. A session keeps what held when it was admitted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -18,6 +20,14 @@ pub struct Setup {
     pub ready: Option<Readiness>,
     /// On which ports its services listen, in the order in which they were written.
     pub ports: Vec<u16>,
+    /// Who may reach which of its ports, and how.
+    #[serde(skip_serializing_if = "is_default")]
+    pub endpoints: Endpoints,
+}
+
+/// What nobody set is left out, so that what was kept before reads the same.
+fn is_default(endpoints: &Endpoints) -> bool {
+    *endpoints == Endpoints::default()
 }
 
 impl Setup {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::egress::{EgressRules, problems_of};
+use super::endpoint::{Endpoints, MAX_HEADER_VALUE_BYTES, MAX_HEADERS};
 use super::image::ImageDigest;
 use super::name::Name;
 use super::sandbox::Limits;
@@ -220,7 +221,6 @@ impl TemplateSpec {
         if let Some(ready) = &self.setup.ready {
             check.ready(&["ready"], ready);
         }
-        check.ports(&self.setup.ports);
         for (path, problem) in problems_of(&self.egress) {
             let field: Vec<&str> = ["egress"]
                 .into_iter()
@@ -228,6 +228,8 @@ impl TemplateSpec {
                 .collect();
             check.say(&field, problem);
         }
+        check.ports(&["ports"], &self.setup.ports);
+        check.endpoints(&self.setup.endpoints);
         if self.pool > MAX_POOL {
             check.say(
                 &["pool"],
@@ -401,15 +403,36 @@ impl Check {
         }
     }
 
-    fn ports(&mut self, ports: &[u16]) {
+    fn ports(&mut self, field: &[&str], ports: &[u16]) {
         if ports.len() > MAX_PORTS {
-            self.say(&["ports"], format!("has more than {MAX_PORTS}"));
+            self.say(field, format!("has more than {MAX_PORTS}"));
         }
         let mut seen = BTreeSet::new();
         for &port in ports {
-            self.port(&["ports"], port);
+            self.port(field, port);
             if !seen.insert(port) {
-                self.say(&["ports"], format!("names {port} twice"));
+                self.say(field, format!("names {port} twice"));
+            }
+        }
+    }
+
+    fn endpoints(&mut self, endpoints: &Endpoints) {
+        self.ports(&["endpoints", "public"], &endpoints.public);
+        if endpoints.headers.len() > MAX_PORTS {
+            let problem = format!("is for more than {MAX_PORTS} ports");
+            self.say(&["endpoints", "headers"], problem);
+        }
+        for (port, headers) in &endpoints.headers {
+            let port_name = port.to_string();
+            let field = ["endpoints", "headers", port_name.as_str()];
+            self.port(&field, *port);
+            if headers.len() > MAX_HEADERS {
+                self.say(&field, format!("has more than {MAX_HEADERS}"));
+            }
+            for (name, value) in headers {
+                if let Some(problem) = header_problem(name, value) {
+                    self.say(&[&field[..], &[name.as_str()]].concat(), problem);
+                }
             }
         }
     }
@@ -424,6 +447,32 @@ impl Check {
             );
         }
     }
+}
+
+/// What is wrong with a header that requests shall get. Its value is not repeated.
+fn header_problem(name: &str, value: &str) -> Option<&'static str> {
+    let lower = name.to_ascii_lowercase();
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let taken = [
+        "connection",
+        "content-length",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_token) {
+        return Some("is no name of a header: letters, digits, - and _, at most 64");
+    }
+    if taken.contains(&lower.as_str()) || lower.starts_with("x-casemate-") {
+        return Some("is Casemate's to say");
+    }
+    let is_plain = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
+    if value.len() > MAX_HEADER_VALUE_BYTES || !value.bytes().all(is_plain) {
+        return Some("its value is not printable ASCII of at most 1024 bytes");
+    }
+    None
 }
 
 /// What is wrong with a variable. Its value is not repeated.
@@ -534,6 +583,10 @@ mod tests {
                     interval_ms: READY_INTERVAL_MS.1,
                 }),
                 ports: (1..).take(MAX_PORTS).collect(),
+                endpoints: Endpoints {
+                    public: (1..).take(MAX_PORTS).collect(),
+                    ..Endpoints::default()
+                },
                 warm_up: Some(WarmUp {
                     run: start(Program::Argv(vec!["a".into(); MAX_ARGV_WORDS])),
                     ready: None,
@@ -670,6 +723,25 @@ mod tests {
                 ..Setup::default()
             })
         };
+        let public = |ports: &[u16]| {
+            with(Setup {
+                endpoints: Endpoints {
+                    public: ports.to_vec(),
+                    ..Endpoints::default()
+                },
+                ..Setup::default()
+            })
+        };
+        let header = |name: &str, value: &str| {
+            let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            with(Setup {
+                endpoints: Endpoints {
+                    headers: [(80, headers)].into(),
+                    ..Endpoints::default()
+                },
+                ..Setup::default()
+            })
+        };
         let line = |line: &str| Probe::Command(line.to_owned());
         each_is_wrong([
             (with_start(Program::Argv(vec![])), "start.argv"),
@@ -704,6 +776,16 @@ mod tests {
             (ports(&[RESERVED_PORT]), "ports"),
             (ports(&[80, 80]), "ports"),
             (ports(&(1..=65).collect::<Vec<_>>()), "ports"),
+            (public(&[0]), "endpoints.public"),
+            (public(&[80, 80]), "endpoints.public"),
+            (header("", "x"), "endpoints.headers.80."),
+            (header("a b", "x"), "endpoints.headers.80.a b"),
+            (header("Host", "x"), "endpoints.headers.80.Host"),
+            (
+                header("X-Casemate-Session", "x"),
+                "endpoints.headers.80.X-Casemate-Session",
+            ),
+            (header("X-A", "a\r\nb"), "endpoints.headers.80.X-A"),
         ]);
     }
 

@@ -24,6 +24,10 @@ pub enum Action {
     ReadSession,
     /// Run programs and carry files in a session.
     UseSession,
+    /// Reach a port in a session.
+    OpenEndpoint,
+    /// Make a signed link to a port in a session.
+    ShareEndpoint,
     /// Pause, resume, change, or end a session; make tokens for it.
     ChangeSession,
     /// List and look at templates.
@@ -49,7 +53,7 @@ pub enum Action {
 }
 
 /// Every action, with its name and the scope that it takes. What has none is for operators.
-pub const ACTIONS: [(Action, &str, Option<Scope>); 15] = [
+pub const ACTIONS: [(Action, &str, Option<Scope>); 17] = [
     (
         Action::CreateSession,
         "create-session",
@@ -66,6 +70,16 @@ pub const ACTIONS: [(Action, &str, Option<Scope>); 15] = [
         Some(Scope::SessionsRead),
     ),
     (Action::UseSession, "use-session", Some(Scope::SessionsUse)),
+    (
+        Action::OpenEndpoint,
+        "open-endpoint",
+        Some(Scope::SessionsUse),
+    ),
+    (
+        Action::ShareEndpoint,
+        "share-endpoint",
+        Some(Scope::SessionsUse),
+    ),
     (
         Action::ChangeSession,
         "change-session",

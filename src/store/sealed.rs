@@ -54,6 +54,24 @@ impl Store {
             .await
     }
 
+    /// Keeps what was sealed under a name that has nothing yet. It survives a power cut once this returns.
+    ///
+    /// # Errors
+    /// [`StoreError`], also when the name has something.
+    pub async fn keep_sealed(&self, name: &'static str, value: Vec<u8>) -> Result<(), StoreError> {
+        let doing = "keep what is sealed";
+        self.writer
+            .call(doing, Durability::Power, move |db| {
+                db.execute(
+                    "INSERT INTO sealed (name, value) VALUES (?1, ?2)",
+                    params![name, value],
+                )
+                .map(drop)
+                .map_err(StoreError::sql(doing))
+            })
+            .await
+    }
+
     /// Keeps a sealed key of a name that has none yet, with the checkpoint of the record up to `seq` that was signed with it: one is
     /// never there without the other. It survives a power cut once this returns.
     ///

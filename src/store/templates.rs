@@ -427,6 +427,7 @@ fn bad_row(doing: &'static str, what: String) -> StoreError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::endpoint::Endpoints;
     use crate::model::image::ImageDigest;
     use crate::model::setup::{Probe, Program, Readiness, Setup, StartCommand, WarmUp};
 
@@ -459,6 +460,11 @@ mod tests {
                     interval_ms: 100,
                 }),
                 ports: vec![8000, 80],
+                endpoints: Endpoints {
+                    any_port: true,
+                    public: vec![80],
+                    headers: [(80, [("X-A".to_owned(), "b".to_owned())].into())].into(),
+                },
                 warm_up: Some(WarmUp {
                     run: StartCommand {
                         program: Program::Command("import".into()),

@@ -7,9 +7,10 @@
 //! from a forger.
 //!
 //! [`root`] finds the key and seals, [`envelope`] seals teams' credentials, [`rotation`] puts another key in its place, [`signing`]
-//! signs.
+//! signs, [`mac`] knows again what we gave out.
 
 mod envelope;
+mod mac;
 mod root;
 mod rotation;
 mod signing;
@@ -21,6 +22,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use zeroize::Zeroizing;
 
 pub use self::envelope::EnvelopeError;
+pub use self::mac::{MacKey, TAG_BYTES};
 use self::root::{Root, named_context, read};
 pub use self::rotation::Rotation;
 pub use self::signing::{PUBLIC_KEY_BYTES, SigningKey, is_signed_by};

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod daemon;
+mod endpoints;
 mod files;
 mod keys;
 mod processes;
@@ -23,6 +24,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         volumes::ROUTES,
         keys::ROUTES,
         credentials::ROUTES,
+        endpoints::ROUTES,
         daemon::ROUTES,
     ];
     families.concat()

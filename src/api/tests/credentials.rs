@@ -65,6 +65,8 @@ impl House {
             path: BTreeMap::from([("name".to_owned(), name.to_owned())]),
             query: String::new(),
             headers: map,
+            authority: None,
+            is_tls: false,
             is_head: false,
             body: body.into(),
             stop: CancellationToken::new(),

@@ -1,8 +1,10 @@
 //! The first version of the wire: its types live here, never in `model`.
 
+pub(super) mod admin;
 pub(super) mod archive;
 pub(super) mod audit;
 pub(super) mod credentials;
+pub(super) mod endpoints;
 pub(super) mod files;
 pub(super) mod health;
 pub(super) mod keys;

@@ -15,6 +15,7 @@ use crate::api::route::{Call, Reply};
 use crate::app::{CheckpointState, Kept, TemplateRefusal};
 use crate::base::clock::Timestamp;
 use crate::model::egress::EgressRules;
+use crate::model::endpoint::Endpoints;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::sandbox::{Limits, WantedLimits};
@@ -62,6 +63,9 @@ pub(crate) struct PutTemplate {
     /// What its sessions may reach, by the names of rules: nothing unless one allows it, and the operator allows it the team.
     #[serde(default)]
     egress: EgressRules,
+    /// Who may reach its ports, and how; whoever may use the session, those in `ports`, where absent.
+    #[serde(default)]
+    endpoints: Endpoints,
     /// How many sandboxes are to be held ready.
     #[serde(default)]
     pool: u32,
@@ -185,6 +189,7 @@ pub(crate) struct TemplateView {
     ports: Vec<u16>,
     /// What its sessions may reach, by the names of rules.
     egress: EgressRules,
+    endpoints: Endpoints,
     pool: u32,
     /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -335,6 +340,7 @@ impl PutTemplate {
                 start: self.start.map(|start| start.read("start")).transpose()?,
                 ready: self.ready.map(ReadyDocument::read).transpose()?,
                 ports: self.ports,
+                endpoints: self.endpoints,
             },
             pool: self.pool,
             egress: self.egress,
@@ -471,6 +477,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         start,
         ready,
         ports,
+        endpoints,
     } = spec.setup;
     TemplateView {
         name,
@@ -495,6 +502,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         start: start.map(StartDocument::view),
         ready: ready.map(ReadyDocument::view),
         ports,
+        endpoints,
         pool: spec.pool,
         pool_ready: None,
         egress: spec.egress,

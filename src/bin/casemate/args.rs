@@ -11,7 +11,9 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
-use crate::commands::{admin, audit, cp, credential, key, policy, run, session, template, volume};
+use crate::commands::{
+    admin, audit, cp, credential, forward, key, open, policy, run, session, template, volume,
+};
 
 /// The commands as the help shows them: what belongs together stands together.
 const GROUPS: [(&str, &[&str]); 4] = [
@@ -29,7 +31,9 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ),
     (
         "In a session (likewise)",
-        &["exec", "shell", "start", "ps", "logs", "signal", "cp"],
+        &[
+            "exec", "shell", "start", "ps", "logs", "signal", "cp", "forward", "open",
+        ],
     ),
     ("This machine", &["ready", "doctor", "policy", "admin"]),
     ("This program", &["completions", "man", "version"]),
@@ -95,6 +99,14 @@ pub struct Settings {
         value_name = "PATH"
     )]
     pub socket: PathBuf,
+    /// File that holds the operator token: administers the casemated at --url instead of the one at --socket
+    #[arg(
+        long,
+        global = true,
+        env = "CASEMATE_OPERATOR_FILE",
+        value_name = "PATH"
+    )]
+    pub operator_file: Option<PathBuf>,
 }
 
 /// What to do.
@@ -119,6 +131,10 @@ pub enum Command {
     Signal(signal::SignalCommand),
     /// Copy files and directories into a session and out of it
     Cp(Box<cp::Cp>),
+    /// Make a port of this machine lead to one in a session
+    Forward(forward::Forward),
+    /// Print a signed link to a port in a session, for a browser
+    Open(open::Open),
     /// Show and make what sessions are made of
     #[command(subcommand)]
     Template(template::Command),
@@ -141,7 +157,7 @@ pub enum Command {
     Ready,
     /// Check whether this machine and its settings are fit; for root and operators
     Doctor,
-    /// Administer casemated on this machine; for root and operators
+    /// Administer casemated, here or elsewhere; for root and operators
     #[command(subcommand)]
     Admin(admin::Command),
     /// Print completions for a shell

@@ -7,8 +7,10 @@ pub mod cp;
 pub mod credential;
 pub mod doctor;
 mod ending;
+pub mod forward;
 pub mod grant;
 pub mod key;
+pub mod open;
 pub mod pair;
 pub mod policy;
 pub mod process;
@@ -36,6 +38,7 @@ pub struct Context {
     url: String,
     key_file: Option<PathBuf>,
     socket: PathBuf,
+    operator_file: Option<PathBuf>,
     /// Whether a program reads the result.
     pub json: bool,
 }
@@ -59,9 +62,15 @@ impl Context {
         Client::new(&self.url, None)
     }
 
-    /// The admin socket.
+    /// Where operators are served: here, or elsewhere for whoever has said where the operator token is.
     pub fn admin(&self) -> Admin {
-        Admin::new(self.socket.clone())
+        match &self.operator_file {
+            None => Admin::Here(self.socket.clone()),
+            Some(token) => Admin::Elsewhere {
+                url: self.url.clone(),
+                token: token.clone(),
+            },
+        }
     }
 }
 
@@ -72,6 +81,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         url: settings.url,
         key_file: settings.key_file,
         socket: settings.socket,
+        operator_file: settings.operator_file,
         json: settings.json,
     };
     match cli.command {
@@ -82,6 +92,8 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Ps(ps) => ps.execute(&context).await?,
         Command::Logs(logs) => logs.execute(&context).await?,
         Command::Signal(signal) => signal.execute(&context).await?,
+        Command::Forward(forward) => return forward.execute(&context).await,
+        Command::Open(open) => open.execute(&context).await?,
         Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,

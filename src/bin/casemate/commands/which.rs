@@ -36,6 +36,27 @@ pub fn which(text: &str) -> Result<Which, String> {
     name.map_err(|error| format!("neither an ID nor a name; {error}"))
 }
 
+/// The session that is meant; the only live one of the team when none is named.
+pub async fn sole(which: Option<&Which>, client: &Client) -> Result<SessionId, Failure> {
+    if let Some(which) = which {
+        return which.find(client).await;
+    }
+    let live = Phase::ALL.into_iter().filter(|phase| !phase.is_final());
+    let mut query: Vec<_> = live
+        .map(|phase| ("phase", phase.as_str().to_owned()))
+        .collect();
+    query.push(("limit", "2".to_owned()));
+    let answer = client.call(Call::get("/v1/sessions", &query)).await?;
+    let page: Page<Found> = client.read(&answer)?;
+    match page.items.as_slice() {
+        [only] => Ok(only.id),
+        [] => Err(Failure::new(Exit::Failed, "there is no live session")),
+        _ => Err(Failure::usage(
+            "there is more than one live session; name one with --session",
+        )),
+    }
+}
+
 impl Which {
     /// Its ID. Only a name needs a question.
     pub async fn find(&self, client: &Client) -> Result<SessionId, Failure> {
