@@ -189,6 +189,17 @@ struct Ground {
     key: String,
 }
 
+/// A runtime of which nothing is known.
+fn facts() -> RuntimeFacts {
+    RuntimeFacts {
+        podman_version: String::new(),
+        runtime_path: String::new(),
+        runtime_version: String::new(),
+        unenforced_limits: Vec::new(),
+        volumes_problem: None,
+    }
+}
+
 impl Ground {
     async fn open() -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -236,13 +247,7 @@ impl Ground {
             retention: casemate::audit::retention::Retention::new(audit.clone()),
             audit,
             runtime,
-            facts: RuntimeFacts {
-                podman_version: String::new(),
-                runtime_path: String::new(),
-                runtime_version: String::new(),
-                unenforced_limits: Vec::new(),
-                volumes_problem: None,
-            },
+            facts: facts(),
             hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
             rules: Arc::default(),
             keys: casemate::app::KeyRing::default(),
