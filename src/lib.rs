@@ -28,6 +28,7 @@ pub mod session;
 pub mod audit;
 
 // 4: one outside system each
+pub mod egress;
 pub mod identity;
 pub mod runtime;
 pub mod store;

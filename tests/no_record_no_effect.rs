@@ -6,30 +6,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use casemate::app::{App, AppError, NewKey, Parts};
+use casemate::app::fake::Ground;
+use casemate::app::{App, AppError, NewKey};
 use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::KeyId;
-use casemate::base::secret::Secret;
-use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
 use casemate::model::event::AuditEvent;
 use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
 use casemate::model::principal::{Client, Principal};
 use casemate::model::process::RunSpec;
-use casemate::model::settings::VolumesConfig;
 use casemate::model::settings::{AuditConfig, SessionsConfig};
 use casemate::model::template::{Origin, Precondition, Template, TemplateSpec};
+use casemate::runtime::SandboxRuntime;
 use casemate::runtime::fake::{FakeCall, FakeRuntime};
-use casemate::runtime::{RuntimeFacts, SandboxRuntime};
 use casemate::session::SessionError;
-use casemate::session::manager::{NewSession, Parts as SessionParts, Sessions, Settings};
-use casemate::session::volumes::Volumes;
+use casemate::session::manager::{NewSession, Settings};
 use casemate::store::Store;
 use casemate::vault::Vault;
 use futures_util::StreamExt;
-use tokio::sync::{Mutex, mpsc};
-use tokio_util::task::TaskTracker;
 
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
 
@@ -64,76 +59,20 @@ impl Bench {
                 ..TemplateSpec::new(IMAGE)
             },
         };
-        let link_root = directory.path().join("link");
-        std::fs::create_dir(&link_root).unwrap();
-        let sessions = Sessions::new(SessionParts {
-            memory: Box::new(|| u64::MAX),
-            runtime: Arc::clone(&dynamic),
-            store: store.clone(),
-            audit: audit.clone(),
-            clock: clock.clone(),
-            link_root,
-            volumes: Volumes::new(
-                VolumesConfig {
-                    dir: directory.path().join("volumes"),
-                    ..VolumesConfig::default()
-                },
-                store.installation(),
-            ),
-            settings: Settings {
-                sessions: SessionsConfig {
-                    link_timeout: Duration::from_millis(100),
-                    ..SessionsConfig::default()
-                },
-                templates: BTreeMap::from([(name("base"), base)]),
+        let settings = Settings {
+            sessions: SessionsConfig {
+                link_timeout: Duration::from_millis(100),
+                ..SessionsConfig::default()
             },
-        });
-        let (reload, _) = mpsc::channel(1);
-        let vault = casemate::vault::Vault::open(None, directory.path(), false).unwrap();
-        let credentials =
-            casemate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
-        let backups = casemate::backup::Backups::new(casemate::backup::keeper::Parts {
-            store: store.clone(),
-            audit: audit.clone(),
-            runtime: Arc::clone(&dynamic),
-            clock: clock.clone(),
-            config: casemate::model::settings::BackupConfig::by_hand(
-                directory.path().join("backups"),
-            ),
-            templates: directory.path().join("templates"),
-            images_of_files: Box::new(std::collections::BTreeSet::new),
-        });
-        let app = App::new(Parts {
-            sessions,
-            store,
-            retention: casemate::audit::retention::Retention::new(audit.clone()),
+            templates: BTreeMap::from([(name("base"), base)]),
+        };
+        let ground = Ground {
             audit,
             runtime: dynamic,
-            facts: RuntimeFacts {
-                podman_version: String::new(),
-                runtime_path: String::new(),
-                runtime_version: String::new(),
-                unenforced_limits: Vec::new(),
-                volumes_problem: None,
-            },
-            hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            rules: std::sync::Arc::default(),
-            keys: casemate::app::KeyRing::default(),
-            tokens: Arc::default(),
-            clock,
-            reload,
-            calls: TaskTracker::new(),
-            snapshots: casemate::app::Snapshots::default(),
-            pool: casemate::endpoint::Pool::new(
-                casemate::model::settings::EndpointsConfig::default(),
-            ),
-            accesses: casemate::app::Accesses::default(),
-            links: casemate::app::Links::fleeting(&vault).unwrap(),
-            credentials,
-            backups,
-            readiness: Mutex::new(None),
-            examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
-        });
+            settings,
+            ..Ground::new(store, vault, clock)
+        };
+        let app = App::new(ground.parts(directory.path()).unwrap());
         Self {
             directory,
             runtime,

@@ -8,7 +8,7 @@
     reason = "a panic is how a test fails, in its helpers too"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,36 +18,27 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use casemate::api::{Browsers, Server, ServerConfig};
-use casemate::app::{App, AppError, NewKey, Parts};
+use casemate::app::{App, AppError, NewKey, Parts, fake};
 use casemate::audit::{AuditLog, Signer};
-use casemate::backup::keeper::{Parts as BackupParts, Progress};
+use casemate::backup::keeper::Progress;
 use casemate::backup::restore::{Place, Wish, restore};
 use casemate::base::chain::Chain;
 use casemate::base::clock::{Clock, SystemClock};
 use casemate::base::id::KeyId;
-use casemate::base::secret::Secret;
 use casemate::credential::{Credentials, Wanted, vault_of};
-use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
 use casemate::model::credential::{CredentialPlace, CredentialValue, Description};
 use casemate::model::grant::{Grant, Role};
 use casemate::model::name::Name;
 use casemate::model::principal::{Client, Principal, Proof};
 use casemate::model::query::AuditFilter;
-use casemate::model::settings::{
-    AuditConfig, BackupConfig, HttpLimits, SessionsConfig, VolumesConfig,
-};
+use casemate::model::settings::{AuditConfig, HttpLimits};
 use casemate::model::template::Precondition;
-use casemate::runtime::fake::FakeRuntime;
-use casemate::runtime::{RuntimeFacts, SandboxRuntime};
-use casemate::session::manager::{Parts as SessionParts, Sessions, Settings};
-use casemate::session::volumes::Volumes;
 use casemate::store::{NewCredential, Store};
 use casemate::volume::VolumeFiles;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// Nothing here takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -189,17 +180,6 @@ struct Ground {
     key: String,
 }
 
-/// A runtime of which nothing is known.
-fn facts() -> RuntimeFacts {
-    RuntimeFacts {
-        podman_version: String::new(),
-        runtime_path: String::new(),
-        runtime_version: String::new(),
-        unenforced_limits: Vec::new(),
-        volumes_problem: None,
-    }
-}
-
 impl Ground {
     async fn open() -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -212,59 +192,13 @@ impl Ground {
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(AuditConfig::default(), signer);
         let credentials = Credentials::new(store.clone(), vault.clone(), audit.clone());
-        let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
-        let sessions = Sessions::new(SessionParts {
-            memory: Box::new(|| u64::MAX),
-            runtime: Arc::clone(&runtime),
-            store: store.clone(),
-            audit: audit.clone(),
-            clock: Arc::clone(&clock),
-            link_root: directory.path().to_owned(),
-            volumes: Volumes::new(
-                VolumesConfig {
-                    dir: directory.path().join("volumes"),
-                    ..VolumesConfig::default()
-                },
-                store.installation(),
-            ),
-            settings: Settings {
-                sessions: SessionsConfig::default(),
-                templates: BTreeMap::new(),
-            },
-        });
-        let backups = casemate::backup::Backups::new(BackupParts {
-            store: store.clone(),
-            audit: audit.clone(),
-            runtime: Arc::clone(&runtime),
-            clock: Arc::clone(&clock),
-            config: BackupConfig::by_hand(state.join("backups")),
-            templates: directory.path().join("templates"),
-            images_of_files: Box::new(BTreeSet::new),
-        });
-        let app = App::new(Parts {
-            sessions,
-            store: store.clone(),
-            retention: casemate::audit::retention::Retention::new(audit.clone()),
+        let ground = fake::Ground {
             audit,
-            runtime,
-            facts: facts(),
-            hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            rules: Arc::default(),
-            keys: casemate::app::KeyRing::default(),
-            tokens: Arc::default(),
-            clock,
-            reload: mpsc::channel(1).0,
-            calls: TaskTracker::new(),
-            snapshots: casemate::app::Snapshots::default(),
-            pool: casemate::endpoint::Pool::new(
-                casemate::model::settings::EndpointsConfig::default(),
-            ),
-            accesses: casemate::app::Accesses::default(),
-            links: casemate::app::Links::fleeting(&vault).unwrap(),
-            backups,
+            ..fake::Ground::new(store.clone(), vault, clock)
+        };
+        let app = App::new(Parts {
             credentials: credentials.clone(),
-            readiness: Mutex::new(None),
-            examine: Arc::new(|| Box::pin(async { Vec::new() })),
+            ..ground.parts(&state).unwrap()
         });
         let new = NewKey {
             grant: Grant::whole(Role::TeamAdmin),

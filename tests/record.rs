@@ -19,6 +19,7 @@ use std::time::Duration;
 use casemate::audit::{AuditLog, Signer};
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::{EventId, KeyId, SessionId};
+use casemate::model::egress::Scheme;
 use casemate::model::endpoint::Via;
 use casemate::model::event::{
     AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
@@ -81,6 +82,7 @@ fn events() -> Vec<AuditEvent> {
             idle_timeout_s: Some(0),
             on_timeout: Some(OnTimeout::Pause),
             labels: true,
+            egress: None,
         },
         AuditEvent::SessionRun {
             program: Some(text("psql")),
@@ -240,6 +242,26 @@ fn events() -> Vec<AuditEvent> {
             purpose: name("egress"),
         },
         AuditEvent::VaultRotate { generation: 1 },
+        AuditEvent::EgressConnect {
+            host: text("example.org"),
+            port: 443,
+            scheme: Scheme::Https,
+            method: None,
+            rule: text("pypi"),
+        },
+        AuditEvent::EgressDenied {
+            host: Some(text("example.org")),
+            port: 443,
+            rule: text("nothing-allows"),
+            attempts: 7,
+        },
+        AuditEvent::SessionChange {
+            timeout_s: None,
+            idle_timeout_s: None,
+            on_timeout: None,
+            labels: false,
+            egress: Some([name("pypi")].into()),
+        },
         AuditEvent::EndpointAccess {
             port: 8888,
             via: Via::Cookie,

@@ -1,4 +1,4 @@
-//! Keys and rules at the admin socket.
+//! Keys and rules at the admin socket, and what they would decide.
 
 use std::time::Duration;
 
@@ -63,6 +63,9 @@ pub(super) async fn answer(
         } => {
             let resource = (team, session, template);
             Answer::Explained(app.explain(who, whom, action, resource, at).await?)
+        }
+        Request::EgressExplain { session, reach } => {
+            Answer::Reached(app.explain_egress(who, session, reach).await?)
         }
         // The others have their own way, in `server`.
         _ => Answer::Rules {

@@ -23,7 +23,8 @@ use crate::model::record::Archive;
 use crate::model::session::{Phase, Reason};
 use crate::model::verify::{Finding, Verified};
 
-pub use crate::app::{Explained, Whom};
+pub use crate::app::{Explained, Reach, Whom};
+pub use crate::policy::egress::EgressDecision;
 pub use crate::policy::{Action, NamedRule, Origin as RuleOrigin, Rule};
 
 /// The protocol's version. Another one is refused with a sentence.
@@ -114,6 +115,13 @@ pub enum Request {
         /// When; now when absent.
         at: Option<Timestamp>,
     },
+    /// Say what a session would be told of something that it wants to reach.
+    EgressExplain {
+        /// Which session.
+        session: SessionId,
+        /// What.
+        reach: Reach,
+    },
     /// List sessions of all teams, newest first.
     SessionList {
         /// Only those that have not ended.
@@ -199,6 +207,7 @@ impl Request {
             Self::PolicyPut { .. } => "policy-put",
             Self::PolicyRemove { .. } => "policy-remove",
             Self::PolicyExplain { .. } => "policy-explain",
+            Self::EgressExplain { .. } => "egress-explain",
             Self::SessionList { .. } => "session-list",
             Self::SessionStop { .. } => "session-stop",
             Self::ImageImport => "image-import",
@@ -250,6 +259,8 @@ pub enum Answer {
     },
     /// What would be decided.
     Explained(Explained),
+    /// What would be decided of something outside.
+    Reached(EgressDecision),
     /// Sessions.
     Sessions {
         /// Newest first.

@@ -1,16 +1,19 @@
-//! Accepts operators, turns others away, carries out one command per connection.
+//! Accepts operators, turns others away, carries out one command per connection. Operators from elsewhere come by the HTTP door,
+//! which knows them by their token.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +25,7 @@ use super::protocol::{
     VERSION, codec,
 };
 use super::record;
-use crate::app::{App, AppError};
+use crate::app::{self, App, AppError};
 use crate::backup::Progress;
 use crate::base::chain::Chain;
 use crate::host::accept::{Bounds, accept};
@@ -33,7 +36,7 @@ use crate::model::principal::Principal;
 use crate::model::query::SessionFilter;
 use crate::model::session::Phase;
 
-/// Operators at one time. There are few of them; more is somebody playing.
+/// Operators at one time, here and as many elsewhere. There are few of them; more is somebody playing.
 const MAX_CONNECTIONS: usize = 16;
 
 /// How long a peer may take to say what it wants, and to take an answer.
@@ -69,6 +72,8 @@ struct Desk {
     app: App,
     group: String,
     refusal_recorded_at: AtomicI64,
+    /// Places of operators from elsewhere.
+    remote: Semaphore,
 }
 
 /// The socket cannot be made.
@@ -88,7 +93,13 @@ pub enum BindError {
     },
 }
 
-pub(super) type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+/// Frames to and from an operator, here or elsewhere.
+pub(super) type Frames = Framed<Box<dyn Line>, LengthDelimitedCodec>;
+
+/// What bytes go over.
+pub(super) trait Line: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Line for T {}
 
 impl AdminServer {
     /// Makes the socket. The state lock is held, so that a socket in its place is a dead daemon's.
@@ -115,11 +126,12 @@ impl AdminServer {
             app,
             group,
             refusal_recorded_at: AtomicI64::new(i64::MIN),
+            remote: Semaphore::new(MAX_CONNECTIONS),
         };
-        Ok(Self {
-            listener,
-            desk: Arc::new(desk),
-        })
+        let desk = Arc::new(desk);
+        let remote: Weak<dyn app::Desk> = Arc::<Desk>::downgrade(&desk);
+        desk.app.open_desk(remote);
+        Ok(Self { listener, desk })
     }
 
     /// Serves until `stop` is cancelled; then finishes what is in flight, for at most `grace`.
@@ -142,6 +154,33 @@ impl AdminServer {
     }
 }
 
+impl app::Desk for Desk {
+    fn serve(
+        self: Arc<Self>,
+        who: Principal,
+        stream: DuplexStream,
+        stop: CancellationToken,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mut frames = framed(stream);
+            let answer = match self.remote.try_acquire() {
+                Ok(_place) => self.carry_out(&mut frames, &who, &stop).await,
+                Err(_) => Some(refused(
+                    "too_many_operators",
+                    format!("{MAX_CONNECTIONS} operators are here from elsewhere; try again"),
+                )),
+            };
+            if let Some(answer) = answer {
+                send(&mut frames, &answer).await;
+            }
+        })
+    }
+}
+
+fn framed(stream: impl Line + 'static) -> Frames {
+    Framed::new(Box::new(stream), codec())
+}
+
 impl Desk {
     async fn converse(&self, stream: UnixStream, stop: &CancellationToken) {
         let peer = match Peer::of(&stream) {
@@ -151,9 +190,13 @@ impl Desk {
                 return;
             }
         };
-        let mut frames = Framed::new(stream, codec());
+        let mut frames = framed(stream);
         let answer = match peer.may_administer(&self.group) {
-            Ok(true) => self.carry_out(&mut frames, peer, stop).await,
+            Ok(true) => {
+                info!(uid = peer.uid, pid = peer.pid, "an operator came");
+                let who = Principal::Operator { uid: peer.uid };
+                self.carry_out(&mut frames, &who, stop).await
+            }
             Ok(false) => self.turn_away(peer).await,
             Err(error) => {
                 warn!(uid = peer.uid, error = %Chain(&error), "cannot tell whether a peer is an operator");
@@ -197,7 +240,7 @@ impl Desk {
     async fn carry_out(
         &self,
         frames: &mut Frames,
-        peer: Peer,
+        who: &Principal,
         stop: &CancellationToken,
     ) -> Option<Answer> {
         let frame = match tokio::time::timeout(FRAME_DEADLINE, frames.next()).await {
@@ -226,23 +269,17 @@ impl Desk {
                 ),
             ));
         }
-        let who = Principal::Operator { uid: peer.uid };
         let name = envelope.request.name();
-        info!(
-            uid = peer.uid,
-            pid = peer.pid,
-            command = name,
-            "admin command"
-        );
+        info!(%who, command = name, "admin command");
         let event = AuditEvent::AdminCommand {
             command: name.to_owned(),
         };
         // No record, no effect: not even a look.
-        if let Err(error) = self.app.note(&who, event).await {
+        if let Err(error) = self.app.note(who, event).await {
             return Some(told(&error));
         }
         Some(
-            match self.command(frames, &who, envelope.request, stop).await {
+            match self.command(frames, who, envelope.request, stop).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     warn!(command = name, error = %Chain(&error), "an admin command failed");
@@ -267,7 +304,8 @@ impl Desk {
             | Request::PolicyList
             | Request::PolicyPut { .. }
             | Request::PolicyRemove { .. }
-            | Request::PolicyExplain { .. } => access::answer(&self.app, who, request).await?,
+            | Request::PolicyExplain { .. }
+            | Request::EgressExplain { .. } => access::answer(&self.app, who, request).await?,
             Request::SessionList { live, limit } => self.sessions(who, live, limit).await?,
             Request::SessionStop { id } => {
                 self.app.end_session(who, id).await?;

@@ -99,7 +99,7 @@ impl Problem {
         Self::new(
             StatusCode::UNAUTHORIZED,
             "unauthenticated",
-            "send a valid API key as Authorization: Bearer or X-API-Key; make one with `casemate admin key create`",
+            "send a valid API key or token as Authorization: Bearer, or an API key as X-API-Key; an operator makes one with `casemate admin key create`",
         )
         .header(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
     }

@@ -1,10 +1,9 @@
-//! API keys and tokens of sessions: who presents one, who may make and revoke them.
+//! API keys, tokens of sessions, of others and of operators: who presents one, who may make and revoke them.
 //!
-//! Keys that were presented lately are kept in memory, so that a request does not wait for the database. A key that is revoked
-//! is gone from there before the revocation is answered, and what it opened ends: streams and sockets too.
+//! Keys that were presented lately are kept in memory (`keyring.rs`), so that a request does not wait for the database. A key that
+//! is revoked is gone from there before the revocation is answered, and what it opened ends: streams and sockets too.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -15,7 +14,7 @@ use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
 use crate::base::secret::Secret;
-use crate::identity::{PresentedKey, jwt};
+use crate::identity::{PresentedKey, jwt, operator};
 use crate::model::event::AuditEvent;
 use crate::model::grant::{Grant, Role, Scope};
 use crate::model::key::ApiKey;
@@ -32,9 +31,6 @@ pub const MAX_TOKENS: u32 = 100;
 
 /// Longest life of a token of a session.
 pub const MAX_TOKEN_LIFE: Duration = Duration::from_secs(24 * 3600);
-
-/// Most keys in memory. Past that those that were used longest ago go; what they opened goes on, and is still ended with them.
-const MAX_KNOWN: usize = 4096;
 
 /// How often a key is read while others are being revoked.
 const READS: u32 = 16;
@@ -142,122 +138,17 @@ pub struct Validity {
     pub expires_at: Option<Timestamp>,
 }
 
-/// The keys that were presented lately.
-#[derive(Debug, Default)]
-pub struct KeyRing(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    keys: HashMap<KeyId, Entry>,
-    /// Grows with each revocation: what was read from the store before one is not remembered after it.
-    revocations: u64,
-    /// Counts uses, to tell which were used longest ago.
-    uses: u64,
-    /// Uses of those that were forgotten which are not written down yet.
-    unwritten: BTreeMap<KeyId, Timestamp>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    key: Arc<ApiKey>,
-    revoked: Arc<CancellationToken>,
-    used: u64,
-    /// When it was last used, where that is not written down yet.
-    unwritten: Option<Timestamp>,
-}
-
-impl KeyRing {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The key, if it is known, else how many revocations there have been.
-    fn find(&self, id: KeyId) -> Result<(Arc<ApiKey>, Arc<CancellationToken>), u64> {
-        let mut known = self.lock();
-        known.uses += 1;
-        let (uses, revocations) = (known.uses, known.revocations);
-        let entry = known.keys.get_mut(&id).ok_or(revocations)?;
-        entry.used = uses;
-        Ok((Arc::clone(&entry.key), Arc::clone(&entry.revoked)))
-    }
-
-    /// Remembers what was read; `None` when something was revoked meanwhile, and it has to be read again.
-    fn remember(&self, key: Arc<ApiKey>, revocations: u64) -> Option<Arc<CancellationToken>> {
-        let mut known = self.lock();
-        if known.revocations != revocations {
-            return None;
-        }
-        if known.keys.len() >= MAX_KNOWN && !known.keys.contains_key(&key.id) {
-            // Half of them at once, so that the search for the oldest is paid for by many.
-            let mut ages: Vec<u64> = known.keys.values().map(|entry| entry.used).collect();
-            let middle = ages.len() / 2;
-            let (_, oldest, _) = ages.select_nth_unstable(middle);
-            let oldest = *oldest;
-            let Known {
-                keys, unwritten, ..
-            } = &mut *known;
-            keys.retain(|id, entry| {
-                // What has opened streams must be found when it is revoked.
-                let stays = entry.used >= oldest || Arc::strong_count(&entry.revoked) > 1;
-                if !stays && let Some(at) = entry.unwritten {
-                    unwritten.insert(*id, at);
-                }
-                stays
-            });
-        }
-        let used = known.uses;
-        let entry = known.keys.entry(key.id).or_insert_with(|| Entry {
-            key,
-            revoked: Arc::default(),
-            used,
-            unwritten: None,
-        });
-        Some(Arc::clone(&entry.revoked))
-    }
-
-    /// Forgets a key and ends what it opened.
-    fn revoke(&self, id: KeyId) {
-        let mut known = self.lock();
-        known.revocations += 1;
-        known.unwritten.remove(&id);
-        if let Some(entry) = known.keys.remove(&id) {
-            entry.revoked.cancel();
-        }
-    }
-
-    /// Notes that it was used, unless it is not known any more.
-    fn used(&self, id: KeyId, now: Timestamp) {
-        if let Some(entry) = self.lock().keys.get_mut(&id) {
-            entry.unwritten = Some(now);
-        }
-    }
-
-    /// When it was last used, where that is not written down yet.
-    fn unwritten(&self, id: KeyId) -> Option<Timestamp> {
-        let known = self.lock();
-        let entry = known.keys.get(&id).and_then(|entry| entry.unwritten);
-        entry.or_else(|| known.unwritten.get(&id).copied())
-    }
-
-    /// All that is not written down yet; from now on it is.
-    fn take_uses(&self) -> BTreeMap<KeyId, Timestamp> {
-        let mut known = self.lock();
-        let mut uses = std::mem::take(&mut known.unwritten);
-        for (id, entry) in &mut known.keys {
-            uses.extend(entry.unwritten.take().map(|at| (*id, at)));
-        }
-        uses
-    }
-}
-
 impl App {
-    /// Who presents this key, or this token.
+    /// Who presents this key, or this token of whatever kind.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`], [`AppError::Store`].
     pub async fn authenticate(&self, presented: &str) -> Result<Authenticated, AppError> {
         if jwt::looks_like_one(presented) {
             return self.by_token(presented).await;
+        }
+        if presented.starts_with(operator::PREFIX) {
+            return self.by_operator_token(presented);
         }
         let presented = PresentedKey::parse(presented).map_err(|_| AppError::Unauthenticated)?;
         let has_it = |key: &ApiKey| self.0.hasher.matches(&presented, &key.digest);
@@ -313,6 +204,19 @@ impl App {
             validity: Validity {
                 revoked,
                 expires_at: key.expires_at,
+            },
+        })
+    }
+
+    /// Whoever administers from elsewhere.
+    fn by_operator_token(&self, presented: &str) -> Result<Authenticated, AppError> {
+        let taken = self.0.operators.find(presented, self.now());
+        let taken = taken.ok_or(AppError::Unauthenticated)?;
+        Ok(Authenticated {
+            principal: Principal::Remote { token: taken.mark },
+            validity: Validity {
+                revoked: taken.over,
+                expires_at: taken.until,
             },
         })
     }
@@ -479,11 +383,19 @@ impl App {
             last_used_at: None,
         };
         let max = session.map_or(MAX_KEYS, |_| MAX_TOKENS);
+        let maker = match principal {
+            Principal::Client(Client {
+                by: Proof::Key(id), ..
+            }) => Some(*id),
+            _ => None,
+        };
         let (store, kept) = (self.0.store.clone(), key.clone());
         let work = async move {
-            match store.insert_key(kept, max).await.map_err(AppError::Store)? {
+            let kept = store.insert_key(kept, max, maker).await;
+            match kept.map_err(AppError::Store)? {
                 KeyInsert::Kept => Ok(()),
                 KeyInsert::Full => Err(AppError::Key(KeyRefusal::TooMany(max))),
+                KeyInsert::NoMaker => Err(AppError::Unauthenticated),
             }
         };
         self.record(principal, session, event, work, |()| None)
@@ -571,7 +483,8 @@ impl App {
         }
     }
 
-    /// Writes down when keys were used, and forgets tokens that ran out, until `stop`.
+    /// Writes down when keys were used, and forgets tokens that ran out, until `stop`. What the operator token of before opened ends
+    /// so.
     pub async fn keep_keys(&self, stop: CancellationToken) {
         loop {
             let is_end = tokio::select! {
@@ -581,13 +494,15 @@ impl App {
             };
             let uses = self.0.keys.take_uses();
             if !uses.is_empty()
-                && let Err(error) = self.0.store.note_uses(uses).await
+                && let Err(error) = self.0.store.note_uses(uses.clone()).await
             {
                 warn!(error = %Chain(&error), "cannot note when keys were used");
+                self.0.keys.put_back(uses);
             }
             if is_end {
                 return;
             }
+            self.0.operators.sweep(self.now());
             let kept = i64::try_from(TOKENS_KEPT.as_millis()).unwrap_or(i64::MAX);
             let before = Timestamp::from_millis(self.now().as_millis().saturating_sub(kept));
             if let Err(error) = self.0.store.forget_tokens(before).await {

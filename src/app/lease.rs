@@ -13,7 +13,7 @@ use crate::model::query::AuditFilter;
 use crate::model::session::{Phase, Reason, Session};
 use crate::policy::Action;
 use crate::session::handle::SessionHandle;
-use crate::session::manager::{check_idle, check_labels};
+use crate::session::manager::{check_egress, check_idle, check_labels};
 use crate::session::wish::Change;
 use crate::store::Store;
 
@@ -36,7 +36,9 @@ impl App {
         let handle = self.live(principal, id).await?;
         let reason = match principal {
             Principal::Client(_) => Reason::Client,
-            Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
+            Principal::Operator { .. } | Principal::Remote { .. } | Principal::Daemon => {
+                Reason::Operator
+            }
         };
         let work = async move { handle.pause(reason).await };
         self.recorded(principal, id, AuditEvent::SessionPause {}, work, |_| None)
@@ -76,11 +78,16 @@ impl App {
         if let Some(labels) = &change.labels {
             check_labels(labels).map_err(AppError::Session)?;
         }
+        check_egress(change.egress.as_ref()).map_err(AppError::Session)?;
         let event = AuditEvent::SessionChange {
             timeout_s: change.timeout_s,
             idle_timeout_s: change.idle_timeout_s,
             on_timeout: change.on_timeout,
             labels: change.labels.is_some(),
+            egress: change
+                .egress
+                .as_ref()
+                .map(|rules| rules.keys().cloned().collect()),
         };
         let work = async move { handle.change(change).await };
         self.recorded(principal, id, event, work, |_| None).await

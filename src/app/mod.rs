@@ -7,12 +7,16 @@ mod accesses;
 mod backup;
 mod credentials;
 mod doctor;
+mod egress;
 mod endpoint;
+pub mod fake;
 mod guest;
+mod keyring;
 mod keys;
 pub mod lease;
 mod links;
 mod record;
+mod remote;
 mod rules;
 pub mod snapshot;
 mod templates;
@@ -22,10 +26,13 @@ mod volumes;
 pub use self::accesses::Accesses;
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;
+pub use self::egress::Reach;
 pub use self::endpoint::{EndpointRefusal, MAX_LINK_LIFE, Opened};
-pub use self::keys::{Authenticated, KeyRefusal, KeyRing, MadeKey, NewKey, Validity};
+pub use self::keyring::KeyRing;
+pub use self::keys::{Authenticated, KeyRefusal, MadeKey, NewKey, Validity};
 pub use self::links::{Links, LinksError, PassKind};
 pub use self::record::{AuditExport, Extent, ocsf_event};
+pub use self::remote::{Desk, RemoteDesk};
 pub use self::rules::{Explained, RuleBook, RuleRefusal, Whom};
 pub use self::snapshot::{Snapshot, SnapshotRefusal, Snapshots};
 pub use self::templates::{Kept, TemplateRefusal};
@@ -50,6 +57,7 @@ use crate::base::clock::Clock;
 use crate::base::id::SessionId;
 use crate::credential::{CredentialError, Credentials};
 use crate::endpoint::Pool;
+use crate::identity::operator::OperatorTokens;
 use crate::identity::{self, KeyHasher, jwt};
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::image::{Image, ImageDigest};
@@ -100,6 +108,10 @@ pub struct Parts {
     pub rules: Arc<RuleBook>,
     /// Verifies JSON web tokens.
     pub tokens: Arc<jwt::Tokens>,
+    /// The operator tokens that are taken.
+    pub operators: Arc<OperatorTokens>,
+    /// Where operators from elsewhere are sent.
+    pub desk: RemoteDesk,
     /// Who tells the time.
     pub clock: Arc<dyn Clock>,
     /// Asks the daemon to read its settings again.
@@ -403,7 +415,9 @@ impl App {
             .await?;
         let reason = match principal {
             Principal::Client(_) => Reason::Client,
-            Principal::Operator { .. } | Principal::Daemon => Reason::Operator,
+            Principal::Operator { .. } | Principal::Remote { .. } | Principal::Daemon => {
+                Reason::Operator
+            }
         };
         let ended = self.0.sessions.end(id, reason, DELETE_PATIENCE).await;
         finish(

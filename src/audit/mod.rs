@@ -120,6 +120,24 @@ impl AuditLog {
         Ok(self.adopt(record))
     }
 
+    /// Records what a program in a session is about to do outside of it. Only when this succeeds may it be done.
+    ///
+    /// # Errors
+    /// As [`AuditLog::begin`].
+    pub async fn begin_inside(
+        &self,
+        session: SessionId,
+        event: AuditEvent,
+    ) -> Result<Intent, AuditError> {
+        let record = self.record(Stage::Intent, &Principal::Daemon, Some(session), event)?;
+        let record = AuditRecord {
+            principal: inside(session),
+            ..record
+        };
+        self.append(record.clone()).await?;
+        Ok(self.adopt(record))
+    }
+
     /// The same of somebody whom nobody knows, where that is allowed.
     ///
     /// # Errors
@@ -198,6 +216,17 @@ impl AuditLog {
         });
     }
 
+    /// Notes that a program in a session was kept from reaching something; `host` is in its one spelling, where it is one.
+    /// Written by [`AuditLog::keep_tally`].
+    pub fn egress_denied(&self, session: SessionId, host: Option<String>, port: u16, rule: &str) {
+        self.tally.count(Refusal::Egress {
+            session,
+            host,
+            port,
+            rule: rule.to_owned(),
+        });
+    }
+
     /// Notes that somebody presented no valid credentials. Written by [`AuditLog::keep_tally`].
     pub fn not_authenticated(&self, address: Option<std::net::IpAddr>) {
         self.tally.count(Refusal::Unknown(address));
@@ -262,6 +291,11 @@ impl AuditLog {
             .map(drop)
             .map_err(AuditError::Store)
     }
+}
+
+/// What the record calls whatever runs in a session.
+fn inside(session: SessionId) -> String {
+    format!("session:{session}")
 }
 
 impl Intent {

@@ -19,12 +19,12 @@ pub fn event(line: &str) -> Option<Value> {
     let (status_id, status) = match record.get("outcome").and_then(|found| found.get("result")) {
         Some(result) if result == "ok" => (1, "Success"),
         Some(_) => (2, "Failure"),
-        None if matches!(kind, "auth.failed" | "access.denied" | "admin.refused") => (2, "Failure"),
+        None if is_refusal(kind) => (2, "Failure"),
         None => (0, "Unknown"),
     };
     let (severity_id, severity) = match kind {
         "audit.alarm" => (5, "Critical"),
-        "auth.failed" | "access.denied" | "admin.refused" => (3, "Medium"),
+        kind if is_refusal(kind) => (3, "Medium"),
         _ => (1, "Informational"),
     };
     let address = record.get("event").and_then(|event| event.get("address"));
@@ -63,6 +63,13 @@ pub fn event(line: &str) -> Option<Value> {
             "digest": text("digest"),
         },
     }))
+}
+
+fn is_refusal(kind: &str) -> bool {
+    matches!(
+        kind,
+        "auth.failed" | "access.denied" | "admin.refused" | "egress.denied"
+    )
 }
 
 fn activity(kind: &str) -> (u64, &'static str) {

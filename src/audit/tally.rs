@@ -15,6 +15,7 @@ use tracing::warn;
 
 use super::{AuditError, AuditLog};
 use crate::base::chain::Chain;
+use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::principal::Principal;
 
@@ -23,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Most that are told apart at one time, of strangers and of those who are known: neither takes the other's room.
 const KINDS: usize = 1024;
+
+/// Most of them of one session, which could else be told a thousand names.
+const OF_SESSION: usize = 32;
 
 /// Who is meant where there are too many.
 const OTHERS: &str = "others";
@@ -38,6 +42,25 @@ pub(super) enum Refusal {
         action: &'static str,
         rule: String,
     },
+    /// A program in a session was kept from reaching something outside.
+    Egress {
+        session: SessionId,
+        host: Option<String>,
+        port: u16,
+        rule: String,
+    },
+}
+
+impl Refusal {
+    /// Whether both are of one session.
+    fn is_of(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Egress { session: one, .. }, Self::Egress { session: other, .. }) => {
+                one == other
+            }
+            _ => false,
+        }
+    }
 }
 
 struct Count {
@@ -51,6 +74,7 @@ struct Count {
 struct Counts {
     unknown: HashMap<Refusal, Count>,
     denied: HashMap<Refusal, Count>,
+    egress: HashMap<Refusal, Count>,
 }
 
 impl Counts {
@@ -58,6 +82,7 @@ impl Counts {
         match refusal {
             Refusal::Unknown(_) => &mut self.unknown,
             Refusal::Denied { .. } => &mut self.denied,
+            Refusal::Egress { .. } => &mut self.egress,
         }
     }
 }
@@ -73,7 +98,9 @@ impl Tally {
     pub(super) fn count(&self, refusal: Refusal) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = counts.of(&refusal);
-        let is_room = counts.len() < KINDS || counts.contains_key(&refusal);
+        let is_room = counts.contains_key(&refusal)
+            || counts.len() < KINDS
+                && counts.keys().filter(|one| one.is_of(&refusal)).count() < OF_SESSION;
         let refusal = if is_room {
             refusal
         } else {
@@ -83,6 +110,13 @@ impl Tally {
                     principal: OTHERS.to_owned(),
                     action,
                     rule,
+                },
+                // There are no more of these than sessions and rules that always hold.
+                Refusal::Egress { session, .. } => Refusal::Egress {
+                    session,
+                    host: Some(OTHERS.to_owned()),
+                    port: 0,
+                    rule: OTHERS.to_owned(),
                 },
             }
         };
@@ -105,10 +139,15 @@ impl Tally {
         let is_of_use = |count: &Count| count.attempts > 0 || count.next > now;
         counts.unknown.retain(|_, count| is_of_use(count));
         counts.denied.retain(|_, count| is_of_use(count));
-        let Counts { unknown, denied } = &mut *counts;
+        counts.egress.retain(|_, count| is_of_use(count));
+        let Counts {
+            unknown,
+            denied,
+            egress,
+        } = &mut *counts;
         let mut due = Vec::new();
         let mut next: Option<Instant> = None;
-        for (refusal, count) in unknown.iter_mut().chain(denied) {
+        for (refusal, count) in unknown.iter_mut().chain(denied).chain(egress) {
             if count.attempts > 0 && (is_end || count.next <= now) {
                 due.push((refusal.clone(), std::mem::take(&mut count.attempts)));
                 count.next = now + EVERY;
@@ -181,8 +220,26 @@ impl AuditLog {
                     attempts,
                 },
             ),
+            Refusal::Egress {
+                session,
+                host,
+                port,
+                rule,
+            } => (
+                super::inside(*session),
+                AuditEvent::EgressDenied {
+                    host: host.clone(),
+                    port: *port,
+                    rule: rule.clone(),
+                    attempts,
+                },
+            ),
         };
-        let record = self.record(Stage::Fact, &Principal::Daemon, None, event)?;
+        let session = match refusal {
+            Refusal::Egress { session, .. } => Some(*session),
+            Refusal::Unknown(_) | Refusal::Denied { .. } => None,
+        };
+        let record = self.record(Stage::Fact, &Principal::Daemon, session, event)?;
         self.append(AuditRecord {
             principal,
             ..record

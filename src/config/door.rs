@@ -1,6 +1,8 @@
 //! The sections `http` and `endpoints`: where the door is, its certificate, its names, how much may be asked, and how ports in sessions are
 //! reached by it.
 
+use std::time::Duration;
+
 use super::document::Value;
 use super::section::{Section, plain_path};
 use super::validate::MAX_PATH_BYTES;
@@ -8,9 +10,13 @@ use crate::host::credential;
 use crate::model::grant::{Role, Unknown};
 use crate::model::name::Name;
 use crate::model::settings::{
-    CertificateMark, ClientCertificate, EndpointsConfig, HttpConfig, HttpLimits, Mode, TlsConfig,
+    CertificateMark, ClientCertificate, EndpointsConfig, HttpConfig, HttpLimits, Mode,
+    OperatorConfig, TlsConfig,
 };
 use crate::model::web::Host;
+
+/// How long the operator token before is taken.
+const OPERATOR_OVERLAP: Duration = Duration::from_secs(3600);
 
 pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
     let default = HttpConfig::default();
@@ -23,6 +29,7 @@ pub(super) fn http(keys: &Section<'_>, mode: Mode) -> HttpConfig {
         hosts: keys.words("hosts"),
         origins: keys.words("origins"),
         limits: http_limits(&keys.section("limits")),
+        operator: operator(&keys.section("operator")),
     };
     let is_exposed = !http.listen.ip().is_loopback() && http.tls.is_none();
     if keys.is_complete() && mode == Mode::Production && is_exposed {
@@ -74,6 +81,12 @@ fn http_limits(keys: &Section<'_>) -> HttpLimits {
             0..=65_536,
         ),
     }
+}
+
+fn operator(keys: &Section<'_>) -> Option<OperatorConfig> {
+    let token = source(keys, "token");
+    let overlap = keys.seconds("overlap_s", OPERATOR_OVERLAP, 0..=7 * 24 * 3600);
+    (!token.is_empty()).then_some(OperatorConfig { token, overlap })
 }
 
 fn tls(keys: &Section<'_>) -> Option<TlsConfig> {

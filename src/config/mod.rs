@@ -13,6 +13,7 @@ pub mod reload;
 
 mod document;
 mod door;
+mod egress;
 mod issuers;
 mod merge;
 mod rules;

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Config;
 use crate::model::issuer::Issuer;
 use crate::model::name::Name;
-use crate::model::settings::{LogConfig, SessionsConfig};
+use crate::model::settings::{LogConfig, OperatorConfig, SessionsConfig};
 use crate::model::template::TemplateSpec;
 use crate::policy::NamedRule;
 
 /// Keys, and maps of keys, whose change takes effect at once for what begins afterwards.
-const RELOADABLE: [&str; 2] = ["log.", "sessions."];
+const RELOADABLE: [&str; 4] = ["egress.", "http.operator.", "log.", "sessions."];
 
 /// What among them is settled at the start: launches under way hold places of the old number.
 const SETTLED: [&str; 1] = ["sessions.concurrent_launches"];
@@ -31,6 +31,8 @@ pub struct Reload {
     pub policy: Vec<NamedRule>,
     /// All issuers of tokens; what was verified before is verified anew.
     pub jwt: Vec<Issuer>,
+    /// Who may administer from elsewhere.
+    pub operator: Option<OperatorConfig>,
     /// The keys that differ, for the log and the record; of a template only `templates.<name>`, of a rule `policy.<name>`, of an
     /// issuer `jwt.<name>`.
     pub changed: Vec<String>,
@@ -102,6 +104,7 @@ impl Config {
         Ok(Reload {
             policy: new.policy.clone(),
             jwt: new.jwt.clone(),
+            operator: new.http.operator.clone(),
             log: new.log.clone(),
             sessions: new.sessions.clone(),
             templates: new.templates.clone(),

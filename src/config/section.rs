@@ -415,12 +415,16 @@ impl<'a> Section<'a> {
 
     /// A map of names that are not known before to maps that have keys of their own.
     pub(super) fn sections(&self, key: &'static str) -> Vec<(String, Section<'a>)> {
-        let named = self.section(key);
-        let entries = named.map.into_iter().flatten();
+        self.section(key).each()
+    }
+
+    /// What is here, as maps of names that are not known before.
+    pub(super) fn each(self) -> Vec<(String, Section<'a>)> {
+        let entries = self.map.into_iter().flatten();
         let sections = entries
-            .map(|(name, node)| (name.clone(), named.sub_section(name, Some(node))))
+            .map(|(name, node)| (name.clone(), self.sub_section(name, Some(node))))
             .collect();
-        named.take_all();
+        self.take_all();
         sections
     }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::document::Value;
+use super::egress;
 use super::section::Section;
 use super::validate::any_limits;
 use crate::model::endpoint::Endpoints;
@@ -49,6 +50,7 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
             ports: keys.list("ports", port).unwrap_or_default(),
             endpoints: endpoints(&keys.section("endpoints")),
         },
+        egress: egress::rules(keys, "egress"),
         pool: keys.whole("pool", default.pool, |_| Ok(())),
         teams: keys
             .list("teams", |value| {

@@ -190,6 +190,7 @@ fn every_key_of_a_template_stands_in_the_shipped_one_with_its_default() {
         workdir: stated.workdir.clone(),
         setup: stated.setup.clone(),
         teams: stated.teams.clone(),
+        egress: stated.egress.clone(),
         ..default
     };
     assert_eq!(stated, expected);

@@ -66,6 +66,12 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         );
     }
     let beside = state_dir.clone();
+    let egress = {
+        let keys = root.section("egress");
+        let egress = super::egress::egress(&keys);
+        super::egress::check(&keys, &egress);
+        egress
+    };
     let (runtime, sandbox_group) = podman(&root.section("podman"));
     Config {
         mode,
@@ -77,7 +83,10 @@ pub(super) fn config(root: &Section<'_>) -> Config {
         admin: admin(&root.section("admin")),
         runtime,
         sandbox_group,
-        sessions: sessions(&root.section("sessions")),
+        sessions: SessionsConfig {
+            egress,
+            ..sessions(&root.section("sessions"))
+        },
         volumes: volumes(&root.section("volumes"), &beside),
         store: store(&root.section("store")),
         backup: backup(&root.section("backup"), &beside),
@@ -167,6 +176,8 @@ fn sessions(keys: &Section<'_>) -> SessionsConfig {
             OnShutdown::as_str,
         ),
         team_templates: team_templates(&keys.section("team_templates")),
+        // A section of its own.
+        egress: default.egress,
     };
     let outputs = (sessions.default_output_bytes, sessions.max_output_bytes);
     at_most(keys, "default_output_bytes", "max_output_bytes", outputs);

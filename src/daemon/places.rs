@@ -40,7 +40,7 @@ pub(super) fn of_daemon(config: &Config, settings: &Path) -> Realm {
     }
 }
 
-/// The files that the settings name: of the door's certificate, and of the keys of tokens. They are read again, from the same
+/// The files that the settings name: of the door's certificate, of the keys of tokens, and of the operator token. They are read again, from the same
 /// directories; a reload that names one elsewhere than in `/etc` or `/usr` needs a restart.
 fn named_in(config: &Config) -> Vec<&Path> {
     let tls = config.http.tls.iter().flat_map(|tls| {
@@ -58,7 +58,12 @@ fn named_in(config: &Config) -> Vec<&Path> {
         KeySource::JwksUrl { ca_file, .. } => ca_file.as_deref(),
         KeySource::Credential(_) => None,
     });
-    tls.chain(keys).filter(|path| path.is_absolute()).collect()
+    let operator = config.http.operator.iter();
+    let operator = operator.map(|operator| Path::new(&operator.token));
+    tls.chain(keys)
+        .chain(operator)
+        .filter(|path| path.is_absolute())
+        .collect()
 }
 
 /// That of a restore: a backup and its identity may lie anywhere.

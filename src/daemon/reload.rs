@@ -1,5 +1,5 @@
-//! What may change while the daemon runs: templates, rules, bounds of sessions, issuers of tokens, the log's level, and the door's
-//! certificate.
+//! What may change while the daemon runs: templates, rules, bounds of sessions, issuers of tokens, the log's level, the door's
+//! certificate, and the operator token.
 
 use std::path::Path;
 
@@ -32,6 +32,14 @@ pub(super) async fn reload(
     if certificate.is_some() {
         change.changed.push("http.tls".to_owned());
     }
+    let operator = change.operator.as_ref();
+    let token = start::operator_token(operator).map_err(|problem| {
+        format!("nothing was reloaded, and the operator token of before is still taken: {problem}")
+    })?;
+    let is_said = |key: &String| key.starts_with("http.operator");
+    if house.operators.differs(token.as_ref()) && !change.changed.iter().any(is_said) {
+        change.changed.push("http.operator".to_owned());
+    }
     start::check_images(house.runtime.as_ref(), &change.templates, &[])
         .await
         .map_err(|refusal| refusal.text)?;
@@ -54,6 +62,11 @@ pub(super) async fn reload(
         .map_err(|error| error.to_string())?;
     house.rules.set_files(change.policy);
     house.tokens.trust(trusted);
+    let overlap = operator.map(|operator| operator.overlap);
+    let overlap = overlap.unwrap_or_default();
+    house
+        .operators
+        .replace(token.as_ref(), house.app.now(), overlap);
     if let (Some(tls), Some(certificate)) = (&house.tls, certificate) {
         tls.replace(certificate);
     }

@@ -20,27 +20,29 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::tls::{Tls, TlsError};
 use crate::api::{Browsers, Server, ServerConfig};
-use crate::app::{Accesses, App, KeyRing, Links, Parts as AppParts, RuleBook};
+use crate::app::{Accesses, App, KeyRing, Links, Parts as AppParts, RemoteDesk, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
 use crate::backup::{Backups, images, swap};
 use crate::base::chain::Chain;
-use crate::base::clock::{Clock, SystemClock};
+use crate::base::clock::{Clock, SystemClock, Timestamp};
 use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
 use crate::credential::{self, Credentials, NoVault};
 use crate::endpoint::Pool;
-use crate::host::credential::DIRECTORY as CREDENTIALS;
+use crate::host::credential::{DIRECTORY as CREDENTIALS, Source};
 use crate::host::memory;
 use crate::host::{HostError, directory, lock, users};
 use crate::identity::jwt::{IssuerError, Tokens};
+use crate::identity::operator::{OperatorToken, OperatorTokens};
 use crate::identity::{HASH_KEY_BYTES, HASH_KEY_FILE, KeyHasher};
 use crate::model::event::AuditEvent;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
+use crate::model::settings::OperatorConfig;
 use crate::model::template::{Template, TemplateSpec};
 use crate::runtime::podman::Podman;
 use crate::runtime::{RuntimeError, RuntimeFacts, SandboxRuntime};
@@ -164,6 +166,7 @@ pub(super) struct House {
     pub(super) runtime: Arc<dyn SandboxRuntime>,
     pub(super) calls: TaskTracker,
     pub(super) tokens: Arc<Tokens>,
+    pub(super) operators: Arc<OperatorTokens>,
     pub(super) reloads: mpsc::Receiver<oneshot::Sender<Result<(), String>>>,
     /// The HTTP door's certificate, where it has one.
     pub(super) tls: Option<Arc<Tls>>,
@@ -263,6 +266,7 @@ impl Ground {
         let rules = rules(config, &store).await?;
         let calls = TaskTracker::new();
         let tokens = tokens(config, calls.clone(), clock.as_ref()).await?;
+        let operators = operators(config, clock.now())?;
         let (reload, reloads) = mpsc::channel(1);
         let app = App::new(AppParts {
             sessions: sessions.clone(),
@@ -274,6 +278,8 @@ impl Ground {
             keys: KeyRing::default(),
             rules: Arc::clone(&rules),
             tokens: Arc::clone(&tokens),
+            operators: Arc::clone(&operators),
+            desk: RemoteDesk::default(),
             clock,
             reload,
             calls: calls.clone(),
@@ -295,6 +301,7 @@ impl Ground {
             runtime,
             calls,
             tokens,
+            operators,
             reloads,
             tls,
             was_signed,
@@ -490,6 +497,32 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
     let tls = config.http.tls.clone();
     let tls = tls.map(|tls| Tls::open(tls, credentials())).transpose()?;
     Ok(tls.map(Arc::new))
+}
+
+/// Who may administer from elsewhere.
+fn operators(config: &Config, now: Timestamp) -> Result<Arc<OperatorTokens>, Refusal> {
+    let token = operator_token(config.http.operator.as_ref());
+    let token = token.map_err(|problem| Refusal::new(Exit::Config, problem))?;
+    let operators = OperatorTokens::default();
+    operators.replace(token.as_ref(), now, Duration::ZERO);
+    Ok(Arc::new(operators))
+}
+
+/// The operator token, where there is one; what is wrong with it, as a sentence that does not repeat it.
+pub(super) fn operator_token(
+    operator: Option<&OperatorConfig>,
+) -> Result<Option<OperatorToken>, String> {
+    let Some(operator) = operator else {
+        return Ok(None);
+    };
+    let named = |problem: &dyn std::fmt::Display| format!("http.operator.token: {problem}");
+    let read = Source(&operator.token).read(credentials().as_deref(), true);
+    let bytes = read.map_err(|error| named(&Chain(&error)))?;
+    let text = std::str::from_utf8(&bytes).unwrap_or_default();
+    let token = OperatorToken::parse(text);
+    token
+        .map(Some)
+        .map_err(|error| named(&format_args!("what is in {} {error}", operator.token)))
 }
 
 /// Whoever verifies the tokens of the issuers in the settings.

@@ -1,9 +1,11 @@
-//! Floor 4: who a caller is. API keys: 256 random bits, stored only as a keyed hash, shown once. Tokens of others: [`jwt`].
+//! Floor 4: who a caller is. API keys: 256 random bits, stored only as a keyed hash, shown once. Tokens of others: [`jwt`]. Whoever
+//! administers from elsewhere: [`operator`].
 //!
 //! One key has two spellings, because some E2B SDKs take only keys of the form `e2b_<lowercase hex>`:
 //! `cmk_<26 characters of its id>_<64 hexadecimal digits>` and `e2b_<32 digits of its id><64 digits>`.
 
 pub mod jwt;
+pub mod operator;
 
 use std::fmt;
 

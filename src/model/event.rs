@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::Scheme;
 use super::endpoint::Via;
 use super::grant::{Role, Scope};
 use super::image::ImageDigest;
@@ -83,6 +84,9 @@ pub enum AuditEvent {
         on_timeout: Option<OnTimeout>,
         /// Whether it got other labels.
         labels: bool,
+        /// The names of its own rules for what it reaches, where it got others.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        egress: Option<BTreeSet<Name>>,
     },
     /// A program was asked for.
     #[serde(rename = "session.run")]
@@ -404,6 +408,35 @@ pub enum AuditEvent {
         /// How often since the record before.
         attempts: u64,
     },
+    /// A program in a session was to reach something outside. Its outcome says how many bytes went, and for how long.
+    #[serde(rename = "egress.connect")]
+    EgressConnect {
+        /// The host, in its one spelling.
+        host: String,
+        /// The port.
+        port: u16,
+        /// How.
+        scheme: Scheme,
+        /// With which method, where that can be read.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        method: Option<String>,
+        /// The rule that allows it.
+        rule: String,
+    },
+    /// A program in a session was kept from reaching something outside. At most one record a minute for each host, port and
+    /// rule.
+    #[serde(rename = "egress.denied")]
+    EgressDenied {
+        /// The host, in its one spelling; `others` when there are too many to tell apart, absent where what was said is none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// The port.
+        port: u16,
+        /// The rule that said no.
+        rule: String,
+        /// How often since the record before.
+        attempts: u64,
+    },
     /// Records were to leave the database for a file.
     #[serde(rename = "audit.archive")]
     AuditArchive {
@@ -472,6 +505,8 @@ impl AuditEvent {
             Self::DaemonReload { .. } => "daemon.reload",
             Self::AuthFailed { .. } => "auth.failed",
             Self::AccessDenied { .. } => "access.denied",
+            Self::EgressConnect { .. } => "egress.connect",
+            Self::EgressDenied { .. } => "egress.denied",
             Self::AuditArchive { .. } => "audit.archive",
             Self::AuditAlarm { .. } => "audit.alarm",
         }
@@ -495,6 +530,8 @@ pub const KINDS: &[&str] = &[
     "daemon.reload",
     "daemon.start",
     "daemon.stop",
+    "egress.connect",
+    "egress.denied",
     "endpoint.access",
     "endpoint.link",
     "file.change",
@@ -529,9 +566,6 @@ pub const KINDS: &[&str] = &[
     "volume.delete",
 ];
 
-/// What kinds begin with that there will be: operators may name them already.
-const FAMILIES_TO_COME: &[&str] = &["egress"];
-
 /// Whether this is a kind of event, or what some begin with up to the dot.
 #[must_use]
 pub fn is_kind(word: &str) -> bool {
@@ -539,7 +573,7 @@ pub fn is_kind(word: &str) -> bool {
         kind.split_once('.')
             .is_some_and(|(family, _)| family == word)
     };
-    KINDS.contains(&word) || KINDS.iter().any(family) || FAMILIES_TO_COME.contains(&word)
+    KINDS.contains(&word) || KINDS.iter().any(family)
 }
 
 /// What is recorded of a command line beyond its program's name.

@@ -2,15 +2,18 @@
 
 pub mod check;
 pub mod credential;
+pub mod egress;
 pub mod endpoint;
 pub mod event;
 pub mod grant;
+pub mod host;
 pub mod image;
 pub mod issuer;
 pub mod key;
 pub mod lease;
 pub mod limit;
 pub mod name;
+pub mod network;
 pub mod principal;
 pub mod process;
 pub mod query;

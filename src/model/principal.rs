@@ -16,9 +16,18 @@ pub enum Principal {
         /// The user on the other end of the socket.
         uid: u32,
     },
+    /// An operator elsewhere, known by the operator token.
+    Remote {
+        /// Which token it was.
+        token: TokenMark,
+    },
     /// Casemate itself: deadlines, reconciling, start and stop.
     Daemon,
 }
+
+/// By what the record tells one operator token from another: the first bytes of its digest, which do not help to guess it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenMark(pub [u8; 8]);
 
 /// Somebody who acts for a team.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +67,7 @@ impl Principal {
     pub const fn team(&self) -> Option<&Name> {
         match self {
             Self::Client(client) => Some(&client.team),
-            Self::Operator { .. } | Self::Daemon => None,
+            Self::Operator { .. } | Self::Remote { .. } | Self::Daemon => None,
         }
     }
 }
@@ -82,8 +91,15 @@ impl fmt::Display for Principal {
         match self {
             Self::Client(client) => client.by.fmt(f),
             Self::Operator { uid } => write!(f, "uid:{uid}"),
+            Self::Remote { token } => write!(f, "operator-token:{token}"),
             Self::Daemon => f.write_str("casemated"),
         }
+    }
+}
+
+impl fmt::Display for TokenMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::egress::SessionEgress;
 use super::image::ImageDigest;
 use super::lease::Lease;
 use super::name::Name;
@@ -196,7 +197,7 @@ pub struct Status {
     pub generation: u64,
 }
 
-/// What was asked for, after defaults and checks. But for its labels it never changes in a session's life.
+/// What was asked for, after defaults and checks. But for its labels and its own rules for what it reaches it never changes in a session's life.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionSpec {
     /// A name that no other live session of the team has.
@@ -227,6 +228,8 @@ pub struct SessionSpec {
     pub setup: Setup,
     /// What it finds below `/volumes`.
     pub volumes: Vec<SessionVolume>,
+    /// What it may reach.
+    pub egress: SessionEgress,
 }
 
 /// A session as the store keeps it.

@@ -2,11 +2,14 @@
 //!
 //! `config/` reads, checks and bounds them; the parts take them as they are.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::egress::EgressRules;
 use super::endpoint::Network;
 use super::grant::Role;
 use super::name::Name;
@@ -53,6 +56,17 @@ pub struct HttpConfig {
     pub origins: Vec<OriginPattern>,
     /// How much may be asked.
     pub limits: HttpLimits,
+    /// Who may administer from elsewhere; `None`: nobody.
+    pub operator: Option<OperatorConfig>,
+}
+
+/// Administering from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperatorConfig {
+    /// Where the operator token is: a path, or a credential of systemd's.
+    pub token: String,
+    /// How long one is taken after another was put in its place.
+    pub overlap: Duration,
 }
 
 /// How much may be asked at the HTTP door. Zero is no bound; a burst of zero is one of one.
@@ -197,6 +211,7 @@ impl Default for HttpConfig {
             hosts: Vec::new(),
             origins: Vec::new(),
             limits: HttpLimits::default(),
+            operator: None,
         }
     }
 }
@@ -319,6 +334,41 @@ pub struct SessionsConfig {
     pub on_shutdown: OnShutdown,
     /// What teams may put into templates of their own.
     pub team_templates: TeamTemplates,
+    /// What sandboxes may reach at most, and how much of it.
+    pub egress: EgressConfig,
+}
+
+/// What bounds the way out of each sandbox, whatever its rules allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressConfig {
+    /// Connections of one session at one time.
+    pub connections: usize,
+    /// What one session may ask for in a second, and at once; 0: as much as it likes.
+    pub requests_per_s: u32,
+    /// What it may ask for at once.
+    pub burst: u32,
+    /// Bytes of one session, both ways, for as long as the daemon runs; 0: as many as it likes.
+    pub max_bytes: u64,
+    /// How long it may take to resolve a name and to connect.
+    pub connect_timeout: Duration,
+    /// How long a connection may be silent.
+    pub idle_timeout: Duration,
+    /// What the operator allows teams, by team. Of a team that is not named the operator's own templates decide.
+    pub teams: Arc<BTreeMap<Name, EgressRules>>,
+}
+
+impl Default for EgressConfig {
+    fn default() -> Self {
+        Self {
+            connections: 128,
+            requests_per_s: 100,
+            burst: 500,
+            max_bytes: 0,
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(300),
+            teams: Arc::default(),
+        }
+    }
 }
 
 /// How far a team may go in the templates that it makes through the API. Files are not bounded by it.
@@ -378,6 +428,7 @@ impl Default for SessionsConfig {
             max_run_timeout_s: 3600,
             on_shutdown: OnShutdown::Keep,
             team_templates: TeamTemplates::default(),
+            egress: EgressConfig::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::egress::{EgressRules, problems_of};
 use super::endpoint::{Endpoints, MAX_HEADER_VALUE_BYTES, MAX_HEADERS};
 use super::image::ImageDigest;
 use super::name::Name;
@@ -92,6 +93,9 @@ pub struct TemplateSpec {
     pub max_timeout_s: u64,
     /// What runs in a session before anybody uses it.
     pub setup: Setup,
+    /// What its sessions may reach, by name; nothing unless a rule allows it.
+    #[serde(default, skip_serializing_if = "EgressRules::is_empty")]
+    pub egress: EgressRules,
     /// How many sandboxes are to be held ready.
     pub pool: u32,
     /// Who may use it; `None` is every team.
@@ -149,6 +153,7 @@ impl TemplateSpec {
             timeout_s: 3600,
             max_timeout_s: 86_400,
             setup: Setup::default(),
+            egress: EgressRules::new(),
             pool: 0,
             teams: None,
         }
@@ -215,6 +220,13 @@ impl TemplateSpec {
         }
         if let Some(ready) = &self.setup.ready {
             check.ready(&["ready"], ready);
+        }
+        for (path, problem) in problems_of(&self.egress) {
+            let field: Vec<&str> = ["egress"]
+                .into_iter()
+                .chain(path.iter().map(String::as_str))
+                .collect();
+            check.say(&field, problem);
         }
         check.ports(&["ports"], &self.setup.ports);
         check.endpoints(&self.setup.endpoints);

@@ -13,6 +13,7 @@
 //! make them edit the file.
 
 mod action;
+pub mod egress;
 pub mod rate;
 mod rule;
 #[cfg(test)]
@@ -141,7 +142,7 @@ pub fn decide(
     now: Timestamp,
 ) -> Decision {
     match principal {
-        Principal::Operator { .. } => {
+        Principal::Operator { .. } | Principal::Remote { .. } => {
             answer(true, "operators-administer", "operators own this machine")
         }
         Principal::Daemon => answer(true, "casemate-keeps-house", "Casemate itself"),
@@ -178,7 +179,7 @@ fn decide_for(
         return answer(
             false,
             "only-operators-administer",
-            "operators do this at the admin socket",
+            "operators do this, at the admin socket or with the operator token",
         );
     };
     if resource.is_shared {

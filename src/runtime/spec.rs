@@ -13,6 +13,7 @@ use super::RuntimeError;
 use super::groups::Bounds;
 use crate::base::id::SessionId;
 use crate::model::sandbox::{MAX_OPEN_FILES, SandboxSpec, Warmth};
+use crate::model::template::RESERVED_PORT;
 
 /// Where the guest's binary is in every sandbox; it is PID 1.
 pub const GUEST_PATH: &str = "/run/casemate/guest";
@@ -94,6 +95,8 @@ const ALLOW_ROOT: &str = "--allow-root";
 const OPEN_FILES: &str = "--open-files";
 /// The guest's word for how many processes it starts.
 const MAX_STARTED: &str = "--max-started";
+/// The guest's word for where programs find the way out.
+const EGRESS_PORT: &str = "--egress-port";
 /// podman's log of what the guest says: rewritten from its start when it is full.
 const LOG_BYTES: u64 = 64_000;
 /// How podman writes [`LOG_BYTES`] in an inspect.
@@ -288,6 +291,8 @@ pub(super) fn guest_arguments(spec: &SandboxSpec) -> Vec<String> {
         limits.open_files.to_string(),
         MAX_STARTED.to_owned(),
         limits.processes_started.to_string(),
+        EGRESS_PORT.to_owned(),
+        RESERVED_PORT.to_string(),
     ];
     if spec.allow_root {
         words.push(ALLOW_ROOT.to_owned());
@@ -514,6 +519,8 @@ pub(super) mod tests {
                 "1000",
                 "--max-started",
                 "5000",
+                "--egress-port",
+                "3128",
                 "--allow-root"
             ])
         );

@@ -151,6 +151,9 @@ impl Life {
         if let Some(labels) = change.labels {
             self.session.spec.labels = labels;
         }
+        if change.egress.is_some() {
+            self.session.spec.egress.own = change.egress;
+        }
         let kept = self.put_down(None).await;
         if kept.is_err() {
             self.session = before;

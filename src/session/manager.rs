@@ -14,6 +14,7 @@ use tracing::error;
 use super::SessionError;
 use super::VolumeRefusal;
 use super::checkpoints::Checkpoints;
+use super::egress;
 use super::gate::{Budget, Gate, Place, Refused};
 use super::handle::SessionHandle;
 use super::images::Images;
@@ -25,6 +26,8 @@ use super::{ready, state};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
+use crate::egress::{Resolve, SystemResolver};
+use crate::model::egress::{EgressRules, SessionEgress, problems_of};
 use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease, MIN_IDLE_TIMEOUT_S, OnTimeout};
 use crate::model::name::Name;
@@ -34,7 +37,7 @@ use crate::model::session::{
     MAX_LABEL_BYTES, MAX_LABELS, MAX_TIMEOUT_S, Phase, Reason, Session, SessionSpec,
 };
 use crate::model::settings::SessionsConfig;
-use crate::model::template::Template;
+use crate::model::template::{Origin, Template};
 use crate::model::volume::VolumeMode;
 use crate::runtime::SandboxRuntime;
 use crate::store::{Admission, Idempotency, Store, StoreError};
@@ -56,6 +59,8 @@ pub(super) struct House {
     pub(super) leave: CancellationToken,
     settings: watch::Receiver<Arc<Settings>>,
     pub(super) checkpoints: Checkpoints,
+    /// Who knows the names that sandboxes ask for.
+    pub(super) resolver: Arc<dyn Resolve>,
 }
 
 impl House {
@@ -130,6 +135,8 @@ pub struct NewSession {
     pub on_timeout: OnTimeout,
     /// What it finds below `/volumes`, and how.
     pub volumes: Vec<(Name, VolumeMode)>,
+    /// Rules that narrow what its template lets it reach.
+    pub egress: Option<EgressRules>,
 }
 
 /// Every session of this installation.
@@ -173,6 +180,7 @@ impl Sessions {
                 leave: CancellationToken::new(),
                 settings: receiver,
                 checkpoints: Checkpoints::default(),
+                resolver: Arc::new(SystemResolver),
             }),
             table: Arc::default(),
             places,
@@ -602,7 +610,12 @@ fn admit(
     {
         return invalid("workdir", "must be an absolute path".to_owned());
     }
-    let mut env = recipe.env.clone();
+    check_egress(new.egress.as_ref())?;
+    let mut env = BTreeMap::new();
+    if !recipe.egress.is_empty() {
+        env.extend(egress::environment());
+    }
+    env.extend(recipe.env.clone());
     env.extend(new.env);
     // The bounds of every process hold for the session's environment, which each process gets.
     let probe = casemate_link::ProcessSpec {
@@ -630,6 +643,11 @@ fn admit(
         setup: recipe.session_setup(),
         // Looked up by who has the store.
         volumes: Vec::new(),
+        egress: SessionEgress {
+            template: recipe.egress.clone(),
+            is_operators: template.origin == Origin::File,
+            own: new.egress,
+        },
     };
     // The start command's environment comes over the session's.
     if let Some(Err(error)) = ready::start_process(&spec).map(|start| start.validate()) {
@@ -660,6 +678,21 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), SessionErro
         Some((key, _)) => invalid(format!(
             "{key:?}: keys have 1 to {MAX_LABEL_BYTES} bytes, values at most as many, without NUL"
         )),
+        None => Ok(()),
+    }
+}
+
+/// Checks rules that narrow what a session reaches.
+///
+/// # Errors
+/// [`SessionError::Invalid`].
+pub fn check_egress(rules: Option<&EgressRules>) -> Result<(), SessionError> {
+    let problem = rules.and_then(|rules| problems_of(rules).into_iter().next());
+    match problem {
+        Some((path, problem)) => Err(SessionError::Invalid {
+            field: "egress",
+            problem: format!("{}: {problem}", path.join(".")),
+        }),
         None => Ok(()),
     }
 }

@@ -26,6 +26,7 @@
 pub mod activity;
 pub mod canary;
 pub mod checkpoints;
+pub mod egress;
 pub mod gate;
 pub mod guest;
 pub mod handle;

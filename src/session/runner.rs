@@ -28,6 +28,7 @@ use super::wish::Wish;
 use crate::audit;
 use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
+use crate::egress::Gate;
 use crate::model::event::{AuditEvent, Outcome, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease};
 use crate::model::limit::Limit;
@@ -78,6 +79,8 @@ pub(super) struct Life {
     pub(super) activity: Activity,
     remains: Remains,
     intent: Option<audit::Intent>,
+    /// The way out, while the session has a sandbox.
+    pub(super) gate: Option<Gate>,
 }
 
 impl Runner {
@@ -119,14 +122,18 @@ impl Runner {
             activity,
             remains,
             intent,
+            gate: None,
         };
         let why = tokio::select! {
             biased;
-            () = leave.cancelled() => return,
-            why = asked_to_end(&mut end) => why,
-            why = life.live(start) => why,
+            () = leave.cancelled() => None,
+            why = asked_to_end(&mut end) => Some(why),
+            why = life.live(start) => Some(why),
         };
-        life.tear_down(why).await;
+        match why {
+            Some(why) => life.tear_down(why).await,
+            None => life.shut_gate().await,
+        }
     }
 }
 
@@ -389,6 +396,7 @@ impl Life {
         let mut door = Door::build(&house.link_root, self.session.id, self.session.spec.limits)
             .await
             .map_err(|error| launch::failed(&error))?;
+        self.open_gate(&door.directory).await?;
         let directory = door.directory.clone();
         let mut spec = launch::spec(&house, &self.session, directory);
         let (warmth, edition) = house.warmth_of(&self.session).await;
@@ -427,6 +435,7 @@ impl Life {
             ..
         } = warm;
         self.session.sandbox = Some(sandbox.clone());
+        self.open_gate(&door.directory).await?;
         if self.session.spec.setup.is_empty() && self.session.spec.volumes.is_empty() {
             self.session.ready_at = Some(self.house.clock.now());
             self.change(Event::Claimed).await?;
@@ -486,6 +495,7 @@ impl Life {
         let mut door = Door::reopen(&house.link_root, &self.session)
             .await
             .map_err(|error| End::new(Reason::GuestLost, format!("reopen the link: {error}")))?;
+        self.open_gate(&door.directory).await?;
         if self.session.status.phase == Phase::Paused {
             // It may have been written down and not done, or woken and not written down.
             if let Err(error) = house.runtime.pause(&sandbox).await {
@@ -613,6 +623,11 @@ impl Life {
             .map_err(SessionError::Store)
     }
 
+    /// What is published of the session.
+    pub(super) fn published(&self) -> watch::Receiver<Arc<Session>> {
+        self.state.subscribe()
+    }
+
     fn publish(&self) {
         self.state.send_replace(Arc::new(self.session.clone()));
     }
@@ -632,6 +647,7 @@ impl Life {
     /// Ends the session: nothing of it is left when this returns.
     async fn tear_down(mut self, end: End) {
         self.link.send_replace(None);
+        self.shut_gate().await;
         if let Some(sandbox) = &self.session.sandbox {
             self.reached.strained(self.house.runtime.strain(sandbox));
         }

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::SessionError;
 use super::handle::SessionHandle;
+use crate::model::egress::EgressRules;
 use crate::model::lease::OnTimeout;
 use crate::model::session::{Reason, Session};
 
@@ -39,6 +40,8 @@ pub struct Change {
     pub on_timeout: Option<OnTimeout>,
     /// Instead of those it has.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Its own rules for what it reaches, instead of those it has.
+    pub egress: Option<EgressRules>,
 }
 
 /// An order, and who waits for it.

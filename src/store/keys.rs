@@ -18,22 +18,35 @@ pub enum KeyInsert {
     Kept,
     /// The team, or the session, has as many as it may have.
     Full,
+    /// The key that makes it was revoked.
+    NoMaker,
 }
 
 const COLUMNS: &str = "id, name, team, role, scopes, session, digest, created_at, created_by, \
                        expires_at, revoked_at, revoked_by, last_used_at";
 
 impl Store {
-    /// Keeps a new key, unless there are `max` valid ones of its team, or of its session, already; it survives a power cut once
-    /// this returns.
+    /// Keeps a new key, unless there are `max` valid ones of its team, or of its session, already, or `maker`, the key that makes
+    /// it, was revoked before; it survives a power cut once this returns.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn insert_key(&self, key: ApiKey, max: u32) -> Result<KeyInsert, StoreError> {
+    pub async fn insert_key(
+        &self,
+        key: ApiKey,
+        max: u32,
+        maker: Option<KeyId>,
+    ) -> Result<KeyInsert, StoreError> {
         self.check_room()?;
         let doing = "keep an API key";
         self.writer
             .call(doing, Durability::Power, move |db| {
+                // Here and not earlier: whoever revokes it later finds what it made.
+                if let Some(maker) = maker
+                    && one(db, maker, doing)?.is_none_or(|maker| maker.revoked.is_some())
+                {
+                    return Ok(KeyInsert::NoMaker);
+                }
                 let valid = valid(db, &key).map_err(StoreError::sql(doing))?;
                 if valid >= max {
                     return Ok(KeyInsert::Full);
@@ -284,13 +297,16 @@ mod tests {
             key(3, "red", Some(7)),
         ];
         for key in &all {
-            let kept = store.insert_key(key.clone(), 1).await.unwrap();
+            let kept = store.insert_key(key.clone(), 1, None).await.unwrap();
             assert_eq!(kept, KeyInsert::Kept);
             assert_eq!(store.key(key.id).await.unwrap().as_ref(), Some(key));
         }
         // Each team, and each session, has its own count.
         for full in [key(4, "red", None), key(5, "red", Some(7))] {
-            assert_eq!(store.insert_key(full, 1).await.unwrap(), KeyInsert::Full);
+            assert_eq!(
+                store.insert_key(full, 1, None).await.unwrap(),
+                KeyInsert::Full
+            );
         }
         let red: Name = "red".parse().unwrap();
         let listed = store.keys(Some(red.clone()), None, 10).await.unwrap();
@@ -311,8 +327,17 @@ mod tests {
         let later = Timestamp::from_millis(6000);
         let again = store.revoke_key(all[0].id, None, "other".into(), later);
         assert_eq!(again.await.unwrap().unwrap().revoked, Some((at, by())));
-        let room = store.insert_key(key(6, "red", None), 1).await.unwrap();
+        let room = store
+            .insert_key(key(6, "red", None), 1, Some(all[1].id))
+            .await
+            .unwrap();
         assert_eq!(room, KeyInsert::Kept, "a revoked one takes no room");
+        for maker in [all[0].id, KeyId::from_bytes([99; 16])] {
+            let made = store
+                .insert_key(key(7, "green", None), 1, Some(maker))
+                .await;
+            assert_eq!(made.unwrap(), KeyInsert::NoMaker, "{maker}");
+        }
 
         for (noted, last) in [(5, 5), (3, 5), (8, 8)] {
             let at = Timestamp::from_millis(noted);
@@ -339,7 +364,7 @@ mod tests {
         let path = directory.path().join("state.db");
         let store = Store::open(&path).unwrap();
         let kept = key(1, "red", None);
-        store.insert_key(kept.clone(), 1).await.unwrap();
+        store.insert_key(kept.clone(), 1, None).await.unwrap();
         let stranger = Connection::open(&path).unwrap();
         stranger
             .execute("UPDATE keys SET scopes = 'sessions:read moons:write'", [])

@@ -22,6 +22,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0007_archived.sql"),
     include_str!("migrations/0008_keys.sql"),
     include_str!("migrations/0009_credentials.sql"),
+    include_str!("migrations/0010_egress.sql"),
 ];
 
 /// The version that chains the record, which is more than SQL can do.
@@ -128,12 +129,13 @@ pub(super) fn installation(db: &Connection) -> Result<InstallationId, StoreError
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::model::egress::SessionEgress;
     use crate::model::query::AuditFilter;
     use crate::model::setup::Setup;
     use crate::store::Store;
 
     /// What each version left, by its number less one.
-    const LEFT: [&str; 8] = [
+    const LEFT: [&str; 9] = [
         include_str!("../../tests/fixtures/store/0001.sql"),
         include_str!("../../tests/fixtures/store/0002.sql"),
         include_str!("../../tests/fixtures/store/0003.sql"),
@@ -142,6 +144,7 @@ pub(super) mod tests {
         include_str!("../../tests/fixtures/store/0006.sql"),
         include_str!("../../tests/fixtures/store/0007.sql"),
         include_str!("../../tests/fixtures/store/0008.sql"),
+        include_str!("../../tests/fixtures/store/0009.sql"),
     ];
 
     /// A database as a version of the schema left it.
@@ -209,6 +212,7 @@ pub(super) mod tests {
             assert_eq!(spec.env["A"], "b");
             assert_eq!(spec.template_version, if version < 2 { 0 } else { 2 });
             assert_eq!(spec.setup, Setup::default());
+            assert_eq!(spec.egress, SessionEgress::default());
             assert_eq!(spec.volumes.len(), usize::from(version >= 5));
             let ended = "ses_01m81sqd3exyysy61zt3rypv68".parse().unwrap();
             let ended = store.session(ended).await.unwrap().unwrap();

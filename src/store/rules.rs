@@ -113,3 +113,83 @@ impl Store {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn rule(json: &str) -> Rule {
+        serde_json::from_str(json).unwrap()
+    }
+
+    async fn names(store: &Store) -> Vec<String> {
+        let rules = store.rules().await.unwrap();
+        rules.iter().map(|rule| rule.name.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_rule_is_kept_replaced_and_removed_and_there_are_only_so_many() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let store = Store::open(&path).unwrap();
+        let (deny, allow) = (
+            rule(r#"{"effect":"deny","teams":["red"],"hours":"22:00-06:00"}"#),
+            rule(r#"{"effect":"allow","roles":["member"]}"#),
+        );
+        let put = |key: &str, rule: &Rule| {
+            store.put_rule(name(key), rule.clone(), 2, "uid:0".into(), at(1))
+        };
+        assert_eq!(put("b", &deny).await.unwrap(), RulePut::Kept);
+        assert_eq!(put("a", &allow).await.unwrap(), RulePut::Kept);
+        // One more is one too many, and another text of one that is there is not one more.
+        assert_eq!(put("c", &allow).await.unwrap(), RulePut::Full);
+        assert_eq!(put("a", &deny).await.unwrap(), RulePut::Kept);
+        drop(store);
+
+        let store = Store::open(&path).unwrap();
+        assert_eq!(names(&store).await, ["a", "b"]);
+        for kept in store.rules().await.unwrap() {
+            assert_eq!((kept.origin, kept.rule), (Origin::Store, deny.clone()));
+        }
+        assert!(store.remove_rule(name("a")).await.unwrap());
+        assert!(!store.remove_rule(name("a")).await.unwrap());
+        assert_eq!(names(&store).await, ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_rule_that_cannot_be_read_is_not_left_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let store = Store::open(&path).unwrap();
+        let stranger = Connection::open(&path).unwrap();
+        for (text, key) in [
+            ("{", "broken"),
+            (r#"{"effect":"forbid"}"#, "another-effect"),
+            (r#"{"effect":"deny","moons":["full"]}"#, "another-condition"),
+            (r#"{"effect":"deny","teams":[]}"#, "about-nobody"),
+            (r#"{"effect":"deny"}"#, "Not A Name"),
+        ] {
+            let row = params![key, text];
+            let insert =
+                "INSERT INTO rules (name, rule, made_at, made_by) VALUES (?1, ?2, 1, 'uid:0')";
+            stranger.execute(insert, row).unwrap();
+            let error = store.rules().await.unwrap_err();
+            assert!(
+                matches!(error, StoreError::BadRow { table: "rules", .. }),
+                "{key}: {error}"
+            );
+            stranger.execute("DELETE FROM rules", []).unwrap();
+            assert_eq!(names(&store).await, [""; 0]);
+        }
+    }
+}

@@ -1,4 +1,4 @@
--- What the migrations come to, schema 9. Made by a test (src/store/migrate.rs), read by nobody but people.
+-- What the migrations come to, schema 10. Made by a test (src/store/migrate.rs), read by nobody but people.
 
 CREATE TABLE archived (
     last   INTEGER PRIMARY KEY,
@@ -131,7 +131,7 @@ CREATE TABLE sessions (
     ready_at        INTEGER,
     ends_at         INTEGER NOT NULL,
     ended_at        INTEGER
-, template_version INTEGER NOT NULL DEFAULT 0, setup TEXT NOT NULL DEFAULT '{}', max_timeout_s  INTEGER NOT NULL DEFAULT 0, idle_timeout_s INTEGER, on_timeout     TEXT NOT NULL DEFAULT 'stop', active_at      INTEGER, paused_at      INTEGER, open_files        INTEGER NOT NULL DEFAULT 65536, processes_started INTEGER NOT NULL DEFAULT 1000000000, volumes TEXT NOT NULL DEFAULT '[]') STRICT;
+, template_version INTEGER NOT NULL DEFAULT 0, setup TEXT NOT NULL DEFAULT '{}', max_timeout_s  INTEGER NOT NULL DEFAULT 0, idle_timeout_s INTEGER, on_timeout     TEXT NOT NULL DEFAULT 'stop', active_at      INTEGER, paused_at      INTEGER, open_files        INTEGER NOT NULL DEFAULT 65536, processes_started INTEGER NOT NULL DEFAULT 1000000000, volumes TEXT NOT NULL DEFAULT '[]', egress TEXT NOT NULL DEFAULT '{}') STRICT;
 
 CREATE INDEX sessions_live ON sessions (seq) WHERE ended_at IS NULL;
 

@@ -46,7 +46,7 @@ pub enum Admission {
 const COLUMNS: &str = "id, name, team, template, image, created_by, labels, env, workdir, \
     memory_bytes, cpus, pids, disk_bytes, allow_root, timeout_s, phase, reason, message, generation, sandbox, \
     created_at, ready_at, ends_at, ended_at, max_timeout_s, idle_timeout_s, on_timeout, active_at, paused_at, \
-    template_version, setup, open_files, processes_started, volumes";
+    template_version, setup, open_files, processes_started, volumes, egress";
 
 impl Store {
     /// Records a new session together with the audit record that announces it, unless it must not
@@ -89,7 +89,7 @@ impl Store {
                     "UPDATE sessions SET phase = ?2, reason = ?3, message = ?4, generation = ?5,
                         sandbox = ?6, ready_at = ?7, ends_at = ?8, ended_at = ?9, labels = ?10,
                         idle_timeout_s = ?11, on_timeout = ?12, active_at = ?13, paused_at = ?14,
-                        env = CASE WHEN ?9 IS NULL THEN env ELSE '{}' END
+                        egress = ?15, env = CASE WHEN ?9 IS NULL THEN env ELSE '{}' END
                      WHERE id = ?1",
                 )
                 .and_then(|mut statement| {
@@ -108,6 +108,7 @@ impl Store {
                         session.lease.on_timeout.as_str(),
                         session.lease.active_at.map(Timestamp::as_millis),
                         session.lease.paused_at.map(Timestamp::as_millis),
+                        serde_json::json!(session.spec.egress).to_string(),
                     ])
                 })
                 .map(drop)
@@ -268,7 +269,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
-         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34)"
+         ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35)"
     ))
     .and_then(|mut statement| {
         statement.execute(params![
@@ -306,6 +307,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             spec.limits.open_files,
             spec.limits.processes_started,
             serde_json::json!(spec.volumes).to_string(),
+            serde_json::json!(spec.egress).to_string(),
         ])
     })
     .map(drop)
@@ -381,6 +383,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
             timeout_s: field(row, "timeout_s")?,
             setup: json(row, "setup")?,
             volumes: json(row, "volumes")?,
+            egress: json(row, "egress")?,
         },
         status: Status {
             phase: Phase::parse(&field::<String>(row, "phase")?).ok_or("phase")?,
@@ -412,6 +415,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
 mod tests {
     use super::*;
     use crate::base::id::EventId;
+    use crate::model::egress::SessionEgress;
     use crate::model::event::{AuditEvent, Stage};
     use crate::model::image::ImageDigest;
     use crate::model::setup::Setup;
@@ -440,6 +444,11 @@ mod tests {
                     ..Setup::default()
                 },
                 volumes: Vec::new(),
+                egress: SessionEgress {
+                    is_operators: true,
+                    own: Some(BTreeMap::new()),
+                    ..SessionEgress::default()
+                },
             },
             status: Status {
                 phase: Phase::Pending,

@@ -11,7 +11,6 @@
     reason = "a measurement that fails has no figures, and prints those that it has"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,21 +18,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use casemate::api::route::{Access, Reply, Route};
 use casemate::api::{Browsers, Server, ServerConfig};
-use casemate::app::{App, KeyRing, NewKey, Parts};
-use casemate::audit::AuditLog;
-use casemate::backup::keeper::Parts as BackupParts;
+use casemate::app::fake::Ground;
+use casemate::app::{App, NewKey, Parts};
 use casemate::base::clock::{Clock, ManualClock, Timestamp};
-use casemate::base::secret::Secret;
 use casemate::config::Config;
-use casemate::credential::{Credentials, vault_of};
+use casemate::credential::vault_of;
 use casemate::identity::jwt::Tokens;
-use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
 use casemate::model::principal::Principal;
-use casemate::model::settings::{BackupConfig, HttpLimits, SessionsConfig, VolumesConfig};
-use casemate::runtime::fake::FakeRuntime;
-use casemate::runtime::{RuntimeFacts, SandboxRuntime};
-use casemate::session::manager::{Parts as SessionParts, Sessions, Settings};
-use casemate::session::volumes::Volumes;
+use casemate::model::settings::HttpLimits;
 use casemate::store::Store;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
@@ -41,9 +33,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const CONNECTIONS: usize = 4;
 const SLICE: Duration = Duration::from_millis(100);
@@ -209,62 +199,8 @@ async fn app(directory: &Path, now: Timestamp, tokens: Tokens) -> App {
     let store = Store::open(&directory.join("state.db")).unwrap();
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(now.as_millis()));
     let vault = vault_of(&store, None, directory).await.unwrap();
-    let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
-    let credentials = Credentials::new(store.clone(), vault.clone(), audit.clone());
-    let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
-    let volumes = VolumesConfig {
-        dir: directory.join("volumes"),
-        ..VolumesConfig::default()
-    };
-    let sessions = Sessions::new(SessionParts {
-        memory: Box::new(|| u64::MAX),
-        runtime: Arc::clone(&runtime),
-        store: store.clone(),
-        audit: audit.clone(),
-        clock: Arc::clone(&clock),
-        link_root: directory.to_owned(),
-        volumes: Volumes::new(volumes, store.installation()),
-        settings: Settings {
-            sessions: SessionsConfig::default(),
-            templates: BTreeMap::new(),
-        },
-    });
-    let backups = casemate::backup::Backups::new(BackupParts {
-        store: store.clone(),
-        audit: audit.clone(),
-        runtime: Arc::clone(&runtime),
-        clock: Arc::clone(&clock),
-        config: BackupConfig::by_hand(directory.join("backups")),
-        templates: directory.join("templates"),
-        images_of_files: Box::new(BTreeSet::new),
-    });
     App::new(Parts {
-        sessions,
-        store,
-        retention: casemate::audit::retention::Retention::new(audit.clone()),
-        audit,
-        runtime,
-        facts: RuntimeFacts {
-            podman_version: String::new(),
-            runtime_path: String::new(),
-            runtime_version: String::new(),
-            unenforced_limits: Vec::new(),
-            volumes_problem: None,
-        },
-        hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-        rules: Arc::default(),
-        keys: KeyRing::default(),
         tokens: Arc::new(tokens),
-        clock,
-        reload: mpsc::channel(1).0,
-        calls: TaskTracker::new(),
-        snapshots: casemate::app::Snapshots::default(),
-        pool: casemate::endpoint::Pool::new(casemate::model::settings::EndpointsConfig::default()),
-        accesses: casemate::app::Accesses::default(),
-        links: casemate::app::Links::fleeting(&vault).unwrap(),
-        backups,
-        credentials,
-        readiness: Mutex::new(None),
-        examine: Arc::new(|| Box::pin(async { Vec::new() })),
+        ..Ground::new(store, vault, clock).parts(directory).unwrap()
     })
 }

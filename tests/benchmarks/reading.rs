@@ -13,6 +13,8 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use casemate::base::clock::Timestamp;
@@ -152,11 +154,17 @@ fn principal(n: u64) -> String {
 /// A table of so many records.
 async fn filled(path: &Path, count: u64) -> Store {
     let store = Store::open(path).unwrap();
+    // Whoever is ready takes the next time, as in the daemon: what stands out of order is what was under way at once.
+    let next = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| {
-            let store = store.clone();
+        .map(|_| {
+            let (store, next) = (store.clone(), Arc::clone(&next));
             tokio::spawn(async move {
-                for n in (writer..count).step_by(usize::try_from(WRITERS).unwrap()) {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= count {
+                        return;
+                    }
                     let appended = store.append_audit(record(n, count), Durability::Process);
                     appended.await.unwrap();
                 }

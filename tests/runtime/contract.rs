@@ -402,7 +402,7 @@ async fn a_sandbox_holds_what_its_kind_holds_and_the_guest_knows_which(bench: &B
         assert_eq!(found, format!("CapEff:\t{held}\n"));
         let words = read(&["cat", "/proc/1/cmdline"]).await;
         let told = format!(
-            "/run/casemate/guest\0--open-files\0{}\0--max-started\0{}\0{}",
+            "/run/casemate/guest\0--open-files\0{}\0--max-started\0{}\0--egress-port\03128\0{}",
             spec.limits.open_files,
             spec.limits.processes_started,
             if is_told { "--allow-root\0" } else { "" },

@@ -4,7 +4,7 @@ use http::Method;
 
 use crate::api::openapi;
 use crate::api::route::{Answer, Parameter, Route, parameter, schema_of};
-use crate::api::v1::{audit, health};
+use crate::api::v1::{admin, audit, health};
 
 const SESSION: Parameter = parameter("session", "Only of this session; members must name one.");
 const KIND: Parameter = parameter(
@@ -97,6 +97,15 @@ pub(super) const ROUTES: &[Route] = &[
     ])
     .answer(200, Answer::Json(schema_of::<audit::VerifyView>))
     .failures(&[403, 404, 410]),
+    Route::new(
+        Method::GET,
+        "/v1/admin",
+        "administer",
+        "Carry out one command of an operator's, who presents the operator token, over a WebSocket whose binary messages are the bytes of the admin socket's protocol: casemate --operator-file FILE admin.",
+        |call| Box::pin(admin::open(call)),
+    )
+    .answer(101, Answer::WebSocket(Some(admin::PROTOCOL)))
+    .failures(&[403]),
     Route::new(
         Method::GET,
         "/health",

@@ -21,7 +21,6 @@ mod templates;
 mod tls;
 mod tokens;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +33,6 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -42,20 +40,13 @@ use tokio_util::sync::CancellationToken;
 use crate::api::browser::Browsers;
 use crate::api::route::{Answer, BoxError, Handler, Request as Taken, Route};
 use crate::api::server::{Server, ServerConfig};
+use crate::app::fake::Ground;
 use crate::app::{App, Parts};
-use crate::audit::AuditLog;
 use crate::base::clock::SystemClock;
-use crate::base::secret::Secret;
 use crate::identity::jwt::Tokens;
-use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::HttpLimits;
-use crate::model::settings::SessionsConfig;
-use crate::model::settings::VolumesConfig;
-use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{RuntimeFacts, SandboxRuntime};
-use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
-use crate::session::volumes::Volumes;
 use crate::store::Store;
+use crate::vault::Vault;
 
 /// Nothing here takes longer, unless something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,68 +64,11 @@ fn app(directory: &tempfile::TempDir) -> App {
 /// One that takes these tokens.
 fn app_with(directory: &tempfile::TempDir, tokens: Arc<Tokens>) -> App {
     let store = Store::open(&directory.path().join("state.db")).unwrap();
-    let clock = Arc::new(SystemClock);
-    let audit = AuditLog::new(store.clone(), clock.clone());
-    let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([]));
-    let sessions = Sessions::new(SessionParts {
-        memory: Box::new(|| u64::MAX),
-        runtime: Arc::clone(&runtime),
-        store: store.clone(),
-        audit: audit.clone(),
-        clock: clock.clone(),
-        link_root: directory.path().to_owned(),
-        volumes: Volumes::new(
-            VolumesConfig {
-                dir: directory.path().join("volumes"),
-                ..VolumesConfig::default()
-            },
-            store.installation(),
-        ),
-        settings: Settings {
-            sessions: SessionsConfig::default(),
-            templates: BTreeMap::new(),
-        },
-    });
-    let vault = crate::vault::Vault::open(None, directory.path(), false).unwrap();
-    let credentials =
-        crate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
-    let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
-        store: store.clone(),
-        audit: audit.clone(),
-        runtime: Arc::clone(&runtime),
-        clock: clock.clone(),
-        config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
-        templates: directory.path().join("templates"),
-        images_of_files: Box::new(std::collections::BTreeSet::new),
-    });
+    let vault = Vault::open(None, directory.path(), false).unwrap();
+    let ground = Ground::new(store, vault, Arc::new(SystemClock));
     App::new(Parts {
-        sessions,
-        store,
-        retention: crate::audit::retention::Retention::new(audit.clone()),
-        audit,
-        runtime,
-        facts: RuntimeFacts {
-            podman_version: String::new(),
-            runtime_path: String::new(),
-            runtime_version: String::new(),
-            unenforced_limits: Vec::new(),
-            volumes_problem: None,
-        },
-        hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-        rules: std::sync::Arc::default(),
-        keys: crate::app::KeyRing::default(),
         tokens,
-        clock,
-        reload: mpsc::channel(1).0,
-        calls: tokio_util::task::TaskTracker::new(),
-        snapshots: crate::app::Snapshots::default(),
-        pool: crate::endpoint::Pool::new(crate::model::settings::EndpointsConfig::default()),
-        accesses: crate::app::Accesses::default(),
-        links: crate::app::Links::fleeting(&vault).unwrap(),
-        credentials,
-        backups,
-        readiness: tokio::sync::Mutex::new(None),
-        examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
+        ..ground.parts(directory.path()).unwrap()
     })
 }
 

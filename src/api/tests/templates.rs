@@ -9,31 +9,25 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::{Door, PATIENCE};
 use crate::api::route::Route;
 use crate::api::routes::ROUTES;
 use crate::api::server::{Server, ServerConfig};
-use crate::app::{App, NewKey, Parts};
-use crate::audit::AuditLog;
+use crate::app::fake::Ground;
+use crate::app::{App, NewKey};
 use crate::base::clock::{ManualClock, Timestamp};
-use crate::base::secret::Secret;
-use crate::identity::{HASH_KEY_BYTES, KeyHasher};
+use crate::credential::vault_of;
 use crate::model::event::{AuditEvent, Outcome, Stage};
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
-use crate::model::settings::VolumesConfig;
 use crate::model::settings::{SessionsConfig, TeamTemplates};
 use crate::model::template::{Origin, Template, TemplateSpec};
 use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{RuntimeFacts, SandboxRuntime};
-use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
-use crate::session::volumes::Volumes;
+use crate::session::manager::Settings;
 use crate::store::Store;
 
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
@@ -98,67 +92,13 @@ impl House {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("state.db")).unwrap();
         let clock = Arc::new(ManualClock::at(1_700_000_000_000));
-        let audit = AuditLog::new(store.clone(), clock.clone());
-        let runtime: Arc<dyn SandboxRuntime> = Arc::new(FakeRuntime::new([IMAGE]));
-        let sessions = Sessions::new(SessionParts {
-            memory: Box::new(|| u64::MAX),
-            runtime: Arc::clone(&runtime),
-            store: store.clone(),
-            audit: audit.clone(),
-            clock: clock.clone(),
-            link_root: directory.path().to_owned(),
-            volumes: Volumes::new(
-                VolumesConfig {
-                    dir: directory.path().join("volumes"),
-                    ..VolumesConfig::default()
-                },
-                store.installation(),
-            ),
+        let vault = vault_of(&store, None, directory.path()).await.unwrap();
+        let ground = Ground {
+            runtime: Arc::new(FakeRuntime::new([IMAGE])),
             settings: settings(),
-        });
-        let vault = crate::credential::vault_of(&store, None, directory.path())
-            .await
-            .unwrap();
-        let credentials =
-            crate::credential::Credentials::new(store.clone(), vault.clone(), audit.clone());
-        let backups = crate::backup::Backups::new(crate::backup::keeper::Parts {
-            store: store.clone(),
-            audit: audit.clone(),
-            runtime: Arc::clone(&runtime),
-            clock: clock.clone(),
-            config: crate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
-            templates: directory.path().join("templates"),
-            images_of_files: Box::new(std::collections::BTreeSet::new),
-        });
-        let app = App::new(Parts {
-            sessions,
-            store: store.clone(),
-            retention: crate::audit::retention::Retention::new(audit.clone()),
-            audit,
-            runtime,
-            facts: RuntimeFacts {
-                podman_version: String::new(),
-                runtime_path: String::new(),
-                runtime_version: String::new(),
-                unenforced_limits: Vec::new(),
-                volumes_problem: None,
-            },
-            hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-            rules: std::sync::Arc::default(),
-            keys: crate::app::KeyRing::default(),
-            clock: clock.clone(),
-            tokens: Arc::default(),
-            reload: mpsc::channel(1).0,
-            calls: TaskTracker::new(),
-            snapshots: crate::app::Snapshots::default(),
-            pool: crate::endpoint::Pool::new(crate::model::settings::EndpointsConfig::default()),
-            accesses: crate::app::Accesses::default(),
-            links: crate::app::Links::fleeting(&vault).unwrap(),
-            credentials,
-            backups,
-            readiness: tokio::sync::Mutex::new(None),
-            examine: std::sync::Arc::new(|| Box::pin(async { Vec::new() })),
-        });
+            ..Ground::new(store.clone(), vault, clock.clone())
+        };
+        let app = App::new(ground.parts(directory.path()).unwrap());
         let operator = Principal::Operator { uid: 0 };
         let key = async |team| {
             let made = app.create_key(&operator, NewKey::member(name("k"), name(team)));
@@ -519,13 +459,19 @@ async fn a_team_goes_no_further_than_it_is_let() {
         (with("ready", json!({"timeout_s": 5})), "ready"),
         (with("user", json!("root")), "user"),
         (with("env", json!({"A-B": "hush"})), "env.A-B"),
+        (
+            with("egress", json!({"x": {"hosts": []}})),
+            "egress.x.hosts",
+        ),
     ] {
         let detail = problem(&house.put("web", &[], &body).await, 400, "invalid_request");
         assert!(detail.starts_with(&format!("{field}: ")), "{detail}");
         assert!(!detail.contains("hush"), "{detail}");
     }
     for body in [
-        with("egress", json!({})),
+        with("network", json!({})),
+        with("egress", json!({"x": {"hosts": ["*.*.org"]}})),
+        with("egress", json!({"x": {"hosts": ["a.org"], "port": [1]}})),
         with("image", json!("debian:12")),
         with("ports", json!([65_536])),
         json!({}),

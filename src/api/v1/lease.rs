@@ -14,6 +14,7 @@ use crate::api::route::{BoxError, Call, Reply};
 use crate::api::sse::{self, SseEvent};
 use crate::app::lease::SessionEvents;
 use crate::base::clock::Timestamp;
+use crate::model::egress::EgressRules;
 use crate::model::lease::OnTimeout;
 use crate::model::session::{Phase, Reason, Session};
 use crate::session::wish::Change;
@@ -30,6 +31,8 @@ pub(crate) struct ChangeSession {
     on_timeout: Option<OnTimeout>,
     /// Instead of those it has.
     labels: Option<BTreeMap<String, String>>,
+    /// Rules that narrow what its template lets it reach, by name, instead of those it has; for what is asked for from then on.
+    egress: Option<EgressRules>,
 }
 
 /// How to wake a session.
@@ -57,6 +60,7 @@ pub(crate) async fn change(call: &Call) -> Result<Reply, Problem> {
         idle_timeout_s: wanted.idle_timeout_s,
         on_timeout: wanted.on_timeout,
         labels: wanted.labels,
+        egress: wanted.egress,
     };
     let (principal, id) = (call.principal()?, call.segment("id")?);
     Ok(shown(

@@ -1,5 +1,6 @@
 //! The first version of the wire: its types live here, never in `model`.
 
+pub(super) mod admin;
 pub(super) mod archive;
 pub(super) mod audit;
 pub(super) mod credentials;

@@ -13,6 +13,7 @@ use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
+use crate::model::egress::EgressRules;
 use crate::model::image::ImageDigest;
 use crate::model::lease::OnTimeout;
 use crate::model::name::Name;
@@ -54,6 +55,8 @@ pub(crate) struct CreateSession {
     /// What it finds below `/volumes`: at most 8.
     #[serde(default)]
     volumes: Vec<SessionVolumeView>,
+    /// Rules that narrow what its template lets it reach, by name: each allows or denies, and what they do not allow is denied.
+    egress: Option<EgressRules>,
     /// Whether to answer only when the session is ready.
     #[serde(default = "yes")]
     wait: bool,
@@ -86,6 +89,8 @@ pub(crate) struct SessionView {
     ports: Vec<u16>,
     /// What it finds below `/volumes`.
     volumes: Vec<SessionVolumeView>,
+    /// Its own rules, which narrow its template's.
+    egress: Option<EgressRules>,
     idle_timeout_s: Option<u64>,
     on_timeout: OnTimeout,
     created_at: Timestamp,
@@ -114,6 +119,7 @@ impl From<&Session> for SessionView {
             timeout_s: session.spec.timeout_s,
             ports: session.spec.setup.ports.clone(),
             volumes: session.spec.volumes.iter().map(Into::into).collect(),
+            egress: session.spec.egress.own.clone(),
             idle_timeout_s: session.lease.idle_timeout_s,
             on_timeout: session.lease.on_timeout,
             created_at: session.created_at,
@@ -151,6 +157,7 @@ pub(crate) async fn create(call: &Call) -> Result<Reply, Problem> {
         on_timeout: wanted.on_timeout,
         limits: wanted.limits,
         volumes: wanted.volumes.into_iter().map(Into::into).collect(),
+        egress: wanted.egress,
     };
     let created = call
         .app

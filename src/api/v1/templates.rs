@@ -14,6 +14,7 @@ use crate::api::range::{self, ETag};
 use crate::api::route::{Call, Reply};
 use crate::app::{CheckpointState, Kept, TemplateRefusal};
 use crate::base::clock::Timestamp;
+use crate::model::egress::EgressRules;
 use crate::model::endpoint::Endpoints;
 use crate::model::image::ImageDigest;
 use crate::model::name::Name;
@@ -59,6 +60,9 @@ pub(crate) struct PutTemplate {
     /// On which ports its services listen: 1 to 65535, without 3128.
     #[serde(default)]
     ports: Vec<u16>,
+    /// What its sessions may reach, by the names of rules: nothing unless one allows it, and the operator allows it the team.
+    #[serde(default)]
+    egress: EgressRules,
     /// Who may reach its ports, and how; whoever may use the session, those in `ports`, where absent.
     #[serde(default)]
     endpoints: Endpoints,
@@ -183,6 +187,8 @@ pub(crate) struct TemplateView {
     start: Option<StartDocument>,
     ready: Option<ReadyDocument>,
     ports: Vec<u16>,
+    /// What its sessions may reach, by the names of rules.
+    egress: EgressRules,
     endpoints: Endpoints,
     pool: u32,
     /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
@@ -337,6 +343,7 @@ impl PutTemplate {
                 endpoints: self.endpoints,
             },
             pool: self.pool,
+            egress: self.egress,
             teams: self.teams,
         })
     }
@@ -498,6 +505,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         endpoints,
         pool: spec.pool,
         pool_ready: None,
+        egress: spec.egress,
         teams: spec.teams.map(|mut teams| {
             teams.retain(|named| team.is_none_or(|team| team == named));
             teams

@@ -99,6 +99,14 @@ pub struct Settings {
         value_name = "PATH"
     )]
     pub socket: PathBuf,
+    /// File that holds the operator token: administers the casemated at --url instead of the one at --socket
+    #[arg(
+        long,
+        global = true,
+        env = "CASEMATE_OPERATOR_FILE",
+        value_name = "PATH"
+    )]
+    pub operator_file: Option<PathBuf>,
 }
 
 /// What to do.
@@ -149,7 +157,7 @@ pub enum Command {
     Ready,
     /// Check whether this machine and its settings are fit; for root and operators
     Doctor,
-    /// Administer casemated on this machine; for root and operators
+    /// Administer casemated, here or elsewhere; for root and operators
     #[command(subcommand)]
     Admin(admin::Command),
     /// Print completions for a shell

@@ -1,10 +1,11 @@
-//! A client of the admin socket: one connection, one command, one last answer.
+//! A client of the admin socket, or of the HTTP door with the operator token: one connection, one command, one last answer.
 //!
 //! The daemon answers a peer that it turns away before it reads anything; so a failed write is not
 //! the end, the answer that explains it may still be there to read.
 
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,11 +13,13 @@ use casemate::admin::protocol::{Answer, Envelope, Request, VERSION, codec};
 use casemate::base::exit::Exit;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::failure::Failure;
+use crate::http::Client;
+use crate::key;
 
 /// How long an answer may take: stopping a session waits for half of it at most.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -30,19 +33,30 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(3600);
 /// Size of an archive's pieces: well below a frame, large enough to keep both ends busy.
 const CHUNK_BYTES: usize = 256 << 10;
 
-type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+type Frames = Framed<Box<dyn Line>, LengthDelimitedCodec>;
 
-/// The admin socket.
-pub struct Admin {
-    path: PathBuf,
+/// What bytes go over.
+trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Line for T {}
+
+/// The sub-protocol of the HTTP door's socket for operators.
+const PROTOCOL: &str = "casemate.admin.v1";
+
+/// Where operators are served.
+pub enum Admin {
+    /// The admin socket of this machine.
+    Here(PathBuf),
+    /// The HTTP door of any, for whoever has the operator token.
+    Elsewhere {
+        /// Where that is.
+        url: String,
+        /// What holds the token.
+        token: PathBuf,
+    },
 }
 
 impl Admin {
-    /// The socket at this path; nothing happens yet.
-    pub const fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
     /// Asks for one thing.
     pub async fn ask(&self, request: Request) -> Result<Answer, Failure> {
         let (mut sink, mut stream) = self.connect().await?.split();
@@ -133,10 +147,18 @@ impl Admin {
     }
 
     async fn connect(&self) -> Result<Frames, Failure> {
-        match UnixStream::connect(&self.path).await {
-            Ok(stream) => Ok(Framed::new(stream, codec())),
-            Err(error) => Err(self.unreachable(&error)),
-        }
+        let line: Box<dyn Line> = match self {
+            Self::Here(path) => match UnixStream::connect(path).await {
+                Ok(stream) => Box::new(stream),
+                Err(error) => return Err(unreachable(path, &error)),
+            },
+            Self::Elsewhere { url, token } => {
+                let token = key::find(Some(token), None)?;
+                let client = Client::new(url, Some(token))?;
+                Box::new(client.socket("/v1/admin", PROTOCOL).await?.into_line())
+            }
+        };
+        Ok(Framed::new(line, codec()))
     }
 
     /// The answer after which there is none.
@@ -162,8 +184,7 @@ impl Admin {
             }
             Some(Err(_)) | None => {
                 return Err(Failure::unavailable(format!(
-                    "casemated broke the connection at {} off; it may or may not have done what it was asked to",
-                    self.path.display()
+                    "casemated broke the connection at {self} off; it may or may not have done what it was asked to"
                 )));
             }
         };
@@ -176,32 +197,40 @@ impl Admin {
 
     fn silent(&self, deadline: Duration) -> Failure {
         Failure::unavailable(format!(
-            "casemated did not answer at {} within {} s; it may still do what it was asked to",
-            self.path.display(),
+            "casemated did not answer at {self} within {} s; it may still do what it was asked to",
             deadline.as_secs()
         ))
     }
+}
 
-    fn unreachable(&self, error: &io::Error) -> Failure {
-        let path = self.path.display();
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => Failure::new(
-                Exit::Refused,
-                format!(
-                    "you may not reach the admin socket {path}; it is for root and the operators' group (casemate on a fresh install): use sudo, or join the group and log in again"
-                ),
-            ),
-            io::ErrorKind::NotFound => Failure::unavailable(format!(
-                "there is no admin socket at {path}; is casemated running on this machine? (systemctl status casemated, or scripts/dev up; --socket names another place)"
-            )),
-            io::ErrorKind::ConnectionRefused => Failure::unavailable(format!(
-                "nobody listens at the admin socket {path}; is casemated running? (systemctl status casemated, or scripts/dev up)"
-            )),
-            io::ErrorKind::WouldBlock => Failure::unavailable(format!(
-                "too many operators wait at the admin socket {path}; try again"
-            )),
-            _ => Failure::unavailable(format!("cannot reach the admin socket {path}: {error}")),
+impl fmt::Display for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Here(path) => path.display().fmt(f),
+            Self::Elsewhere { url, .. } => f.write_str(url),
         }
+    }
+}
+
+fn unreachable(path: &Path, error: &io::Error) -> Failure {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Failure::new(
+            Exit::Refused,
+            format!(
+                "you may not reach the admin socket {path}; it is for root and the operators' group (casemate on a fresh install): use sudo, or join the group and log in again"
+            ),
+        ),
+        io::ErrorKind::NotFound => Failure::unavailable(format!(
+            "there is no admin socket at {path}; is casemated running on this machine? (systemctl status casemated, or scripts/dev up; --socket names another place)"
+        )),
+        io::ErrorKind::ConnectionRefused => Failure::unavailable(format!(
+            "nobody listens at the admin socket {path}; is casemated running? (systemctl status casemated, or scripts/dev up)"
+        )),
+        io::ErrorKind::WouldBlock => Failure::unavailable(format!(
+            "too many operators wait at the admin socket {path}; try again"
+        )),
+        _ => Failure::unavailable(format!("cannot reach the admin socket {path}: {error}")),
     }
 }
 
@@ -240,8 +269,8 @@ mod tests {
 
     #[test]
     fn whoever_may_not_is_told_who_may() {
-        let admin = Admin::new("/run/casemate/admin.sock".into());
-        let failure = admin.unreachable(&io::ErrorKind::PermissionDenied.into());
+        let path = Path::new("/run/casemate/admin.sock");
+        let failure = unreachable(path, &io::ErrorKind::PermissionDenied.into());
         assert_eq!(failure.exit, Exit::Refused);
         assert!(failure.message.contains("root and the operators' group"));
     }

@@ -13,6 +13,7 @@ mod boot;
 mod child;
 mod ends;
 mod files;
+mod gate;
 mod identity;
 mod input;
 mod kernel;
@@ -103,12 +104,14 @@ fn run(options: Options) -> std::io::Result<()> {
         };
         let dialer = Dialer::new(Path::new("."), introduction);
         let reaper = Rc::new(Reaper::default());
+        let egress_port = options.egress_port;
         let processes = Processes::new(Rc::clone(&reaper), options);
         tokio::select! {
             // Serving and reaping go on while the processes are ended; only then is there nothing left to do.
             () = stop::when_told(&mut orders, &processes) => Ok(()),
             never = reaper.run(&mut deaths) => match never {},
             never = processes.tidy() => match never {},
+            never = gate::run(egress_port) => match never {},
             never = serve::run(dialer, Rc::clone(&processes)) => match never {},
         }
     });

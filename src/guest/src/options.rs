@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Where the daemon mounts the link's directory.
 const LINK_DIR: &str = "/run/casemate/link";
@@ -29,12 +30,14 @@ pub(crate) struct Options {
     pub(crate) open_files: u64,
     /// How many processes are started, in all.
     pub(crate) max_started: u64,
+    /// On which port of the loopback programs find the way out; `None`: on none.
+    pub(crate) egress_port: Option<u16>,
 }
 
 /// The command line makes no sense.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "usage: casemate-guest [--link-dir DIR] [--allow-root] [--open-files N] [--max-started N] | --version | --kernel-banner (at {0:?})"
+    "usage: casemate-guest [--link-dir DIR] [--allow-root] [--open-files N] [--max-started N] [--egress-port N] | --version | --kernel-banner (at {0:?})"
 )]
 pub(crate) struct BadUsage(OsString);
 
@@ -44,6 +47,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
         allow_root: false,
         open_files: u64::MAX,
         max_started: u64::MAX,
+        egress_port: None,
     };
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
@@ -53,6 +57,9 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
             Some("--allow-root") => options.allow_root = true,
             Some("--open-files") => options.open_files = number(word, words.next().as_deref())?,
             Some("--max-started") => options.max_started = number(word, words.next().as_deref())?,
+            Some("--egress-port") => {
+                options.egress_port = Some(number(word, words.next().as_deref())?);
+            }
             Some("--link-dir") => options.link_dir = words.next().ok_or(BadUsage(word))?.into(),
             _ => return Err(BadUsage(word)),
         }
@@ -61,7 +68,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command
 }
 
 /// What follows a word that wants a number.
-fn number(word: OsString, number: Option<&OsStr>) -> Result<u64, BadUsage> {
+fn number<T: FromStr>(word: OsString, number: Option<&OsStr>) -> Result<T, BadUsage> {
     number
         .and_then(OsStr::to_str)
         .and_then(|number| number.parse().ok())
@@ -83,6 +90,7 @@ mod tests {
             allow_root: false,
             open_files: u64::MAX,
             max_started: u64::MAX,
+            egress_port: None,
         };
         assert_eq!(parsed(&[]), Ok(Command::Run(options)));
     }
@@ -94,12 +102,16 @@ mod tests {
             allow_root: true,
             open_files: 100,
             max_started: 7,
+            egress_port: Some(3128),
         };
-        let words = "--link-dir /x --open-files 100 --max-started 7 --allow-root";
+        let words =
+            "--link-dir /x --open-files 100 --max-started 7 --egress-port 3128 --allow-root";
         let words: Vec<&str> = words.split(' ').collect();
         assert_eq!(parsed(&words), Ok(Command::Run(options)));
         let bad = parsed(&["--open-files", "many"]);
         assert_eq!(bad, Err(BadUsage("--open-files".into())));
+        let bad = parsed(&["--egress-port", "65536"]);
+        assert_eq!(bad, Err(BadUsage("--egress-port".into())));
         assert_eq!(parsed(&["--version"]), Ok(Command::Version));
         assert_eq!(parsed(&["--kernel-banner"]), Ok(Command::KernelBanner));
         assert_eq!(parsed(&["--link-dir"]), Err(BadUsage("--link-dir".into())));

@@ -179,6 +179,12 @@ pub const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 /// finds none left goes over the link itself.
 pub const MAX_CHANNELS: usize = 8;
 
+/// Connections of programs to the way out that one guest has open at one time; the next one waits.
+pub const MAX_EGRESS_CONNECTIONS: usize = 128;
+
+/// What the guest carries of such a connection at once, each way: all of them together have 4 MiB.
+pub const EGRESS_PIECE_BYTES: usize = 16 * 1024;
+
 /// Bytes from which a channel is worth its dial, which costs a sandbox 3 ms.
 pub const MIN_CHANNEL_BYTES: u64 = 2 * 1024 * 1024;
 

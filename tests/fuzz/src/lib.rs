@@ -1,4 +1,4 @@
-//! What no byte on the link may bring about, as functions of bytes: a panic, an answer that depends on how the bytes were
+//! What no byte on the link or at the way out may bring about, as functions of bytes: a panic, an answer that depends on how the bytes were
 //! cut, memory without a bound, a document past its checks. `scripts/fuzz` looks for such bytes with libFuzzer; what it
 //! learnt lies in `corpus/` and is replayed by an ordinary test.
 #![expect(
@@ -10,6 +10,7 @@
 
 pub mod daemon_decoder;
 pub mod daemon_end;
+pub mod egress;
 pub mod guest_decoder;
 mod input;
 
@@ -24,7 +25,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target {
         name: "daemon_decoder",
         run: daemon_decoder::run,
@@ -39,5 +40,10 @@ pub const TARGETS: [Target; 3] = [
         name: "daemon_end",
         run: daemon_end::run,
         seeds: daemon_end::seeds,
+    },
+    Target {
+        name: "egress",
+        run: egress::run,
+        seeds: egress::seeds,
     },
 ];

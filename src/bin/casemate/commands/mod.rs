@@ -38,6 +38,7 @@ pub struct Context {
     url: String,
     key_file: Option<PathBuf>,
     socket: PathBuf,
+    operator_file: Option<PathBuf>,
     /// Whether a program reads the result.
     pub json: bool,
 }
@@ -61,9 +62,15 @@ impl Context {
         Client::new(&self.url, None)
     }
 
-    /// The admin socket.
+    /// Where operators are served: here, or elsewhere for whoever has said where the operator token is.
     pub fn admin(&self) -> Admin {
-        Admin::new(self.socket.clone())
+        match &self.operator_file {
+            None => Admin::Here(self.socket.clone()),
+            Some(token) => Admin::Elsewhere {
+                url: self.url.clone(),
+                token: token.clone(),
+            },
+        }
     }
 }
 
@@ -74,6 +81,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         url: settings.url,
         key_file: settings.key_file,
         socket: settings.socket,
+        operator_file: settings.operator_file,
         json: settings.json,
     };
     match cli.command {

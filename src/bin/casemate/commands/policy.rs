@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use casemate::admin::protocol::{Action, Answer, NamedRule, Request, Rule, RuleOrigin, Whom};
+use casemate::admin::protocol::{self, Action, Answer, NamedRule, Request, Rule, RuleOrigin, Whom};
 use casemate::base::clock::Timestamp;
 use casemate::base::exit::Exit;
 use casemate::base::id::{KeyId, SessionId};
+use casemate::model::egress::Scheme;
 use casemate::model::grant::{Role, Scope};
 use casemate::model::name::Name;
 use clap::{Args, Subcommand};
@@ -37,6 +38,23 @@ pub enum Command {
     },
     /// Say whether somebody may do something, which rule decides, and why the others do not
     Explain(Box<Explain>),
+    /// Say whether a session may reach something outside, and which rule decides
+    Reach(Reach),
+}
+
+/// Options of `casemate policy reach`.
+#[derive(Args)]
+pub struct Reach {
+    /// Which session
+    session: SessionId,
+    /// What, as in https://example.org, http://example.org:8080/v1 or tcp://10.0.0.7:5432
+    url: String,
+    /// With which method; of http alone
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// At this address, which its name would have
+    #[arg(long)]
+    address: Option<std::net::IpAddr>,
 }
 
 /// Options of `casemate policy explain`.
@@ -81,6 +99,7 @@ impl Command {
     pub async fn execute(self, context: &Context) -> Result<u8, Failure> {
         let request = match self {
             Self::Explain(explain) => return explain.execute(context).await,
+            Self::Reach(reach) => return reach.execute(context).await,
             Self::List => {
                 let Answer::Rules { items } = context.admin().ask(Request::PolicyList).await?
                 else {
@@ -137,6 +156,51 @@ fn read(file: &Path) -> Result<Rule, Failure> {
         .map_err(failed)?;
     serde_json::from_str(&text)
         .map_err(|error| Failure::new(Exit::Usage, format!("{name} is not a rule: {error}")))
+}
+
+impl Reach {
+    async fn execute(self, context: &Context) -> Result<u8, Failure> {
+        let parts = self.url.split_once("://");
+        let (scheme, rest) = parts
+            .and_then(|(scheme, rest)| Some((scheme.parse::<Scheme>().ok()?, rest)))
+            .ok_or_else(|| {
+                Failure::new(
+                    Exit::Usage,
+                    "write what it shall reach as in https://example.org",
+                )
+            })?;
+        let (authority, path) = match rest.split_once('/') {
+            Some((authority, path)) => (authority, format!("/{path}")),
+            None => (rest, "/".to_owned()),
+        };
+        let path = path.split('?').next().unwrap_or_default().to_owned();
+        let reach = protocol::Reach {
+            scheme,
+            authority: authority.to_owned(),
+            request: (scheme == Scheme::Http).then(|| (self.method.clone(), path)),
+            address: self.address,
+        };
+        let session = self.session;
+        let request = Request::EgressExplain { session, reach };
+        let Answer::Reached(decision) = context.admin().ask(request).await? else {
+            return Err(Failure::mismatch());
+        };
+        if context.json {
+            output::json(&decision)?;
+        } else {
+            let word = if decision.allowed {
+                "allowed"
+            } else {
+                "denied"
+            };
+            output::line(&format!("{word} by {}: {}", decision.rule, decision.reason))?;
+        }
+        Ok(if decision.allowed {
+            Exit::Ok.code()
+        } else {
+            Exit::Failed.code()
+        })
+    }
 }
 
 impl Explain {

@@ -2,6 +2,7 @@
 //!
 //! Pings are answered by the protocol itself, as long as somebody receives.
 
+use std::io;
 use std::time::Duration;
 
 use ::http::header::{self, HeaderName};
@@ -11,11 +12,13 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as Wire;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::stream::MAX_REFUSAL_BYTES;
@@ -132,6 +135,27 @@ impl Socket {
             _connection: self.connection,
         };
         (SocketSender(sink), receiver)
+    }
+}
+
+impl Socket {
+    /// Its binary messages as one line of bytes each way; any other message, and its end, is the line's end.
+    pub fn into_line(self) -> impl AsyncRead + AsyncWrite + Send + Unpin {
+        let (sender, receiver) = self.split();
+        let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            match receiver.receive().await {
+                Ok(Message::Binary(bytes)) => Some((Ok(bytes), receiver)),
+                Ok(_) => None,
+                Err(lost) => Some((Err(io::Error::other(lost.message)), receiver)),
+            }
+        });
+        let sink = sender.0.sink_map_err(io::Error::other);
+        let sink = sink.with(|bytes| std::future::ready(Ok::<_, io::Error>(Wire::Binary(bytes))));
+        let (reader, writer) = (
+            StreamReader::new(Box::pin(pieces)),
+            SinkWriter::new(CopyToBytes::new(sink)),
+        );
+        tokio::io::join(reader, writer)
     }
 }
 

@@ -46,6 +46,24 @@ pub struct PeerCred {
     pub pid: Option<i32>,
 }
 
+/// Binds a socket for a sandbox in a directory that already exists, as [`LinkListener::bind`] says. The kernel holds
+/// `backlog` connections before they are accepted.
+///
+/// # Errors
+/// As there.
+pub async fn listen(dir: &Path, name: &str, backlog: u32) -> io::Result<UnixListener> {
+    let path = dir.join(name);
+    remove_stale(&path).await?;
+    let socket = UnixSocket::new_stream()?;
+    // Linux gives the file the mode of the unbound socket, less the umask (net/unix/af_unix.c, unix_bind_bsd): the
+    // file is never wider than asked, and only what the umask took is added afterwards.
+    File::from(socket.as_fd().try_clone_to_owned()?)
+        .set_permissions(Permissions::from_mode(MODE))?;
+    socket.bind(&path)?;
+    fs::set_permissions(&path, Permissions::from_mode(MODE))?;
+    socket.listen(backlog)
+}
+
 type Shaken = (PeerCred, Result<(UnixStream, Hello, u32), HandshakeError>);
 type Handshake = Pin<Box<dyn Future<Output = Shaken> + Send>>;
 
@@ -66,19 +84,9 @@ impl LinkListener {
     /// # Errors
     /// [`LinkError::Socket`]; of kind `AddrInUse` when somebody listens there, `AlreadyExists` when it is no socket.
     pub async fn bind(dir: &Path) -> Result<Self, LinkError> {
-        let path = dir.join(SOCKET_NAME);
-        remove_stale(&path).await?;
-        let socket = UnixSocket::new_stream()?;
-        // Linux gives the file the mode of the unbound socket, less the umask (net/unix/af_unix.c, unix_bind_bsd): the
-        // file is never wider than asked, and only what the umask took is added afterwards.
-        File::from(socket.as_fd().try_clone_to_owned()?)
-            .set_permissions(Permissions::from_mode(MODE))?;
-        socket.bind(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(MODE))?;
-        let listener = socket.listen(BACKLOG)?;
         Ok(Self {
-            listener,
-            path,
+            listener: listen(dir, SOCKET_NAME, BACKLOG).await?,
+            path: dir.join(SOCKET_NAME),
             pending: VecDeque::new(),
             channels: Channels::new(),
             not_before: Instant::now(),

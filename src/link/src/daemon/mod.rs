@@ -18,7 +18,7 @@ mod transfer;
 pub use channel::Channels;
 pub use file::{ArchiveWriter, FileListing, FileReader, FileWriter, Watch};
 pub use link::Link;
-pub use listener::{LinkListener, PeerCred, SOCKET_NAME};
+pub use listener::{LinkListener, PeerCred, SOCKET_NAME, listen};
 pub use port::PortStream;
 pub use process::{InputClosed, InputStream, Process, ProcessEvent, ProcessInput};
 pub use snapshot::SnapshotReader;
