@@ -25,7 +25,7 @@ use tracing::{debug, error, info};
 
 use super::body;
 use super::browser::{self, Browsers, Site};
-use super::endpoint::{self, Visitor};
+use super::endpoint::{self, Arrived, Visitor};
 use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
@@ -363,9 +363,7 @@ impl Server {
             }
             let visitor = Visitor {
                 place,
-                head,
-                intake,
-                on,
+                arrived: Arrived { head, intake, on },
                 crowded,
             };
             return Ok(self.visit(conversation, request_id, visitor).await);
@@ -399,14 +397,30 @@ impl Server {
                 Some(asked)
             }
         };
-        let (principal, validity) = asked.map_or_else(Default::default, |asked| {
-            (Some(asked.principal), asked.validity)
-        });
         let path = found
             .params
             .iter()
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        let arrived = Arrived { head, intake, on };
+        self.call(conversation, request_id, route, path, arrived, asked)
+            .await
+    }
+
+    /// Calls a route's handler for whoever asks.
+    async fn call(
+        &self,
+        conversation: &Conversation,
+        request_id: RequestId,
+        route: &Route,
+        path: BTreeMap<String, String>,
+        arrived: Arrived,
+        asked: Option<Authenticated>,
+    ) -> Result<Reply, Problem> {
+        let Arrived { head, intake, on } = arrived;
+        let (principal, validity) = asked.map_or_else(Default::default, |asked| {
+            (Some(asked.principal), asked.validity)
+        });
         let mut once = Once::default();
         if let Answer::WebSocket(protocol) = route.answer {
             once.handshake = Some(Handshake {

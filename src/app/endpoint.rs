@@ -194,7 +194,7 @@ impl App {
                 self.reach(principal, target.session, Action::OpenEndpoint)
                     .await?
             }
-            None => self.public(target).await?,
+            None => self.public(target)?,
         };
         let Some(handle) = self.0.sessions.handle(target.session) else {
             return Err(self.ended(target.session).await);
@@ -217,7 +217,7 @@ impl App {
     }
 
     /// The session of a port that anybody may reach. Whether there is one is told to nobody else.
-    async fn public(&self, target: Target) -> Result<Arc<Session>, AppError> {
+    fn public(&self, target: Target) -> Result<Arc<Session>, AppError> {
         if !self.endpoints().public {
             return Err(AppError::Unauthenticated);
         }

@@ -64,14 +64,11 @@ impl Links {
     /// # Errors
     /// [`LinksError`].
     pub async fn open(store: &Store, vault: &Vault) -> Result<Self, LinksError> {
-        let sealed = match store.sealed(KEY).await? {
-            Some(sealed) => sealed,
-            None => {
-                let sealed = vault.make_mac_key(KEY)?;
-                store.keep_sealed(KEY, sealed.clone()).await?;
-                sealed
-            }
-        };
+        if let Some(sealed) = store.sealed(KEY).await? {
+            return Ok(Self(vault.mac_key(KEY, &sealed)?));
+        }
+        let sealed = vault.make_mac_key(KEY)?;
+        store.keep_sealed(KEY, sealed.clone()).await?;
         Ok(Self(vault.mac_key(KEY, &sealed)?))
     }
 

@@ -20,7 +20,7 @@ use super::tasks::Tasks;
 use crate::admin::AdminServer;
 use crate::api::tls::{Tls, TlsError};
 use crate::api::{Browsers, Server, ServerConfig};
-use crate::app::{App, KeyRing, Links, Parts as AppParts, RemoteDesk, RuleBook};
+use crate::app::{Accesses, App, KeyRing, Links, Parts as AppParts, RemoteDesk, RuleBook};
 use crate::audit::retention::Retention;
 use crate::audit::{AuditLog, Signer, SignerError};
 use crate::backup::keeper::Parts as BackupParts;
@@ -219,9 +219,7 @@ impl Ground {
         let (signer, was_signed) = Signer::open(&store, &vault, clock.now()).await?;
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
-        let links = Links::open(&store, &vault)
-            .await
-            .map_err(|error| Refusal::new(Exit::IoError, Chain(&error).to_string()))?;
+        let links = links(&store, &vault).await?;
         let credentials = Credentials::new(store.clone(), vault, audit.clone());
         let volumes = volumes(config, &store, self.sandbox_group, &facts);
         let sessions = Sessions::new(SessionParts {
@@ -289,7 +287,7 @@ impl Ground {
             backups: backups.clone(),
             credentials,
             pool: Pool::new(config.endpoints.clone()),
-            accesses: crate::app::Accesses::default(),
+            accesses: Accesses::default(),
             links,
             retention: retention.clone(),
             readiness: Mutex::new(None),
@@ -571,6 +569,12 @@ async fn rules(config: &Config, store: &Store) -> Result<Arc<RuleBook>, Refusal>
 /// The vault of the state, with the key that belongs to it.
 async fn vault(store: &Store, state_dir: &Path) -> Result<Vault, Refusal> {
     Ok(credential::vault_of(store, credentials().as_deref(), state_dir).await?)
+}
+
+/// What signed links to ports are made with.
+async fn links(store: &Store, vault: &Vault) -> Result<Links, Refusal> {
+    let opened = Links::open(store, vault).await;
+    opened.map_err(|error| Refusal::new(Exit::IoError, Chain(&error).to_string()))
 }
 
 /// The key of the keyed hash of API keys; made when there is none.

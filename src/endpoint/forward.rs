@@ -110,7 +110,7 @@ impl Pool {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let held = Held {
+        let holds = Held {
             ticket: Arc::clone(&visit.ticket),
             _using: visit.guest.using(),
             _place: self.place(visit.target.session)?,
@@ -170,7 +170,7 @@ impl Pool {
                 .insert(header::UPGRADE, HeaderValue::from_static("websocket"));
             let tunnel = Tunnel {
                 program,
-                held,
+                held: holds,
                 pulse,
                 over,
                 idle,
@@ -184,7 +184,7 @@ impl Pool {
         let silence = Box::pin(pulse.clone().silent_for(idle));
         let body = Outward {
             inner: body,
-            held,
+            held: holds,
             pulse,
             silence,
             over,
@@ -258,7 +258,8 @@ fn again(
     let error = error.into_error();
     let is_gone = error.is_incomplete_message() || error.is_canceled() || error.is_closed();
     // What is said of a write to whom is gone.
-    let is_cut = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
+    let is_cut =
+        std::error::Error::source(&error).is_some_and(<dyn std::error::Error>::is::<io::Error>);
     match spare {
         Some(spare) if is_gone || is_cut => Ok(spare),
         _ => Err(Refusal::BadAnswer(error)),

@@ -406,7 +406,7 @@ mod tests {
         let extra = [("x-team".to_owned(), "blue".to_owned())].into();
         inject(&mut map, target(), &journey(false), Some(&extra));
         let id = target().session.to_string();
-        assert_eq!(all(&map, "x-casemate-session"), [id.clone()]);
+        assert_eq!(all(&map, "x-casemate-session"), [id.as_str()]);
         assert_eq!(all(&map, "x-casemate-anything"), Vec::<String>::new());
         // Dropped with what `connection` named; only ours is there.
         assert_eq!(all(&map, "baggage"), [format!("casemate-session={id}")]);

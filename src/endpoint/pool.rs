@@ -145,7 +145,8 @@ impl Pool {
             ports.retain(|_, lines| {
                 lines.http1.retain(|kept| {
                     let is_idle = kept.sender.is_ready();
-                    !kept.sender.is_closed() && !(is_idle && now.duration_since(kept.used) >= KEPT)
+                    let is_old = is_idle && now.duration_since(kept.used) >= KEPT;
+                    !kept.sender.is_closed() && !is_old
                 });
                 let is_used = |(sender, used): &(http2::SendRequest<Passing>, Instant)| {
                     !sender.is_closed() && now.duration_since(*used) < KEPT

@@ -700,6 +700,41 @@ mod tests {
     }
 
     #[test]
+    fn each_problem_of_endpoints_names_its_field() {
+        let public = |ports: &[u16]| {
+            with(Setup {
+                endpoints: Endpoints {
+                    public: ports.to_vec(),
+                    ..Endpoints::default()
+                },
+                ..Setup::default()
+            })
+        };
+        let header = |name: &str, value: &str| {
+            let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            with(Setup {
+                endpoints: Endpoints {
+                    headers: [(80, headers)].into(),
+                    ..Endpoints::default()
+                },
+                ..Setup::default()
+            })
+        };
+        each_is_wrong([
+            (public(&[0]), "endpoints.public"),
+            (public(&[80, 80]), "endpoints.public"),
+            (header("", "x"), "endpoints.headers.80."),
+            (header("a b", "x"), "endpoints.headers.80.a b"),
+            (header("Host", "x"), "endpoints.headers.80.Host"),
+            (
+                header("X-Casemate-Session", "x"),
+                "endpoints.headers.80.X-Casemate-Session",
+            ),
+            (header("X-A", "a\r\nb"), "endpoints.headers.80.X-A"),
+        ]);
+    }
+
+    #[test]
     fn each_problem_of_a_command_names_its_field_and_no_secret() {
         let with_start = |program| {
             with(Setup {
@@ -720,25 +755,6 @@ mod tests {
         let ports = |ports: &[u16]| {
             with(Setup {
                 ports: ports.to_vec(),
-                ..Setup::default()
-            })
-        };
-        let public = |ports: &[u16]| {
-            with(Setup {
-                endpoints: Endpoints {
-                    public: ports.to_vec(),
-                    ..Endpoints::default()
-                },
-                ..Setup::default()
-            })
-        };
-        let header = |name: &str, value: &str| {
-            let headers = BTreeMap::from([(name.to_owned(), value.to_owned())]);
-            with(Setup {
-                endpoints: Endpoints {
-                    headers: [(80, headers)].into(),
-                    ..Endpoints::default()
-                },
                 ..Setup::default()
             })
         };
@@ -776,16 +792,6 @@ mod tests {
             (ports(&[RESERVED_PORT]), "ports"),
             (ports(&[80, 80]), "ports"),
             (ports(&(1..=65).collect::<Vec<_>>()), "ports"),
-            (public(&[0]), "endpoints.public"),
-            (public(&[80, 80]), "endpoints.public"),
-            (header("", "x"), "endpoints.headers.80."),
-            (header("a b", "x"), "endpoints.headers.80.a b"),
-            (header("Host", "x"), "endpoints.headers.80.Host"),
-            (
-                header("X-Casemate-Session", "x"),
-                "endpoints.headers.80.X-Casemate-Session",
-            ),
-            (header("X-A", "a\r\nb"), "endpoints.headers.80.X-A"),
         ]);
     }
 

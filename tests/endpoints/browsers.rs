@@ -22,9 +22,9 @@ async fn link(bench: &Bench, session: &Session, port: u16) -> String {
 /// Opens a link as a browser does; the cookie that it gets.
 async fn sign_in(bench: &Bench, session: &Session, port: u16) -> String {
     let link = link(bench, session, port).await;
-    let line = format!("GET //evil.example/a?b=c&casemate-link={link} HTTP/1.1");
+    let target = format!("GET //evil.example/a?b=c&casemate-link={link} HTTP/1.1");
     let said = bench
-        .ask(&line, session, port, "accept: text/html\r\n")
+        .ask(&target, session, port, "accept: text/html\r\n")
         .await;
     assert!(said.starts_with("HTTP/1.1 303"), "{said}");
     let host = host(session, port);
@@ -73,13 +73,13 @@ async fn a_link_becomes_a_cookie_that_is_for_one_port_of_one_session() {
     // Not by path, where it would be one of the API's, and not at the API.
     let path = format!("/v1/sessions/{}/ports/{}/", session.id, program.port);
     for path in [path.as_str(), "/v1/sessions"] {
-        let head =
+        let request =
             format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{cookie}\r\n");
-        let said = bench.say(head).await;
+        let said = bench.say(request).await;
         assert!(said.starts_with("HTTP/1.1 401"), "{path}: {said}");
     }
     // Twice is not at all.
-    let twice = format!("{}cookie: casemate-endpoint=x\r\n", cookie);
+    let twice = format!("{cookie}cookie: casemate-endpoint=x\r\n");
     assert!(
         bench
             .get(&session, program.port, &twice)

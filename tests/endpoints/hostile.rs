@@ -72,11 +72,9 @@ async fn what_can_be_read_in_two_ways_is_refused_and_nothing_hides_behind_it() {
     let before = program.heard().len();
     let said = bench.say(both).await;
     let heard = program.heard()[before..].join("");
-    assert!(
-        !heard.contains("hidden")
-            && !(heard.contains("content-length") && heard.contains("transfer-encoding")),
-        "{heard}"
-    );
+    assert!(!heard.contains("hidden"), "{heard}");
+    let is_both = heard.contains("content-length") && heard.contains("transfer-encoding");
+    assert!(!is_both, "{heard}");
     assert_eq!(said.matches("HTTP/1.1 ").count(), 1, "{said}");
     assert!(said.contains("connection: close"), "{said}");
     bench.close().await;
@@ -117,7 +115,8 @@ async fn what_is_too_large_is_refused_on_both_sides() {
     let bench = Bench::new().await;
     let session = bench.session().await;
     let long = format!("{}x-a: {}\r\n", bench.auth(), "a".repeat(40 * 1024));
-    let many: String = (0..200).map(|n| format!("x-{n}: a\r\n")).collect();
+    let many: Vec<_> = (0..200).map(|n| format!("x-{n}: a\r\n")).collect();
+    let many = many.concat();
     for headers in [long, format!("{}{many}", bench.auth())] {
         let said = bench.get(&session, program.port, &headers).await;
         assert!(said.starts_with("HTTP/1.1 431"), "{said}");

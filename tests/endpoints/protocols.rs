@@ -1,4 +1,4 @@
-//! What passes: WebSockets, HTTP/2 in and out, gRPC with its trailers, streams both ways, answers that are not whole.
+//! What passes: sockets, HTTP/2 in and out, gRPC with its trailers, streams both ways, answers that are not whole.
 
 use std::convert::Infallible;
 

@@ -48,7 +48,7 @@ async def serve(reader, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         n = 0
         while not writer.is_closing():
-            writer.write(f"data: {n}\n\n".encode())
+            writer.write(f"event: tick\ndata: {n}\n\n".encode())
             await writer.drain()
             n += 1
             await asyncio.sleep(0.05)

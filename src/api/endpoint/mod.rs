@@ -83,12 +83,17 @@ pub(super) fn by_path(head: &Parts, is_tls: bool) -> Option<Place> {
     })
 }
 
-/// A request, and what it came with.
-pub(super) struct Visitor {
-    pub(super) place: Place,
+/// A request as it came.
+pub(super) struct Arrived {
     pub(super) head: Parts,
     pub(super) intake: Intake,
     pub(super) on: OnUpgrade,
+}
+
+/// A request for a port.
+pub(super) struct Visitor {
+    pub(super) place: Place,
+    pub(super) arrived: Arrived,
     /// For how long the address has nothing left.
     pub(super) crowded: Option<Duration>,
 }
@@ -116,7 +121,7 @@ impl Server {
         request_id: RequestId,
         visitor: Visitor,
     ) -> Reply {
-        let asked = visitor.head.headers.clone();
+        let asked = visitor.arrived.head.headers.clone();
         match self.pass_on(conversation, visitor).await {
             Ok(reply) => reply,
             Err(told) => {
@@ -129,9 +134,12 @@ impl Server {
     async fn pass_on(&self, conversation: &Conversation, visitor: Visitor) -> Result<Reply, Told> {
         let Visitor {
             place,
-            mut head,
-            intake,
-            on,
+            arrived:
+                Arrived {
+                    mut head,
+                    intake,
+                    on,
+                },
             crowded,
         } = visitor;
         let target = place.target;
