@@ -21,7 +21,7 @@ use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::{EventId, KeyId, SessionId};
 use casemate::model::egress::Scheme;
 use casemate::model::event::{
-    AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
+    AuditEvent, AuditRecord, CommandLine, DoorLimit, FileChangeKind, KINDS, Outcome, Stage,
 };
 use casemate::model::grant::{Role, Scope};
 use casemate::model::image::ImageDigest;
@@ -260,6 +260,11 @@ fn events() -> Vec<AuditEvent> {
             on_timeout: None,
             labels: false,
             egress: Some([name("pypi")].into()),
+        },
+        AuditEvent::AccessLimited {
+            limit: DoorLimit::Connections,
+            address: Some(text("192.0.2.1")),
+            attempts: 2,
         },
     ]
 }

@@ -37,6 +37,7 @@ use super::tls::{self, Greeted, Shown, Tls};
 use crate::app::{App, AppError, Authenticated, Validity};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
+use crate::model::event::DoorLimit;
 use crate::model::settings::HttpLimits;
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
@@ -85,6 +86,14 @@ pub struct Server {
     /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
     handshakes: Semaphore,
     table: Table,
+}
+
+/// What the log says in place of a path that leads nowhere.
+const NO_ROUTE: &str = "none of the API's";
+
+/// The path of routes that share it.
+fn route_path(routes: &[Route]) -> &'static str {
+    routes.first().map_or(NO_ROUTE, |route| route.path)
 }
 
 /// Paths to the routes that share them.
@@ -157,6 +166,7 @@ impl Server {
         };
         // Before anything is read: whoever has too many costs no more than this.
         let Some(_place) = self.limits.connect(ends.peer) else {
+            self.app.crowded(ends.peer, DoorLimit::Connections);
             if self.limits.is_time_to_tell() {
                 info!(peer = ?ends.peer, "refused connections of an address that has too many");
             }
@@ -285,7 +295,9 @@ impl Server {
             .filter(|value| is_request_id(value))
             .cloned();
         let (method, version) = (request.method().clone(), request.version());
-        let path = request.uri().path().to_owned();
+        // Of a path only the route's: clients put keys into the rest, and it is in the log for longer than they last.
+        let route = self.table.at(request.uri().path());
+        let path = route.map_or(NO_ROUTE, |found| route_path(found.value));
         let mut site = Site::None;
         let answered =
             AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut site))
@@ -344,7 +356,7 @@ impl Server {
         let crowded = self.limits.request(peer);
         let is_nobody = !presents(&head.headers) && conversation.ends.shown.is_none();
         if let Some(wait) = crowded.filter(|_| is_nobody) {
-            return Err(Limits::crowded(wait));
+            return Err(self.crowded(peer, wait));
         }
         *site = self.config.browsers.judge(&head, local, is_tls)?;
         let found = self.table.at(head.uri.path()).map_err(|_| {
@@ -364,7 +376,7 @@ impl Server {
             .ok_or_else(|| method_not_allowed(found.value))?;
         let asked = match route.access {
             Access::Open => match crowded {
-                Some(wait) => return Err(Limits::crowded(wait)),
+                Some(wait) => return Err(self.crowded(peer, wait)),
                 None => None,
             },
             Access::Key => {
@@ -372,7 +384,10 @@ impl Server {
                     .authenticate(&conversation.ends, &head.headers, site, crowded)
                     .await?;
                 conversation.is_known.store(true, Ordering::Relaxed);
-                self.limits.admit(&asked.principal)?;
+                if let Err((limit, wait)) = self.limits.admit(&asked.principal) {
+                    self.app.limited(&asked.principal, limit);
+                    return Err(Limits::refused(limit, wait));
+                }
                 Some(asked)
             }
         };
@@ -482,7 +497,13 @@ impl Server {
         if presented.is_some() {
             Limits::hold_back().await;
         }
-        Err(Limits::crowded(wait))
+        Err(Limits::refused(DoorLimit::Address, wait))
+    }
+
+    /// An address that nobody is known by has nothing left: that is noted, and what it is told.
+    fn crowded(&self, peer: Option<IpAddr>, wait: Duration) -> Problem {
+        self.app.crowded(peer, DoorLimit::Address);
+        Limits::refused(DoorLimit::Address, wait)
     }
 }
 
