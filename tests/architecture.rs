@@ -106,7 +106,7 @@ const PLACES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rusqlite", &["store/"]),
-    ("rustls", &["api/tls/"]),
+    ("rustls", &["api/tls/", "bin/casemate/http/tls.rs"]),
     ("rustls_webpki", &["api/tls/"]),
     ("rustix", &["bin/", "host/"]),
     ("schemars", &["base/", "model/", "api/", "policy/"]),
@@ -138,7 +138,14 @@ const PLACES: &[(&str, &[&str])] = &[
             "bin/",
         ],
     ),
-    ("tokio_rustls", &["api/tls/", "identity/jwt/fetch.rs"]),
+    (
+        "tokio_rustls",
+        &[
+            "api/tls/",
+            "identity/jwt/fetch.rs",
+            "bin/casemate/http/tls.rs",
+        ],
+    ),
     (
         "tokio_tungstenite",
         &["api/socket.rs", "api/handshake.rs", "bin/"],

@@ -55,7 +55,7 @@ mod templates;
 #[path = "cli/volumes.rs"]
 mod volumes;
 
-use self::admin::administer;
+use self::admin::{Daemon, administer};
 
 const ID: &str = "ses_00000000000000000000000001";
 

@@ -22,7 +22,7 @@ use casemate::base::id::{EventId, KeyId, SessionId};
 use casemate::model::egress::Scheme;
 use casemate::model::endpoint::Via;
 use casemate::model::event::{
-    AuditEvent, AuditRecord, CommandLine, FileChangeKind, KINDS, Outcome, Stage,
+    AuditEvent, AuditRecord, CommandLine, DoorLimit, FileChangeKind, KINDS, Outcome, Stage,
 };
 use casemate::model::grant::{Role, Scope};
 use casemate::model::image::ImageDigest;
@@ -269,6 +269,11 @@ fn events() -> Vec<AuditEvent> {
         AuditEvent::EndpointLink {
             port: 8888,
             expires_at: Timestamp::from_millis(1_800_000_000_000),
+        },
+        AuditEvent::AccessLimited {
+            limit: DoorLimit::Connections,
+            address: Some(text("192.0.2.1")),
+            attempts: 2,
         },
     ]
 }

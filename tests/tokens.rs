@@ -66,7 +66,7 @@ async fn tokens_of_clerk_keycloak_and_auth_js_are_taken_with_the_settings_of_the
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
     let examples = examples();
     let names: Vec<_> = examples.keys().map(String::as_str).collect();
-    assert_eq!(names, ["authjs", "clerk", "keycloak"]);
+    assert_eq!(names, ["authjs", "clerk", "keycloak", "provider"]);
     let mut issuers: Vec<_> = examples
         .into_values()
         .map(|issuer| with_keys(issuer, &secret))

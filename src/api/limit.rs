@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::error::Problem;
 use super::server::locked;
+use crate::model::event::DoorLimit;
 use crate::model::name::Name;
 use crate::model::principal::{Principal, Proof};
 use crate::model::settings::HttpLimits;
@@ -158,18 +159,28 @@ impl Limits {
         }
     }
 
-    /// Counts a request of somebody who is known.
-    pub(super) fn admit(&self, principal: &Principal) -> Result<(), Problem> {
+    /// Counts a request of somebody who is known; which limit has nothing left, and how long until it has.
+    pub(super) fn admit(&self, principal: &Principal) -> Result<(), (DoorLimit, Duration)> {
         let Principal::Client(client) = principal else {
             return Ok(());
         };
         if let Some(wait) = self.take(self.keys.as_ref(), || client.by.clone()) {
-            return Err(Problem::rate_limited("with this credential", wait));
+            return Err((DoorLimit::Key, wait));
         }
         match self.take(self.teams.as_ref(), || client.team.clone()) {
-            Some(wait) => Err(Problem::rate_limited("for this team", wait)),
+            Some(wait) => Err((DoorLimit::Team, wait)),
             None => Ok(()),
         }
+    }
+
+    /// What is told to whoever has nothing left.
+    pub(super) fn refused(limit: DoorLimit, wait: Duration) -> Problem {
+        let how = match limit {
+            DoorLimit::Key => "with this credential",
+            DoorLimit::Team => "for this team",
+            DoorLimit::Address | DoorLimit::Connections => "from this address",
+        };
+        Problem::rate_limited(how, wait)
     }
 
     /// Looks up a credential from an address that has nothing left, when it is its turn.
@@ -180,18 +191,13 @@ impl Limits {
     ) -> Result<T, Problem> {
         match timeout(LOOKUP_PATIENCE, self.lookups.acquire()).await {
             Ok(Ok(_place)) => Ok(looked_up.await),
-            _ => Err(Self::crowded(wait)),
+            _ => Err(Self::refused(DoorLimit::Address, wait)),
         }
     }
 
     /// Holds back the answer to a wrong credential.
     pub(super) async fn hold_back() {
         tokio::time::sleep(FAILURE_PAUSE).await;
-    }
-
-    /// What an address is told that has nothing left.
-    pub(super) fn crowded(wait: Duration) -> Problem {
-        Problem::rate_limited("from this address", wait)
     }
 
     /// Whether it is time to say in the log that somebody was refused for being too many.

@@ -38,6 +38,7 @@ use super::tls::{self, Greeted, Shown, Tls};
 use crate::app::{App, AppError, Authenticated, Validity};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
+use crate::model::event::DoorLimit;
 use crate::model::settings::HttpLimits;
 
 /// Longest head of a request: 32 KiB hold every sensible header and the largest token.
@@ -86,6 +87,14 @@ pub struct Server {
     /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
     handshakes: Semaphore,
     table: Table,
+}
+
+/// What the log says in place of a path that leads nowhere.
+const NO_ROUTE: &str = "none of the API's";
+
+/// The path of routes that share it.
+fn route_path(routes: &[Route]) -> &'static str {
+    routes.first().map_or(NO_ROUTE, |route| route.path)
 }
 
 /// Paths to the routes that share them.
@@ -158,6 +167,7 @@ impl Server {
         };
         // Before anything is read: whoever has too many costs no more than this.
         let Some(_place) = self.limits.connect(ends.peer) else {
+            self.app.crowded(ends.peer, DoorLimit::Connections);
             if self.limits.is_time_to_tell() {
                 info!(peer = ?ends.peer, "refused connections of an address that has too many");
             }
@@ -286,7 +296,9 @@ impl Server {
             .filter(|value| is_request_id(value))
             .cloned();
         let (method, version) = (request.method().clone(), request.version());
-        let path = request.uri().path().to_owned();
+        // Of a path only the route's: clients put keys into the rest, and it is in the log for longer than they last.
+        let route = self.table.at(request.uri().path());
+        let path = route.map_or(NO_ROUTE, |found| route_path(found.value));
         let mut site = Site::None;
         let answered =
             AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut site))
@@ -350,7 +362,7 @@ impl Server {
         let crowded = self.limits.request(peer);
         let is_nobody = !presents(&head.headers) && conversation.ends.shown.is_none();
         if let Some(wait) = crowded.filter(|_| is_nobody) {
-            return Err(Limits::crowded(wait));
+            return Err(self.crowded(peer, wait));
         }
         let mut place = endpoint::by_host(&self.app, &head, is_tls)?;
         if place.is_none() {
@@ -385,7 +397,7 @@ impl Server {
             .ok_or_else(|| method_not_allowed(found.value))?;
         let asked = match route.access {
             Access::Open => match crowded {
-                Some(wait) => return Err(Limits::crowded(wait)),
+                Some(wait) => return Err(self.crowded(peer, wait)),
                 None => None,
             },
             Access::Key => {
@@ -393,7 +405,7 @@ impl Server {
                     .authenticate(&conversation.ends, &head.headers, site, crowded)
                     .await?;
                 conversation.know();
-                self.limits.admit(&asked.principal)?;
+                self.admit_principal(&asked)?;
                 Some(asked)
             }
         };
@@ -515,9 +527,13 @@ impl Server {
         self.vouched(peer, crowded, Some(looked_up)).await
     }
 
-    /// Whether there is something left for whoever asks.
+    /// Whether there is something left for whoever asks; that there is not is noted.
     pub(super) fn admit_principal(&self, asked: &Authenticated) -> Result<(), Problem> {
-        self.limits.admit(&asked.principal)
+        let admitted = self.limits.admit(&asked.principal);
+        admitted.map_err(|(limit, wait)| {
+            self.app.limited(&asked.principal, limit);
+            Limits::refused(limit, wait)
+        })
     }
 
     async fn vouched(
@@ -544,7 +560,13 @@ impl Server {
         if is_presented {
             Limits::hold_back().await;
         }
-        Err(Limits::crowded(wait))
+        Err(Limits::refused(DoorLimit::Address, wait))
+    }
+
+    /// An address that nobody is known by has nothing left: that is noted, and what it is told.
+    pub(super) fn crowded(&self, peer: Option<IpAddr>, wait: Duration) -> Problem {
+        self.app.crowded(peer, DoorLimit::Address);
+        Limits::refused(DoorLimit::Address, wait)
     }
 }
 

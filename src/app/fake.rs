@@ -105,6 +105,7 @@ impl Ground {
             audit,
             runtime,
             facts: RuntimeFacts {
+                conmon_version: String::new(),
                 podman_version: String::new(),
                 runtime_path: String::new(),
                 runtime_version: String::new(),

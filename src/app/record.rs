@@ -11,6 +11,7 @@ use crate::audit::retention::Archived;
 use crate::audit::{AuditError, Verification};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
+use crate::model::event::DoorLimit;
 use crate::model::principal::Principal;
 use crate::model::query::{AuditFilter, BadFilter};
 use crate::model::record::SignedArchive;
@@ -166,6 +167,16 @@ impl App {
             Some(id) => self.session(principal, id).await.map(drop),
             None => self.allow(principal, Action::ReadAudit, &Resource::default()),
         }
+    }
+
+    /// Notes that somebody who is known asked for more than they may.
+    pub fn limited(&self, principal: &Principal, limit: DoorLimit) {
+        self.0.audit.limited(principal, limit);
+    }
+
+    /// Notes that an address asked for more than it may.
+    pub fn crowded(&self, address: Option<std::net::IpAddr>, limit: DoorLimit) {
+        self.0.audit.crowded(address, limit);
     }
 
     /// Notes that somebody presented no valid credentials.

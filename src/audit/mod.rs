@@ -30,7 +30,7 @@ pub use self::checkpoint::{Signer, SignerError};
 use self::tally::{Refusal, Tally};
 use crate::base::clock::Clock;
 use crate::base::id::{EventId, SessionId};
-use crate::model::event::{AuditEvent, AuditRecord, CommandLine, Outcome, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, CommandLine, DoorLimit, Outcome, Stage};
 use crate::model::principal::Principal;
 use crate::model::query::AuditFilter;
 use crate::model::settings::AuditConfig;
@@ -230,6 +230,19 @@ impl AuditLog {
     /// Notes that somebody presented no valid credentials. Written by [`AuditLog::keep_tally`].
     pub fn not_authenticated(&self, address: Option<std::net::IpAddr>) {
         self.tally.count(Refusal::Unknown(address));
+    }
+
+    /// Notes that somebody who is known asked for more than they may. Written by [`AuditLog::keep_tally`].
+    pub fn limited(&self, principal: &Principal, limit: DoorLimit) {
+        self.tally.count(Refusal::Limited {
+            principal: principal.to_string(),
+            limit,
+        });
+    }
+
+    /// Notes that an address asked for more than it may. Written by [`AuditLog::keep_tally`].
+    pub fn crowded(&self, address: Option<std::net::IpAddr>, limit: DoorLimit) {
+        self.tally.count(Refusal::Crowded(address, limit));
     }
 
     /// What was found to be wrong with the record.

@@ -68,7 +68,7 @@ pub fn event(line: &str) -> Option<Value> {
 fn is_refusal(kind: &str) -> bool {
     matches!(
         kind,
-        "auth.failed" | "access.denied" | "admin.refused" | "egress.denied"
+        "auth.failed" | "access.denied" | "access.limited" | "admin.refused" | "egress.denied"
     )
 }
 

@@ -16,7 +16,7 @@ use tracing::warn;
 use super::{AuditError, AuditLog};
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
-use crate::model::event::{AuditEvent, AuditRecord, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, DoorLimit, Stage};
 use crate::model::principal::Principal;
 
 /// Least time between two records of the same.
@@ -36,6 +36,10 @@ const OTHERS: &str = "others";
 pub(super) enum Refusal {
     /// No valid credentials, from this address.
     Unknown(Option<IpAddr>),
+    /// More than an address may have, by nobody who is known.
+    Crowded(Option<IpAddr>, DoorLimit),
+    /// More than somebody who is known may have.
+    Limited { principal: String, limit: DoorLimit },
     /// The policy said no.
     Denied {
         principal: String,
@@ -52,6 +56,31 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// What is counted in its place where too many are told apart.
+    fn among_others(self) -> Self {
+        let others = || OTHERS.to_owned();
+        match self {
+            Self::Unknown(_) => Self::Unknown(None),
+            Self::Crowded(_, limit) => Self::Crowded(None, limit),
+            Self::Limited { limit, .. } => Self::Limited {
+                principal: others(),
+                limit,
+            },
+            Self::Denied { action, rule, .. } => Self::Denied {
+                principal: others(),
+                action,
+                rule,
+            },
+            // There are no more of these than sessions and rules that always hold.
+            Self::Egress { session, .. } => Self::Egress {
+                session,
+                host: Some(others()),
+                port: 0,
+                rule: others(),
+            },
+        }
+    }
+
     /// Whether both are of one session.
     fn is_of(&self, other: &Self) -> bool {
         match (self, other) {
@@ -80,8 +109,8 @@ struct Counts {
 impl Counts {
     fn of(&mut self, refusal: &Refusal) -> &mut HashMap<Refusal, Count> {
         match refusal {
-            Refusal::Unknown(_) => &mut self.unknown,
-            Refusal::Denied { .. } => &mut self.denied,
+            Refusal::Unknown(_) | Refusal::Crowded(..) => &mut self.unknown,
+            Refusal::Denied { .. } | Refusal::Limited { .. } => &mut self.denied,
             Refusal::Egress { .. } => &mut self.egress,
         }
     }
@@ -104,21 +133,7 @@ impl Tally {
         let refusal = if is_room {
             refusal
         } else {
-            match refusal {
-                Refusal::Unknown(_) => Refusal::Unknown(None),
-                Refusal::Denied { action, rule, .. } => Refusal::Denied {
-                    principal: OTHERS.to_owned(),
-                    action,
-                    rule,
-                },
-                // There are no more of these than sessions and rules that always hold.
-                Refusal::Egress { session, .. } => Refusal::Egress {
-                    session,
-                    host: Some(OTHERS.to_owned()),
-                    port: 0,
-                    rule: OTHERS.to_owned(),
-                },
-            }
+            refusal.among_others()
         };
         let now = Instant::now();
         let count = counts.entry(refusal).or_insert(Count {
@@ -199,12 +214,30 @@ impl AuditLog {
     }
 
     async fn write_refusal(&self, refusal: &Refusal, attempts: u64) -> Result<(), AuditError> {
+        let from = |address: &Option<IpAddr>| {
+            address.map_or_else(|| OTHERS.to_owned(), |address| address.to_string())
+        };
         let (principal, event) = match refusal {
             Refusal::Unknown(address) => (
                 "nobody".to_owned(),
                 AuditEvent::AuthFailed {
-                    address: address
-                        .map_or_else(|| OTHERS.to_owned(), |address| address.to_string()),
+                    address: from(address),
+                    attempts,
+                },
+            ),
+            Refusal::Crowded(address, limit) => (
+                "nobody".to_owned(),
+                AuditEvent::AccessLimited {
+                    limit: *limit,
+                    address: Some(from(address)),
+                    attempts,
+                },
+            ),
+            Refusal::Limited { principal, limit } => (
+                principal.clone(),
+                AuditEvent::AccessLimited {
+                    limit: *limit,
+                    address: None,
                     attempts,
                 },
             ),
@@ -237,7 +270,7 @@ impl AuditLog {
         };
         let session = match refusal {
             Refusal::Egress { session, .. } => Some(*session),
-            Refusal::Unknown(_) | Refusal::Denied { .. } => None,
+            _ => None,
         };
         let record = self.record(Stage::Fact, &Principal::Daemon, session, event)?;
         self.append(AuditRecord {

@@ -1,6 +1,6 @@
 //! The record as those see it who read, copy and check it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::mirror::Mirror;
 use super::*;
 use crate::base::clock::ManualClock;
+use crate::model::event::DoorLimit;
 use crate::model::record::SignedCheckpoint;
 use crate::model::settings::ArgvRecord;
 use crate::model::verify::{Fault, Signed, Verifier};
@@ -318,6 +319,11 @@ async fn a_flood_of_refusals_is_a_few_records() {
     for _ in 0..1000 {
         log.denied(&member, "read-audit", "only-operators-administer");
     }
+    for n in 0..1000_u32 {
+        log.limited(&member, [DoorLimit::Key, DoorLimit::Team][n as usize % 2]);
+        log.crowded(Some(one), DoorLimit::Connections);
+        log.crowded(Some(std::net::Ipv4Addr::from(n).into()), DoorLimit::Address);
+    }
     stop.cancel();
     keeping.await.unwrap();
     let all = AuditFilter {
@@ -327,6 +333,7 @@ async fn a_flood_of_refusals_is_a_few_records() {
     let records = store.audit(all).await.unwrap();
     assert!(records.len() < 1100, "{} records", records.len());
     let (mut attempts, mut addresses, mut denied) = (0, HashSet::new(), 0);
+    let mut limited = BTreeMap::new();
     for (_, record) in &records {
         match &record.event {
             AuditEvent::AuthFailed {
@@ -343,10 +350,32 @@ async fn a_flood_of_refusals_is_a_few_records() {
                 assert_eq!(rule, "only-operators-administer");
                 denied += n;
             }
+            AuditEvent::AccessLimited {
+                limit,
+                address,
+                attempts: n,
+            } => {
+                let who = match address {
+                    Some(_) => "nobody".to_owned(),
+                    None => member.to_string(),
+                };
+                assert_eq!(record.principal, who);
+                *limited.entry(format!("{limit:?}")).or_insert(0) += n;
+            }
             other => panic!("{other:?}"),
         }
     }
     assert_eq!((attempts, denied), (300_000, 1000), "some are not counted");
+    let expected = [
+        ("Address", 1000),
+        ("Connections", 1000),
+        ("Key", 500),
+        ("Team", 500),
+    ];
+    assert_eq!(
+        limited,
+        expected.map(|(limit, n)| (limit.to_owned(), n)).into()
+    );
     assert!(addresses.contains("192.0.2.1") && addresses.contains("others"));
 }
 

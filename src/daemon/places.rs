@@ -37,6 +37,7 @@ pub(super) fn of_daemon(config: &Config, settings: &Path) -> Realm {
     Realm {
         own: own.cloned().collect(),
         read: read.chain(named.map(Path::to_owned)).collect(),
+        ports: vec![config.http.listen.port()],
     }
 }
 
@@ -75,6 +76,7 @@ pub(super) fn of_restore(config: &Config, settings: &Path, with_templates: bool)
     Realm {
         own,
         read: vec!["/".into()],
+        ports: Vec::new(),
     }
 }
 

@@ -1,18 +1,22 @@
 //! Which files the daemon may reach, by the kernel's Landlock (<https://docs.kernel.org/userspace-api/landlock.html>): whoever
 //! takes it over reads no more of the machine than it needs itself, and writes nothing but what is its own.
 //!
+//! From Linux 6.7 on it also keeps the ports of TCP that the daemon may listen at to those of its settings; where it connects to is
+//! not bounded, since that is what egress is for.
+//!
 //! What is open already stays open, sockets with a path can be connected to, and the programs that the daemon starts are held
 //! to the same. A directory on which another disk is mounted later is another directory: mounts come first.
 
 use std::fs::OpenOptions;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 
 use super::{HostError, scratch};
@@ -56,13 +60,21 @@ const ANYBODYS: [&str; 4] = ["/var/tmp", "/tmp", "/dev/shm", "/run/lock"];
 /// A file that everybody may open for writing, and the daemon has no use for.
 const NOBODYS: &str = "/dev/zero";
 
-/// Directories, each with all below it.
+/// What [`escapes`] calls a port of TCP that is none of the daemon's.
+const ANY_PORT: &str = "any port of TCP";
+
+/// The first version of the interface that knows of ports.
+const ABI_OF_PORTS: i32 = 4;
+
+/// Directories, each with all below it, and ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Realm {
     /// The daemon's own: read and written. Those that are not there are nobody's.
     pub own: Vec<PathBuf>,
     /// Read beside what any program reads.
     pub read: Vec<PathBuf>,
+    /// The ports of TCP that it listens at.
+    pub ports: Vec<u16>,
 }
 
 /// What came of it.
@@ -120,6 +132,7 @@ fn restrict(realm: &Realm) -> Result<landlock::RestrictionStatus, landlock::Rule
     let programs = PROGRAMS.iter().map(PathBuf::from).chain(loaders);
     Ruleset::default()
         .handle_access(AccessFs::from_all(ABI_TRIED))?
+        .handle_access(AccessNet::BindTcp)?
         .scope(scopes())?
         .create()?
         .add_rules(path_beneath_rules(SYSTEM, read))?
@@ -130,7 +143,13 @@ fn restrict(realm: &Realm) -> Result<landlock::RestrictionStatus, landlock::Rule
             AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
         ))?
         .add_rules(path_beneath_rules(&realm.own, own))?
+        .add_rules(ports(&realm.ports))?
         .restrict_self()
+}
+
+fn ports(ports: &[u16]) -> impl Iterator<Item = Result<NetPort, landlock::RulesetError>> {
+    let ports = ports.iter();
+    ports.map(|port| Ok(NetPort::new(*port, AccessNet::BindTcp)))
 }
 
 /// No signals to others, and no abstract sockets of others, unless the service manager has one (`sd_notify(3)`).
@@ -149,7 +168,8 @@ pub fn confined() -> Option<Confined> {
     CONFINED.get().copied()
 }
 
-/// Tries to write where everybody but the confined may; where that went well. It leaves nothing behind.
+/// Tries to write where everybody but the confined may, and to listen where anybody may and the kernel would keep the confined from
+/// it; where that went well. It leaves nothing behind.
 #[must_use]
 pub fn escapes() -> Vec<&'static str> {
     let device = OpenOptions::new().write(true).open(NOBODYS);
@@ -158,7 +178,10 @@ pub fn escapes() -> Vec<&'static str> {
     let directories = ANYBODYS
         .into_iter()
         .filter(|directory| scratch::file(Path::new(directory)).is_ok());
-    device.into_iter().chain(directories).collect()
+    let knows_ports = !matches!(confined(), Some(Confined::To(abi)) if abi < ABI_OF_PORTS);
+    let port = knows_ports && TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).is_ok();
+    let port = port.then_some(ANY_PORT);
+    device.into_iter().chain(directories).chain(port).collect()
 }
 
 #[cfg(test)]
@@ -188,11 +211,16 @@ mod tests {
         for directory in [&read, &other] {
             fs::write(directory.path().join("file"), "text").unwrap();
         }
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let free = listener.local_addr().unwrap().port();
+        drop(listener);
         let realm = Realm {
             own: vec![own.path().to_owned(), "/no/such/directory".into()],
             read: vec![read.path().to_owned()],
+            ports: vec![free],
         };
         assert!(escapes().contains(&NOBODYS), "nothing holds yet");
+        assert!(escapes().contains(&ANY_PORT), "nothing holds yet");
         assert_eq!(confined(), None);
         let found = confine(&realm).unwrap();
         assert_eq!(confined(), Some(found));
@@ -202,6 +230,15 @@ mod tests {
         };
         assert!(abi >= 2, "{abi}");
         assert_eq!(escapes(), [""; 0]);
+
+        // Its own port, and whoever listens at another; no other of its own.
+        let listens = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        let own_port = listens(free).unwrap();
+        let connected = std::net::TcpStream::connect(own_port.local_addr().unwrap());
+        assert!(connected.is_ok(), "{connected:?}");
+        for other in [0, free.wrapping_add(1).max(1024)] {
+            assert_eq!(is_refused(listens(other)), abi >= ABI_OF_PORTS, "{other}");
+        }
 
         // Its own: all that the daemon does with files.
         let at = |name: &str| own.path().join(name);

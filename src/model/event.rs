@@ -408,6 +408,17 @@ pub enum AuditEvent {
         /// How often since the record before.
         attempts: u64,
     },
+    /// Somebody asked for more than the limits of the HTTP door let them. At most one record a minute for each who and limit.
+    #[serde(rename = "access.limited")]
+    AccessLimited {
+        /// The limit.
+        limit: DoorLimit,
+        /// Where from, when it was nobody known; `others` when there are too many to tell apart.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
+        /// How often since the record before.
+        attempts: u64,
+    },
     /// A program in a session was to reach something outside. Its outcome says how many bytes went, and for how long.
     #[serde(rename = "egress.connect")]
     EgressConnect {
@@ -505,6 +516,7 @@ impl AuditEvent {
             Self::DaemonReload { .. } => "daemon.reload",
             Self::AuthFailed { .. } => "auth.failed",
             Self::AccessDenied { .. } => "access.denied",
+            Self::AccessLimited { .. } => "access.limited",
             Self::EgressConnect { .. } => "egress.connect",
             Self::EgressDenied { .. } => "egress.denied",
             Self::AuditArchive { .. } => "audit.archive",
@@ -516,6 +528,7 @@ impl AuditEvent {
 /// Every kind of event, as the field `kind` has it.
 pub const KINDS: &[&str] = &[
     "access.denied",
+    "access.limited",
     "admin.command",
     "admin.refused",
     "archive.read",
@@ -574,6 +587,20 @@ pub fn is_kind(word: &str) -> bool {
             .is_some_and(|(family, _)| family == word)
     };
     KINDS.contains(&word) || KINDS.iter().any(family)
+}
+
+/// What bounds how much may be asked at the HTTP door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DoorLimit {
+    /// Requests with one key, token or certificate.
+    Key,
+    /// Requests for one team.
+    Team,
+    /// Requests of one address, of those who are not known.
+    Address,
+    /// Connections of one address at one time.
+    Connections,
 }
 
 /// What is recorded of a command line beyond its program's name.

@@ -436,6 +436,7 @@ impl SandboxRuntime for FakeRuntime {
         let state = self.state();
         verdict.answer(RuntimeFacts {
             podman_version: "4.3.1".into(),
+            conmon_version: "conmon version 2.1.6".into(),
             runtime_path: "/usr/libexec/casemate/casemate-runsc".into(),
             runtime_version: "runsc version 0.0~20240729.0".into(),
             unenforced_limits: state.unenforced_limits.clone(),

@@ -39,6 +39,8 @@ use groups::Strain;
 pub struct RuntimeFacts {
     /// podman's version.
     pub podman_version: String,
+    /// conmon's version, for example `conmon version 2.1.6`; empty when podman does not say.
+    pub conmon_version: String,
     /// The OCI runtime's path, as podman reports it.
     pub runtime_path: String,
     /// What the OCI runtime prints as its version, for example `runsc version 0.0~20240729.0`.

@@ -104,6 +104,9 @@ pub(super) fn judge(info: &Info, config: &RuntimeConfig) -> Result<RuntimeFacts,
             .as_ref()
             .and_then(|v| v.version.clone())
             .unwrap_or_default(),
+        conmon_version: host
+            .and_then(|h| h.conmon.as_ref()?.version.clone())
+            .unwrap_or_default(),
         runtime_path: path.to_owned(),
         runtime_version: version.to_owned(),
         unenforced_limits,
@@ -193,6 +196,7 @@ mod tests {
                     {"container_id": 0, "host_id": 995, "size": 1},
                     {"container_id": 1, "host_id": 100_000, "size": 65536},
                 ]},
+                "conmon": {"version": "conmon version 2.1.6, commit: unknown"},
                 "ociRuntime": {
                     "path": "/usr/libexec/casemate/casemate-runsc",
                     "version": "runsc version 0.0~20240729.0\nspec: 1.0.2-dev",
@@ -223,6 +227,10 @@ mod tests {
     fn a_good_machine_is_fit() {
         let facts = judged(good()).unwrap();
         assert_eq!(facts.podman_version, "4.3.1");
+        assert_eq!(
+            facts.conmon_version,
+            "conmon version 2.1.6, commit: unknown"
+        );
         assert_eq!(facts.runtime_version, "runsc version 0.0~20240729.0");
         assert_eq!(facts.unenforced_limits, ["memory", "cpu", "pids"]);
     }

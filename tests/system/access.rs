@@ -181,3 +181,69 @@ async fn keys_tokens_and_rules_hold_on_the_real_thing_and_over_a_restart() {
     );
     assert_eq!(auditor.get("/v1/audit/export").await.status, 200);
 }
+
+/// An address of this machine that is not loopback. Nothing is sent.
+fn own_address() -> std::net::IpAddr {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("192.0.2.200:9").unwrap();
+    socket.local_addr().unwrap().ip()
+}
+
+#[tokio::test]
+async fn refusals_by_each_limit_are_recorded_and_a_flood_is_a_few_records() {
+    let mut daemon = Daemon::new();
+    let (_, port) = daemon.client.address.rsplit_once(':').unwrap();
+    let own = format!("{}:{port}", own_address());
+    daemon.set("http.listen", json!(format!("0.0.0.0:{port}")));
+    for (key, value) in [
+        ("key_per_s", 1),
+        ("key_burst", 4),
+        ("team_per_s", 1),
+        ("team_burst", 6),
+        ("connections_per_address", 2),
+    ] {
+        daemon.set(&format!("http.limits.{key}"), json!(value));
+    }
+    daemon.start().await;
+    let (one, other) = (daemon.key("tests").await, daemon.key("tests").await);
+    let mut refused = 0;
+    for key in [&one, &other] {
+        let client = daemon.client.with_key(key);
+        for _ in 0..40 {
+            let answer = client.get("/v1/sessions").await;
+            refused += i64::from(answer.status == 429);
+        }
+    }
+    // Connections count by an address that is not this machine's own loopback.
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        held.push(std::net::TcpStream::connect(&own).unwrap());
+    }
+    for _ in 0..10 {
+        let mut stream = std::net::TcpStream::connect(&own).unwrap();
+        let mut byte = [0];
+        // Closed at once, or reset.
+        let read = std::io::Read::read(&mut stream, &mut byte);
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
+    // What is counted is written at the end at the latest.
+    drop(held);
+    assert_eq!(daemon.term().await, 0);
+    let sum = |limits: &str| {
+        let query = format!(
+            "SELECT coalesce(sum(event ->> 'attempts'), 0) FROM audit WHERE kind = 'access.limited' AND event ->> 'limit' IN ({limits})"
+        );
+        daemon.sql::<i64>(&query)[0]
+    };
+    assert_eq!(sum("'key', 'team'"), refused);
+    assert!(sum("'key'") > 0 && sum("'team'") > 0, "{refused}");
+    assert_eq!(sum("'connections'"), 10);
+    let who = "SELECT DISTINCT principal || ' ' || coalesce(event ->> 'address', '') FROM audit WHERE kind = 'access.limited' ORDER BY 1";
+    let who = daemon.sql::<String>(who);
+    let of = |key: &str| format!("key_{} ", key.split('_').nth(1).unwrap());
+    let mut expected = [of(&one), of(&other), format!("nobody {}", own_address())];
+    expected.sort();
+    assert_eq!(who, expected);
+    let records = daemon.sql::<i64>("SELECT count(*) FROM audit WHERE kind = 'access.limited'")[0];
+    assert!(records <= 8, "{records} records");
+}

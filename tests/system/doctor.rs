@@ -54,6 +54,7 @@ async fn this_machine_passes_in_production_mode_and_what_is_broken_later_is_seen
     assert_eq!(found("core_dumps"), "dumpable false, core files of 0 bytes");
     assert_eq!(found("umask"), "0077");
     assert!(found("open_files").contains("may be needed"));
+    assert!(found("conmon_version").starts_with("2."));
     for name in ["landlock", "landlock_kernel"] {
         assert!(found(name).starts_with("ABI "), "{}", found(name));
     }

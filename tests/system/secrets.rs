@@ -1,5 +1,7 @@
 //! Planted secrets, and every place where they must not turn up.
 
+mod everywhere;
+
 use std::path::Path;
 
 use serde_json::json;

@@ -283,7 +283,7 @@ impl Server {
             (Ok(asked), Via::Credential)
         } else {
             if let Some(wait) = crowded {
-                return Err(told(super::limit::Limits::crowded(wait)));
+                return Err(told(self.crowded(peer, wait)));
             }
             return Ok((None, Via::Public));
         };

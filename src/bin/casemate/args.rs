@@ -78,7 +78,7 @@ pub struct Settings {
     /// Print one JSON value for programs instead of text for people
     #[arg(long, global = true)]
     pub json: bool,
-    /// Where casemated's HTTP API is; https is not supported yet
+    /// Where casemated's HTTP API is; http or https
     #[arg(
         long,
         global = true,
@@ -90,6 +90,15 @@ pub struct Settings {
     /// File that holds the API key; goes before the variable `CASEMATE_API_KEY`
     #[arg(long, global = true, value_name = "PATH")]
     pub key_file: Option<PathBuf>,
+    /// File of the certificates that casemated's must lead to, in PEM, for https; the system's without it
+    #[arg(long, global = true, env = "CASEMATE_CA", value_name = "PATH")]
+    pub ca: Option<PathBuf>,
+    /// File of a certificate of yours, in PEM, for https; with it no API key is needed
+    #[arg(long, global = true, env = "CASEMATE_CERT", value_name = "PATH")]
+    pub cert: Option<PathBuf>,
+    /// File of that certificate's private key, in PEM
+    #[arg(long, global = true, env = "CASEMATE_CERT_KEY", value_name = "PATH")]
+    pub cert_key: Option<PathBuf>,
     /// casemated's admin socket, for `casemate admin` and `casemate doctor`
     #[arg(
         long,

@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::failure::Failure;
-use crate::http::Client;
+use crate::http::{Client, Papers};
 use crate::key;
 
 /// How long an answer may take: stopping a session waits for half of it at most.
@@ -53,6 +53,8 @@ pub enum Admin {
         url: String,
         /// What holds the token.
         token: PathBuf,
+        /// For TLS with it.
+        papers: Papers,
     },
 }
 
@@ -152,9 +154,9 @@ impl Admin {
                 Ok(stream) => Box::new(stream),
                 Err(error) => return Err(unreachable(path, &error)),
             },
-            Self::Elsewhere { url, token } => {
+            Self::Elsewhere { url, token, papers } => {
                 let token = key::find(Some(token), None)?;
-                let client = Client::new(url, Some(token))?;
+                let client = Client::new(url, Some(token), papers)?;
                 Box::new(client.socket("/v1/admin", PROTOCOL).await?.into_line())
             }
         };

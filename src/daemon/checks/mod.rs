@@ -82,6 +82,7 @@ pub const CHECKS: &[Check] = &[
     files::BACKUP_DIRECTORY,
     podman::RUNTIME,
     podman::PODMAN_VERSION,
+    podman::CONMON_VERSION,
     podman::SUB_IDS,
     podman::LIMITS,
     podman::IMAGES,

@@ -12,6 +12,9 @@ use crate::runtime::{RuntimeError, RuntimeFacts};
 /// The oldest podman without a known hole that matters here.
 const KNOWN_GOOD_PODMAN: (u32, u32, u32) = (5, 7, 1);
 
+/// The oldest conmon that is not known to fail with gVisor.
+const KNOWN_GOOD_CONMON: (u32, u32, u32) = (2, 1, 6);
+
 /// Rootless, ours, gVisor.
 pub(super) const RUNTIME: Check = Check {
     name: "runtime",
@@ -40,7 +43,28 @@ pub(super) const PODMAN_VERSION: Check = Check {
     }),
 };
 
+/// Not one that is known to break.
+pub(super) const CONMON_VERSION: Check = Check {
+    name: "conmon_version",
+    rule: "conmon is 2.1.6 or newer: older ones are known to fail with gVisor's sandboxes that run detached, as all of ours do.",
+    mend: "install conmon 2.1.6 or newer and restart casemate-podman.service",
+    is_advice: true,
+    look: Look::Asked(|scene| {
+        Box::pin(async { conmon_version(&probed(scene, &scene.facts).await?.conmon_version) })
+    }),
+};
+
 fn podman_version(found: &str) -> Found {
+    at_least(KNOWN_GOOD_PODMAN, found)
+}
+
+fn conmon_version(found: &str) -> Found {
+    let numbers = found.strip_prefix("conmon version ").unwrap_or(found);
+    let numbers = numbers.split(',').next().unwrap_or_default();
+    at_least(KNOWN_GOOD_CONMON, numbers)
+}
+
+fn at_least(known_good: (u32, u32, u32), found: &str) -> Found {
     // A packager's addition, or that of a version before its release, stands behind the numbers.
     let numbers = found
         .split(|c: char| !c.is_ascii_digit() && c != '.')
@@ -52,7 +76,7 @@ fn podman_version(found: &str) -> Found {
     let mut part = || parts.next().and_then(Result::ok);
     match (part(), part(), part()) {
         (Some(major), Some(minor), patch)
-            if (major, minor, patch.unwrap_or_default()) >= KNOWN_GOOD_PODMAN =>
+            if (major, minor, patch.unwrap_or_default()) >= known_good =>
         {
             Ok(found.to_owned())
         }
@@ -215,6 +239,25 @@ mod tests {
         }
         for bad in ["4.3.1", "5.7.0", "5.6.9", "5", "", "v5.7.1", "x"] {
             assert!(podman_version(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_conmon_that_is_known_to_fail_does_so_here() {
+        for good in [
+            "conmon version 2.1.6, commit: unknown",
+            "conmon version 2.1.13",
+            "2.2.0",
+        ] {
+            assert!(conmon_version(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "conmon version 2.1.5, commit: x",
+            "conmon version 2.0.29",
+            "",
+            "conmon",
+        ] {
+            assert!(conmon_version(bad).is_err(), "{bad}");
         }
     }
 

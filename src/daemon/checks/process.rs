@@ -68,7 +68,7 @@ pub(super) const OPEN_FILES: Check = Check {
 /// What it may reach of the machine's files.
 pub(super) const LANDLOCK: Check = Check {
     name: "landlock",
-    rule: "Where the kernel has Landlock, casemated reaches its own files and what it must read, and writes nowhere else; seen by trying.",
+    rule: "Where the kernel has Landlock, casemated reaches its own files and what it must read, writes nowhere else, and listens at its own port of TCP only (Linux 6.7); seen by trying.",
     mend: "casemated confines itself at its start; look in its log for what kept it from that",
     is_advice: false,
     look: Look::Here(|_| landlock(realm::confined(), &realm::escapes())),

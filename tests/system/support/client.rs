@@ -1,7 +1,10 @@
 //! A client of the HTTP API: one connection for each request, a deadline on each, and every answer
 //! held against the OpenAPI document.
 
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,9 +12,12 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use super::schema;
 
@@ -23,7 +29,14 @@ const DEADLINE: Duration = Duration::from_secs(150);
 pub struct Client {
     pub address: String,
     pub key: Option<String>,
+    /// How it speaks TLS, where it does: to whom, and what it trusts.
+    pub tls: Option<(String, Arc<ClientConfig>)>,
 }
+
+/// A connection, with TLS or without.
+pub trait Line: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug> Line for T {}
 
 /// An answer, whole.
 #[derive(Debug)]
@@ -78,6 +91,17 @@ impl Client {
             key: Some(key.to_owned()),
             ..self.clone()
         }
+    }
+
+    /// A connection to the door.
+    pub async fn dial(&self) -> io::Result<Box<dyn Line>> {
+        let stream = TcpStream::connect(&self.address).await?;
+        let Some((name, config)) = &self.tls else {
+            return Ok(Box::new(stream));
+        };
+        let name = ServerName::try_from(name.clone()).unwrap();
+        let connector = TlsConnector::from(Arc::clone(config));
+        Ok(Box::new(connector.connect(name, stream).await?))
     }
 
     /// The same door, no key.
@@ -146,10 +170,9 @@ impl Client {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::new(body)).unwrap();
-        let io = TcpStream::connect(&self.address)
-            .await
-            .map_err(|error| format!("connect: {error}"))?;
-        exchange(io, request).await
+        let line = self.dial().await;
+        let line = line.map_err(|error| format!("connect: {error}"))?;
+        exchange(line, request).await
     }
 
     // --- sessions ---

@@ -4,7 +4,7 @@
 
 use std::fs::{File, Permissions};
 use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +37,8 @@ pub struct Daemon {
     pub config: Value,
     /// What it says to whoever has the key of the team `tests`.
     pub client: Client,
+    /// Where a journal of the test's own listens, which it then writes to.
+    pub journal: Option<PathBuf>,
     /// The socket of its podman.
     podman: PathBuf,
     child: Option<Child>,
@@ -107,7 +109,9 @@ impl Daemon {
             client: Client {
                 address: format!("127.0.0.1:{port}"),
                 key: None,
+                tls: None,
             },
+            journal: None,
             podman: bench().socket.clone(),
             child: None,
             keys: Vec::new(),
@@ -229,7 +233,22 @@ impl Daemon {
             .append(true)
             .open(self.home.join("log"))
             .unwrap();
-        let mut command = Command::new("setpriv");
+        let mut command = match &self.journal {
+            None => Command::new("setpriv"),
+            // In a mount namespace of its own the directory of the test's socket is that of journald's, and standard error
+            // is the stream that systemd would have named.
+            Some(socket) => {
+                let mut command = Command::new("unshare");
+                let about = log.metadata().unwrap();
+                let (device, inode) = (about.dev(), about.ino());
+                let script = format!(
+                    "mkdir -p /run/systemd && mount -t tmpfs none /run/systemd && mkdir /run/systemd/journal && mount --bind \"$0\" /run/systemd/journal && export JOURNAL_STREAM={device}:{inode} && exec setpriv \"$@\""
+                );
+                command.args(["--mount", "--", "sh", "-c", &script]);
+                command.arg(socket.parent().unwrap());
+                command
+            }
+        };
         command
             .args(["--reuid", user, "--regid", user, "--init-groups", "--"])
             .arg(bench().bin.join("casemated"))

@@ -11,13 +11,12 @@ use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, Line};
 
 /// Nothing that is waited for here takes longer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -111,7 +110,7 @@ pub fn said(events: &[Event], name: &str) -> String {
 }
 
 /// A WebSocket to a process.
-pub struct Terminal(WebSocketStream<TcpStream>);
+pub struct Terminal(WebSocketStream<Box<dyn Line>>);
 
 /// What comes from it.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +209,7 @@ impl Client {
         request
             .headers_mut()
             .insert("sec-websocket-protocol", protocol);
-        let io = TcpStream::connect(&self.address).await.unwrap();
+        let io = self.dial().await.unwrap();
         match tokio_tungstenite::client_async(request, io).await {
             Ok((socket, _)) => Ok(Terminal(socket)),
             Err(tokio_tungstenite::tungstenite::Error::Http(answer)) => {
@@ -260,7 +259,7 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let io = TcpStream::connect(&self.address).await.unwrap();
+        let io = self.dial().await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
         // Lives as long as its answer is read.
         tokio::spawn(connection);

@@ -29,7 +29,7 @@ use casemate::base::exit::Exit;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
-use crate::http::Client;
+use crate::http::{Client, Papers};
 use crate::key as own_key;
 use crate::socket::Admin;
 
@@ -37,6 +37,7 @@ use crate::socket::Admin;
 pub struct Context {
     url: String,
     key_file: Option<PathBuf>,
+    papers: Papers,
     socket: PathBuf,
     operator_file: Option<PathBuf>,
     /// Whether a program reads the result.
@@ -46,9 +47,13 @@ pub struct Context {
 impl Context {
     /// The HTTP API, with the caller's key.
     pub fn client(&self) -> Result<Client, Failure> {
+        // Whoever shows a certificate needs no key.
+        if self.papers.certificate.is_some() && !self.has_key() {
+            return self.stranger();
+        }
         let environment = std::env::var_os(own_key::VARIABLE);
         let key = own_key::find(self.key_file.as_deref(), environment)?;
-        Client::new(&self.url, Some(key))
+        Client::new(&self.url, Some(key), &self.papers)
     }
 
     /// Whether the caller has said that there is a key.
@@ -59,7 +64,7 @@ impl Context {
 
     /// The HTTP API's open routes: no key is needed, so none is sent.
     pub fn stranger(&self) -> Result<Client, Failure> {
-        Client::new(&self.url, None)
+        Client::new(&self.url, None, &self.papers)
     }
 
     /// Where operators are served: here, or elsewhere for whoever has said where the operator token is.
@@ -69,6 +74,7 @@ impl Context {
             Some(token) => Admin::Elsewhere {
                 url: self.url.clone(),
                 token: token.clone(),
+                papers: self.papers.clone(),
             },
         }
     }
@@ -80,6 +86,11 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
     let context = Context {
         url: settings.url,
         key_file: settings.key_file,
+        papers: Papers {
+            ca: settings.ca,
+            certificate: settings.cert,
+            private_key: settings.cert_key,
+        },
         socket: settings.socket,
         operator_file: settings.operator_file,
         json: settings.json,

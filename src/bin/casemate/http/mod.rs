@@ -7,6 +7,7 @@
 mod call;
 mod events;
 mod stream;
+mod tls;
 mod websocket;
 
 use std::io;
@@ -29,6 +30,8 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::call::{Call, percent};
 pub use self::events::{Event, Events};
 pub use self::stream::{Body, Outgoing};
+pub use self::tls::Papers;
+use self::tls::{Line, Tls};
 pub use self::websocket::{Message, SocketReceiver, SocketSender};
 use crate::failure::Failure;
 
@@ -44,6 +47,8 @@ pub struct Client {
     host: String,
     port: u16,
     authority: HeaderValue,
+    /// `None`: it is reached in the clear.
+    tls: Option<Tls>,
     key: Option<Secret<String>>,
 }
 
@@ -74,26 +79,22 @@ struct Problem {
 }
 
 impl Client {
-    /// A client of the casemated at `url`.
+    /// A client of the casemated at `url`; `papers` are for `https`. Blocks on the disk.
     ///
     /// # Errors
-    /// When the URL is not `http://host[:port]`.
-    pub fn new(url: &str, key: Option<Secret<String>>) -> Result<Self, Failure> {
+    /// When the URL is not `http://host[:port]` or `https://host[:port]`, or the papers cannot be used.
+    pub fn new(url: &str, key: Option<Secret<String>>, papers: &Papers) -> Result<Self, Failure> {
         let bad = || {
             Failure::usage(format!(
-                "--url: {url} is not a URL like http://127.0.0.1:7272"
+                "--url: {url} is not a URL like http://127.0.0.1:7272 or https://casemate.example.com"
             ))
         };
         let parts = url.parse::<Uri>().map_err(|_| bad())?.into_parts();
-        match &parts.scheme {
-            Some(scheme) if *scheme == Scheme::HTTP => {}
-            Some(scheme) if *scheme == Scheme::HTTPS => {
-                return Err(Failure::usage(
-                    "--url: https is not supported yet; reach casemated over http on its own machine or through a tunnel (ssh -L 7272:127.0.0.1:7272 HOST)",
-                ));
-            }
+        let is_tls = match &parts.scheme {
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
             _ => return Err(bad()),
-        }
+        };
         let authority: Authority = parts.authority.ok_or_else(bad)?;
         let at_root = parts
             .path_and_query
@@ -106,11 +107,15 @@ impl Client {
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'))
             .unwrap_or(host);
+        let tls = is_tls.then(|| Tls::new(host, papers)).transpose()?;
         Ok(Self {
             url: url.trim_end_matches('/').to_owned(),
             host: host.to_owned(),
-            port: authority.port_u16().unwrap_or(80),
+            port: authority
+                .port_u16()
+                .unwrap_or(if is_tls { 443 } else { 80 }),
             authority: HeaderValue::from_str(authority.as_str()).map_err(|_| bad())?,
+            tls,
             key,
         })
     }
@@ -164,27 +169,47 @@ impl Client {
         }
     }
 
-    async fn dial(&self) -> Result<TcpStream, Failure> {
-        let connecting = TcpStream::connect((self.host.as_str(), self.port));
-        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
-            Ok(Ok(stream)) => {
-                // What is typed is sent at once.
-                let _ = stream.set_nodelay(true);
-                Ok(stream)
+    async fn dial(&self) -> Result<Box<dyn Line>, Failure> {
+        let connecting = async {
+            let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+            // What is typed is sent at once.
+            let _ = stream.set_nodelay(true);
+            match &self.tls {
+                None => Ok(Box::new(stream) as Box<dyn Line>),
+                Some(tls) => tls.begin(stream).await,
             }
-            Ok(Err(error)) => Err(self.unreachable(&error)),
+        };
+        match tokio::time::timeout(CONNECT_DEADLINE, connecting).await {
+            Ok(Ok(line)) => Ok(line),
+            Ok(Err(error)) => Err(self
+                .untrusted(&error)
+                .unwrap_or_else(|| self.unreachable(&error))),
             Err(_) => Err(self.unreachable(&io::ErrorKind::TimedOut.into())),
         }
     }
 
+    /// What is told when TLS did not come about, if that is it.
+    fn untrusted(&self, error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
+        let why = tls::complaint(error)?;
+        Some(Failure::unavailable(format!(
+            "there is no TLS with {}: {why}; --ca names a file with those who vouch for casemated, --cert and --cert-key what it wants to see",
+            self.url
+        )))
+    }
+
     /// Sends a request, and waits until an answer begins.
-    async fn begin(&self, stream: TcpStream, call: Call, body: Payload) -> Result<Begun, Failure> {
+    async fn begin(
+        &self,
+        stream: Box<dyn Line>,
+        call: Call,
+        body: Payload,
+    ) -> Result<Begun, Failure> {
         let request = self.request(call, body)?;
-        let broken = |_| {
-            Failure::unavailable(format!(
+        let broken = |error: hyper::Error| {
+            self.untrusted(&error).unwrap_or_else(|| Failure::unavailable(format!(
                 "casemated at {} broke the connection off; it may or may not have done what it was asked to",
                 self.url
-            ))
+            )))
         };
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
@@ -333,13 +358,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_plain_http_url_is_taken() {
+    fn only_a_url_of_a_door_is_taken() {
         for good in [
             "http://127.0.0.1:7272",
             "http://localhost/",
             "http://[::1]:7272",
+            "https://casemate.example.com",
+            "https://127.0.0.1:7272/",
         ] {
-            assert!(Client::new(good, None).is_ok(), "{good}");
+            assert!(
+                Client::new(good, None, &Papers::default()).is_ok(),
+                "{good}"
+            );
         }
         for bad in [
             "",
@@ -349,17 +379,20 @@ mod tests {
             "http://h/v1",
             "http://u:p@h",
             "http://h/?q",
+            "https://",
+            "https://u@h",
+            "https://a_b c",
         ] {
-            let failure = Client::new(bad, None).err().unwrap();
+            let failure = Client::new(bad, None, &Papers::default()).err().unwrap();
             assert_eq!(failure.exit, Exit::Usage, "{bad}");
         }
-        let failure = Client::new("https://h", None).err().unwrap();
-        assert!(failure.message.contains("not supported yet"));
+        let client = Client::new("https://h", None, &Papers::default()).unwrap();
+        assert_eq!(client.port, 443);
     }
 
     #[test]
     fn an_ipv6_host_is_dialled_without_its_brackets() {
-        let client = Client::new("http://[::1]:7272", None).unwrap();
+        let client = Client::new("http://[::1]:7272", None, &Papers::default()).unwrap();
         assert_eq!((client.host.as_str(), client.port), ("::1", 7272));
         assert_eq!(client.authority, "[::1]:7272");
     }
