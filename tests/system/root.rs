@@ -315,7 +315,7 @@ async fn root_finds_no_token_and_without_it_gets_nowhere() {
     let id = &rooted(client).await;
     assert_eq!(
         out(client, id, "ls -A /run/casemate/link").await,
-        "link.sock\n"
+        "egress.sock\nlink.sock\n"
     );
     let (code, _) = client
         .sh_as(id, "root", "cat /run/casemate/link/token")
@@ -444,7 +444,7 @@ while True:
         usable(&client, id).await;
         assert_eq!(out(&client, id, "cat /root/file").await, "kept\n");
         let found = out(&client, id, "ls -A /run/casemate/link").await;
-        assert_eq!(found, "link.sock\n");
+        assert_eq!(found, "egress.sock\nlink.sock\n");
     }
     let after = client.look(id).await;
     for field in ["phase", "generation"] {
