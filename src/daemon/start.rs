@@ -1,6 +1,6 @@
 //! The order of assembly, and what each step refuses. A refusal says what to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -243,14 +243,7 @@ impl Ground {
             clock: Arc::clone(&clock),
             config: config.backup.clone(),
             templates: Config::templates_beside(&self.settings),
-            images_of_files: Box::new({
-                let sessions = sessions.clone();
-                move || {
-                    let settings = sessions.settings();
-                    let templates = settings.templates.values();
-                    templates.map(|template| template.spec.image).collect()
-                }
-            }),
+            images_of_files: Box::new(images_of_files(sessions.clone())),
         });
         let scene = Arc::new(Scene {
             config: RwLock::new(Arc::new(config.clone())),
@@ -497,6 +490,15 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
     let tls = config.http.tls.clone();
     let tls = tls.map(|tls| Tls::open(tls, credentials())).transpose()?;
     Ok(tls.map(Arc::new))
+}
+
+/// Tells which images the templates of the files name now.
+fn images_of_files(sessions: Sessions) -> impl Fn() -> BTreeSet<ImageDigest> + Send + Sync {
+    move || {
+        let settings = sessions.settings();
+        let templates = settings.templates.values();
+        templates.map(|template| template.spec.image).collect()
+    }
 }
 
 /// Who may administer from elsewhere.
