@@ -172,10 +172,10 @@ impl Bench {
     async fn told(&self, line: &str) -> Vec<String> {
         let mut told = self.told.clone();
         let waiting = told.wait_for(|told| told.iter().any(|one| one == line));
-        match timeout(PATIENCE, waiting).await {
-            Ok(told) => told.unwrap().clone(),
-            Err(_) => panic!("{line:?} is not in {:?}", self.told.borrow()),
-        }
+        let Ok(told) = timeout(PATIENCE, waiting).await else {
+            panic!("{line:?} is not in {:?}", self.told.borrow());
+        };
+        told.unwrap().clone()
     }
 }
 
@@ -276,12 +276,12 @@ async fn bodies_go_both_ways_in_whatever_framing_and_in_one_of_our_own() {
     )
     .await;
     let bench = Bench::new(&rules(port, r#""http""#));
-    let head = format!(
+    let begin = format!(
         "POST http://server.test:{port}/ HTTP/1.1\r\nHost: server.test:{port}\r\nConnection: close\r\n"
     );
     let answer = bench
         .say(format!(
-            "{head}Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sly: 1\r\n\r\n"
+            "{begin}Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Sly: 1\r\n\r\n"
         ))
         .await;
     assert!(
@@ -294,7 +294,7 @@ async fn bodies_go_both_ways_in_whatever_framing_and_in_one_of_our_own() {
         "{said}"
     );
     bench
-        .say(format!("{head}Content-Length: 2\r\n\r\nhi"))
+        .say(format!("{begin}Content-Length: 2\r\n\r\nhi"))
         .await;
     let said = heard.recv().await.unwrap().to_lowercase();
     assert!(
@@ -461,9 +461,9 @@ async fn messages_that_could_end_at_two_places_go_nowhere() {
 async fn what_says_two_lengths_says_one_to_whoever_is_next() {
     let (port, mut heard) = server(OK).await;
     let bench = Bench::new(&rules(port, r#""http""#));
-    let head = format!("POST http://server.test:{port}/ HTTP/1.1\r\nHost: server.test:{port}\r\n");
+    let begin = format!("POST http://server.test:{port}/ HTTP/1.1\r\nHost: server.test:{port}\r\n");
     let answer = bench
-        .say(format!("{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET http://server.test:{port}/smuggled HTTP/1.1\r\nHost: server.test:{port}\r\n\r\n"))
+        .say(format!("{begin}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET http://server.test:{port}/smuggled HTTP/1.1\r\nHost: server.test:{port}\r\n\r\n"))
         .await;
     assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{answer}");
     if answer.starts_with("HTTP/1.1 200 ") {

@@ -98,10 +98,8 @@ impl Host {
     /// # Errors
     /// [`BadHost`].
     pub fn parse_with_port(text: &[u8], default: Option<u16>) -> Result<(Self, u16), BadHost> {
-        let after_host = match text.iter().rposition(|byte| *byte == b']') {
-            Some(end) => end,
-            None => 0,
-        };
+        let bracket = text.iter().rposition(|byte| *byte == b']');
+        let after_host = bracket.unwrap_or_default();
         let colon = text.iter().rposition(|byte| *byte == b':');
         let (host, port) = match colon.filter(|colon| *colon >= after_host) {
             Some(colon) => {
@@ -347,7 +345,7 @@ mod tests {
             assert_eq!(read(text), Err(why), "{text:?}");
         }
         assert_eq!(Host::parse(b"\xff.org"), Err(Idna));
-        assert_eq!(Host::parse(&[b'a'; 100_000]), Err(Long));
+        assert_eq!(Host::parse(&vec![b'a'; 100_000]), Err(Long));
         for empty_to_the_eye in ["exam\u{200b}ple.org\0", "\u{200d}", "exa\u{202e}mple.org"] {
             assert!(read(empty_to_the_eye).is_err(), "{empty_to_the_eye:?}");
         }

@@ -118,7 +118,7 @@ impl JsonSchema for Network {
 /// IPv4 networks that are not the public internet's (IANA's special-purpose registry; RFC 6890), and one that a cloud has for
 /// its own services in the middle of it.
 const V4_NOT_PUBLIC: [(Ipv4Addr, u8, &str); 17] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8, "this host's"),
+    (Ipv4Addr::UNSPECIFIED, 8, "this host's"),
     (Ipv4Addr::new(10, 0, 0, 0), 8, "private"),
     (Ipv4Addr::new(100, 64, 0, 0), 10, "shared"),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
@@ -137,7 +137,7 @@ const V4_NOT_PUBLIC: [(Ipv4Addr, u8, &str); 17] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved"),
 ];
 
-/// IPv6 networks within 2000::/3 that are not the public internet's.
+/// IPv6 networks within `2000::/3` that are not the public internet's.
 const V6_NOT_PUBLIC: [(Ipv6Addr, u8, &str); 3] = [
     // Teredo, ORCHID, benchmarking and others.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23, "reserved"),
@@ -169,22 +169,20 @@ fn v4_why(address: Ipv4Addr) -> Option<&'static str> {
 }
 
 fn v6_why(address: Ipv6Addr) -> Option<&'static str> {
-    let [a, b, c, d, e, f, g, h] = address.segments();
+    let parts = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
-    match (a, b, c, d, e, f) {
-        (0, 0, 0, 0, 0, 0) if g == 0 && h == 1 => return Some("loopback"),
+    match parts {
+        [0, 0, 0, 0, 0, 0, 0, 1] => return Some("loopback"),
         // `::`, and IPv4-compatible addresses.
-        (0, 0, 0, 0, 0, 0) => return Some("IPv4-compatible"),
-        (0, 0, 0, 0, 0, 0xffff) => return Some("IPv4-mapped"),
-        // NAT64 (RFC 6052): what it leads to is IPv4.
-        (0x64, 0xff9b, 0, 0, 0, 0) => return v4_why(v4(g, h)),
+        [0, 0, 0, 0, 0, 0, ..] => return Some("IPv4-compatible"),
+        [0, 0, 0, 0, 0, 0xffff, ..] => return Some("IPv4-mapped"),
         // ISATAP (RFC 5214).
-        (_, _, _, _, 0 | 0x200, 0x5efe) => return Some("ISATAP"),
+        [_, _, _, _, 0 | 0x200, 0x5efe, ..] => return Some("ISATAP"),
+        // NAT64 (RFC 6052) and 6to4 (RFC 3056): what they lead to is IPv4.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            return v4_why(v4(high, low));
+        }
         _ => {}
-    }
-    // 6to4 (RFC 3056).
-    if a == 0x2002 {
-        return v4_why(v4(b, c));
     }
     if let Some((.., why)) = V6_NOT_PUBLIC
         .iter()
@@ -192,7 +190,8 @@ fn v6_why(address: Ipv6Addr) -> Option<&'static str> {
     {
         return Some(why);
     }
-    match a {
+    let [first, ..] = parts;
+    match first {
         0x2000..=0x3fff => None,
         0xff00..=0xffff => Some("multicast"),
         0xfe80..=0xfebf => Some("link-local"),

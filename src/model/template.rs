@@ -759,7 +759,7 @@ mod tests {
             })
         };
         let line = |line: &str| Probe::Command(line.to_owned());
-        each_is_wrong([
+        each_is_wrong(vec![
             (with_start(Program::Argv(vec![])), "start.argv"),
             (
                 with_start(Program::Argv(vec![String::new(), "hush".into()])),

@@ -467,6 +467,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "its cases are its lines")]
     fn addresses_that_are_not_public_are_reached_where_an_operators_rule_names_them() {
         let plain = r#"{"one":{"hosts":["example.org","*.corp.example"]}}"#;
         let named = r#"{"one":{"hosts":["*.corp.example"],"networks":["10.0.0.0/8"]},"two":{"hosts":["example.org"]},"three":{"hosts":["127.0.0.1"]}}"#;

@@ -42,10 +42,9 @@ pub(super) fn environment() -> impl Iterator<Item = (String, String)> {
         ("no_proxy", NO_PROXY),
     ];
     // Some programs read the one, some the other.
-    let both = named.into_iter().flat_map(|(name, value)| {
+    named.into_iter().flat_map(|(name, value)| {
         [name.to_owned(), name.to_uppercase()].map(|name| (name, value.to_owned()))
-    });
-    both
+    })
 }
 
 /// Whoever decides for one session.
@@ -97,23 +96,15 @@ impl Warden for SessionWarden {
     }
 
     async fn finish(&self, record: Intent, end: egress::End) {
-        let outcome = match end.failure {
-            Some(code) => Outcome::Failed {
-                code: code.to_owned(),
-            },
-            None => {
-                let address = end
-                    .address
-                    .map_or(String::new(), |at| format!("address={at} "));
-                let (sent, received) = (end.sent_bytes, end.received_bytes);
-                let detail = format!(
-                    "{address}sent={sent} received={received} ms={}",
-                    end.duration_ms
-                );
-                Outcome::Ok {
-                    detail: Some(detail),
-                }
-            }
+        let outcome = if let Some(code) = end.failure {
+            let code = code.to_owned();
+            Outcome::Failed { code }
+        } else {
+            let at = end.address.map(|at| format!("address={at} "));
+            let (sent, received, ms) = (end.sent_bytes, end.received_bytes, end.duration_ms);
+            let at = at.unwrap_or_default();
+            let detail = Some(format!("{at}sent={sent} received={received} ms={ms}"));
+            Outcome::Ok { detail }
         };
         if let Err(error) = record.finish(outcome).await {
             warn!(session = %self.id, error = %Chain(&error), "cannot complete an audit record");

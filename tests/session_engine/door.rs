@@ -15,13 +15,17 @@ async fn with_the_first_link_the_token_leaves_the_sandbox_and_stays_with_the_dae
     let mut bench = Bench::new();
     let session = bench.ready().await;
     let (directory, token) = bench.door_of(&session);
-    let names: Vec<_> = std::fs::read_dir(&directory)
+    let mut names: Vec<_> = std::fs::read_dir(&directory)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names, ["link.sock"]);
+    names.sort();
+    assert_eq!(names, ["egress.sock", "link.sock"]);
     let mode = |path: &PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&directory), mode(&token)), (0o750, 0o600));
+    // Whoever may dial the link may dial the way out, and nobody else.
+    let sockets = ["egress.sock", "link.sock"].map(|name| mode(&directory.join(name)));
+    assert_eq!(sockets, [0o660, 0o660]);
     let (inode, kept) = (
         std::fs::metadata(&directory).unwrap().ino(),
         std::fs::read(&token).unwrap(),

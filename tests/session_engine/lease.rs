@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use casemate::model::egress::EgressRule;
 use casemate::model::event::AuditEvent;
 use casemate::model::lease::OnTimeout;
 use casemate::model::session::{Phase, Reason, Session};
@@ -224,15 +225,27 @@ async fn an_end_interrupts_a_pause_and_deadlines_change() {
         idle_timeout_s: Some(1),
         on_timeout: Some(OnTimeout::Pause),
         labels: Some([("a".to_owned(), "b".to_owned())].into()),
+        egress: Some(
+            [(
+                "mine".parse().unwrap(),
+                EgressRule::allowing(["a.org".parse().unwrap()]),
+            )]
+            .into(),
+        ),
     };
     let changed = handle.change(change).await.unwrap();
     assert!(changed.lease.ends_at > session.lease.ends_at.after(Duration::from_secs(50)));
     assert_eq!(changed.spec.labels["a"], "b");
     let kept = bench.store.session(session.id).await.unwrap().unwrap();
     assert_eq!(
-        (kept.lease, kept.spec.labels),
-        (changed.lease.clone(), changed.spec.labels.clone())
+        (kept.lease, kept.spec.labels, kept.spec.egress.own.clone()),
+        (
+            changed.lease.clone(),
+            changed.spec.labels.clone(),
+            changed.spec.egress.own.clone()
+        )
     );
+    assert_eq!(kept.spec.egress.own.map(|rules| rules.len()), Some(1));
     becomes(&handle, Phase::Paused).await;
     // Its time stands still.
     let refused = handle

@@ -47,7 +47,9 @@ pub enum Command {
 pub struct Reach {
     /// Which session
     session: SessionId,
-    /// What, as in https://example.org, http://example.org:8080/v1 or tcp://10.0.0.7:5432
+    #[arg(
+        help = "What, as in https://example.org, http://example.org:8080/v1 or tcp://10.0.0.7:5432"
+    )]
     url: String,
     /// With which method; of http alone
     #[arg(long, default_value = "GET")]

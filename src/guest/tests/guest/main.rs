@@ -12,6 +12,7 @@ mod support;
 mod archive;
 mod background;
 mod channels;
+mod egress;
 mod files;
 mod link;
 mod programs;

@@ -51,12 +51,18 @@ impl Bench {
 
     /// A guest that reads `token` from its file; the daemon expects [`TOKEN`].
     pub(crate) async fn start_with_token(token: &str) -> Self {
+        Self::start_told(token, &[]).await
+    }
+
+    /// The same, told more words.
+    pub(crate) async fn start_told(token: &str, words: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_token(dir.path(), token);
         let listener = LinkListener::bind(dir.path()).await.unwrap();
         let guest = Command::new(env!("CARGO_BIN_EXE_casemate-guest"))
             .args(["--allow-root", "--link-dir"])
             .arg(dir.path())
+            .args(words)
             .stdin(Stdio::null())
             .stderr(File::create(dir.path().join("guest.log")).unwrap())
             .spawn()
