@@ -437,6 +437,8 @@ async fn app(directory: &tempfile::TempDir, store: &Store, wants: &Wants) -> App
         rules: Arc::default(),
         keys: casemate::app::KeyRing::default(),
         tokens: Arc::default(),
+        operators: Arc::default(),
+        desk: casemate::app::RemoteDesk::default(),
         clock,
         reload: mpsc::channel(1).0,
         calls: TaskTracker::new(),
