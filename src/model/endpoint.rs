@@ -1,9 +1,6 @@
 //! Endpoints: addresses that reach a port in a session. Who came how, and what a template says of its ports.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::net::IpAddr;
-use std::str::FromStr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -50,98 +47,4 @@ pub enum Via {
     Public,
     /// A byte stream of `casemate forward`.
     Forward,
-}
-
-/// A network: an address and how many of its bits count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u8,
-}
-
-/// It is no network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is no address or network, as in 127.0.0.1 or 10.0.0.0/8")]
-pub struct NotANetwork;
-
-impl Network {
-    /// Whether the address is in it. One of IPv4 inside one of IPv6 is one of IPv4.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(own), IpAddr::V4(other)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-                own.to_bits() & mask == other.to_bits() & mask
-            }
-            (IpAddr::V6(own), IpAddr::V6(other)) => {
-                let mask = u128::MAX
-                    .checked_shl(128 - u32::from(self.bits))
-                    .unwrap_or(0);
-                own.to_bits() & mask == other.to_bits() & mask
-            }
-            _ => false,
-        }
-    }
-}
-
-impl FromStr for Network {
-    type Err = NotANetwork;
-
-    fn from_str(text: &str) -> Result<Self, NotANetwork> {
-        let (address, bits) = match text.split_once('/') {
-            None => (text, None),
-            Some((address, bits)) => (address, Some(bits)),
-        };
-        let address: IpAddr = address.parse().map_err(|_| NotANetwork)?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = match bits {
-            None => most,
-            Some(bits) if bits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                bits.parse().map_err(|_| NotANetwork)?
-            }
-            Some(_) => return Err(NotANetwork),
-        };
-        (bits <= most)
-            .then_some(Self { address, bits })
-            .ok_or(NotANetwork)
-    }
-}
-
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.bits)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn networks_contain_their_addresses_and_no_others() {
-        for (network, inside, outside) in [
-            ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
-            ("10.0.0.0/8", "::ffff:10.9.9.9", "11.0.0.0"),
-            ("0.0.0.0/0", "1.2.3.4", "::1"),
-            ("::/0", "fe80::1", "1.2.3.4"),
-            ("fd00::/8", "fd12::1", "fe00::1"),
-            ("::1", "::1", "::2"),
-        ] {
-            let network: Network = network.parse().unwrap();
-            assert!(network.contains(inside.parse().unwrap()), "{network}");
-            assert!(!network.contains(outside.parse().unwrap()), "{network}");
-        }
-        for wrong in [
-            "",
-            "a",
-            "10.0.0.0/33",
-            "::1/129",
-            "10.0.0.0/-1",
-            "10.0.0.0/+8",
-            "10/8",
-            "::1/",
-        ] {
-            assert_eq!(wrong.parse::<Network>(), Err(NotANetwork), "{wrong}");
-        }
-    }
 }

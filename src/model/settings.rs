@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::egress::EgressRules;
-use super::endpoint::Network;
 use super::grant::Role;
 use super::name::Name;
+use super::network::Network;
 use super::sandbox::{GIB, Limits};
 use super::web::{HostPattern, OriginPattern};
 

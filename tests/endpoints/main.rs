@@ -19,13 +19,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use casemate::api::{Browsers, Server, ServerConfig};
+use casemate::app::fake::Ground;
 use casemate::app::{App, Links, NewKey, Parts};
-use casemate::audit::AuditLog;
 use casemate::base::clock::{SystemClock, Timestamp};
 use casemate::base::id::KeyId;
-use casemate::base::secret::Secret;
 use casemate::endpoint::Pool;
-use casemate::identity::{HASH_KEY_BYTES, KeyHasher};
 use casemate::model::endpoint::Endpoints;
 use casemate::model::event::AuditRecord;
 use casemate::model::image::ImageDigest;
@@ -34,13 +32,11 @@ use casemate::model::principal::{Client, Principal};
 use casemate::model::query::AuditFilter;
 use casemate::model::sandbox::SandboxSpec;
 use casemate::model::session::{Phase, Session};
-use casemate::model::settings::{EndpointsConfig, HttpLimits, SessionsConfig, VolumesConfig};
+use casemate::model::settings::{EndpointsConfig, HttpLimits, SessionsConfig};
 use casemate::model::setup::Setup;
 use casemate::model::template::{Origin, Template, TemplateSpec};
 use casemate::runtime::fake::{FakeRuntime, Running};
-use casemate::runtime::{RuntimeFacts, SandboxRuntime};
-use casemate::session::manager::{NewSession, Parts as SessionParts, Sessions, Settings};
-use casemate::session::volumes::Volumes;
+use casemate::session::manager::{NewSession, Settings};
 use casemate::store::Store;
 use casemate_link::guest::{Dialer, Introduction};
 use casemate_link::handshake::KernelReport;
@@ -53,9 +49,8 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 const IMAGE: ImageDigest = ImageDigest::from_bytes([7; 32]);
 const DOMAIN: &str = "box.test";
@@ -370,12 +365,6 @@ fn name(text: &str) -> Name {
 }
 
 async fn app(directory: &tempfile::TempDir, store: &Store, wants: &Wants) -> App {
-    let clock = Arc::new(SystemClock);
-    let audit = AuditLog::new(store.clone(), clock.clone());
-    let runtime: Arc<dyn SandboxRuntime> =
-        Arc::new(FakeRuntime::new([IMAGE]).with_start_hook(Box::new(guest)));
-    let link_root = directory.path().join("link");
-    std::fs::create_dir(&link_root).unwrap();
     let base = Template {
         name: name("base"),
         version: 1,
@@ -387,68 +376,21 @@ async fn app(directory: &tempfile::TempDir, store: &Store, wants: &Wants) -> App
             ..TemplateSpec::new(IMAGE)
         },
     };
-    let sessions = Sessions::new(SessionParts {
-        memory: Box::new(|| u64::MAX),
-        runtime: Arc::clone(&runtime),
-        store: store.clone(),
-        audit: audit.clone(),
-        clock: clock.clone(),
-        link_root,
-        volumes: Volumes::new(
-            VolumesConfig {
-                dir: directory.path().join("volumes"),
-                ..VolumesConfig::default()
-            },
-            store.installation(),
-        ),
-        settings: Settings {
-            sessions: SessionsConfig::default(),
-            templates: BTreeMap::from([(name("base"), base)]),
-        },
-    });
     let vault = casemate::credential::vault_of(store, None, directory.path())
         .await
         .unwrap();
     let links = Links::open(store, &vault).await.unwrap();
-    let credentials = casemate::credential::Credentials::new(store.clone(), vault, audit.clone());
-    let backups = casemate::backup::Backups::new(casemate::backup::keeper::Parts {
-        store: store.clone(),
-        audit: audit.clone(),
-        runtime: Arc::clone(&runtime),
-        clock: clock.clone(),
-        config: casemate::model::settings::BackupConfig::by_hand(directory.path().join("backups")),
-        templates: directory.path().join("templates"),
-        images_of_files: Box::new(std::collections::BTreeSet::new),
-    });
-    App::new(Parts {
-        sessions,
-        store: store.clone(),
-        retention: casemate::audit::retention::Retention::new(audit.clone()),
-        audit,
-        runtime,
-        facts: RuntimeFacts {
-            podman_version: String::new(),
-            runtime_path: String::new(),
-            runtime_version: String::new(),
-            unenforced_limits: Vec::new(),
-            volumes_problem: None,
+    let ground = Ground {
+        runtime: Arc::new(FakeRuntime::new([IMAGE]).with_start_hook(Box::new(guest))),
+        settings: Settings {
+            sessions: SessionsConfig::default(),
+            templates: BTreeMap::from([(name("base"), base)]),
         },
-        hasher: KeyHasher::new(&Secret::new([1; HASH_KEY_BYTES])),
-        rules: Arc::default(),
-        keys: casemate::app::KeyRing::default(),
-        tokens: Arc::default(),
-        operators: Arc::default(),
-        desk: casemate::app::RemoteDesk::default(),
-        clock,
-        reload: mpsc::channel(1).0,
-        calls: TaskTracker::new(),
-        snapshots: casemate::app::Snapshots::default(),
+        ..Ground::new(store.clone(), vault, Arc::new(SystemClock))
+    };
+    App::new(Parts {
         pool: Pool::new(wants.endpoints.clone()),
-        accesses: casemate::app::Accesses::default(),
         links,
-        credentials,
-        backups,
-        readiness: Mutex::new(None),
-        examine: Arc::new(|| Box::pin(async { Vec::new() })),
+        ..ground.parts(directory.path()).unwrap()
     })
 }

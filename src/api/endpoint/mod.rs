@@ -224,7 +224,8 @@ impl Server {
 
     fn is_trusted(&self, conversation: &Conversation) -> bool {
         let trusted = &self.app.endpoints().trusted_proxies;
-        let peer = conversation.ends.peer;
+        // A socket of both kinds says IPv4 as IPv6.
+        let peer = conversation.ends.peer.map(|peer| peer.to_canonical());
         peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(peer)))
     }
 
