@@ -133,7 +133,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "egress/",
             "endpoint/",
             "host/accept.rs",
-            "identity/jwt/",
+            "identity/",
             "session/",
             "bin/",
         ],

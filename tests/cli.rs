@@ -322,7 +322,7 @@ fn wrong_usage_ends_with_64() {
         vec!["run"],
         vec!["run", "echo"],
         vec!["session", "get", "nonsense"],
-        vec!["--url", "https://h", "ready"],
+        vec!["--url", "ftp://h", "ready"],
         vec!["--url", "h", "ready"],
         vec!["exec", ID],
         vec!["exec", ID, "true"],
