@@ -16,7 +16,7 @@ use crate::backup::Backups;
 use crate::backup::keeper::Parts as BackupParts;
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
-use crate::credential::Credentials;
+use crate::credential::{Credentials, veil};
 use crate::endpoint::Pool;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::{BackupConfig, EndpointsConfig, SessionsConfig, VolumesConfig};
@@ -78,6 +78,7 @@ impl Ground {
             ..VolumesConfig::default()
         };
         let links = Links::fleeting(&vault)?;
+        veil::fleeting(&store, &vault)?;
         let sessions = Sessions::new(SessionParts {
             memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&runtime),

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod tests;
 
+pub mod veil;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -139,7 +141,7 @@ pub enum NoVault {
     Store(#[from] StoreError),
 }
 
-/// The vault of this database. Where the database does not say yet which key it has, because it is new or older than that, the key is the one
+/// The vault of this database, which then has its veil. Where the database does not say yet which key it has, because it is new or older than that, the key is the one
 /// that opens all that is sealed, and it is kept which one that is.
 ///
 /// # Errors
@@ -152,7 +154,9 @@ pub async fn vault_of(
     if let Some(anchor) = store.anchor().await? {
         // What a daemon that was killed had committed may not be on the disk yet, and the old key goes as soon as the new one is believed.
         store.settled_generation().await?;
-        return Ok(Vault::find(credentials, state_dir, &anchor)?);
+        let vault = Vault::find(credentials, state_dir, &anchor)?;
+        veil::draw(store, &vault).await?;
+        return Ok(vault);
     }
     let sealed = store.all_sealed().await?;
     let vault = Vault::open(credentials, state_dir, !sealed.is_empty())?;
@@ -160,6 +164,7 @@ pub async fn vault_of(
         vault.unseal(name, value)?;
     }
     store.keep_anchor(vault.anchor()?).await?;
+    veil::draw(store, &vault).await?;
     Ok(vault)
 }
 

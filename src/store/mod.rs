@@ -25,6 +25,7 @@ mod sealed;
 mod sessions;
 mod templates;
 mod threads;
+mod veil;
 mod volumes;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ pub use self::keys::KeyInsert;
 pub use self::rules::RulePut;
 pub use self::sessions::{Admission, Idempotency};
 pub use self::templates::{NewTemplate, TemplatePut, TemplateRemoval};
+pub use self::veil::Veil;
 pub use self::volumes::{VolumeAdmission, VolumeBudget, VolumeRemoval};
 use crate::base::id::InstallationId;
 use crate::host::disk;
@@ -95,6 +97,7 @@ pub struct Store {
     health: Health,
     installation: InstallationId,
     path: Arc<Path>,
+    veiled: veil::Veiled,
 }
 
 /// What went wrong, split by what the caller does next.
@@ -327,6 +330,7 @@ impl Store {
             health,
             installation,
             path: path.into(),
+            veiled: veil::Veiled::default(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
+use super::veil::Veiled;
 use super::{Durability, Store, StoreError, audit, volumes};
 use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
@@ -62,9 +63,19 @@ impl Store {
         idempotency: Option<Idempotency>,
     ) -> Result<Admission, StoreError> {
         self.check_room()?;
+        let env = self.veiled.env(&session)?;
+        let veiled = self.veiled.clone();
         self.writer
             .call("record a session", Durability::Process, move |db| {
-                admit(db, &session, &announcement, max_live, idempotency.as_ref())
+                let session = Sealed { session, env };
+                admit(
+                    db,
+                    &veiled,
+                    &session,
+                    &announcement,
+                    max_live,
+                    idempotency.as_ref(),
+                )
             })
             .await
     }
@@ -122,8 +133,9 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn session(&self, id: SessionId) -> Result<Option<Session>, StoreError> {
+        let veiled = self.veiled.clone();
         self.readers
-            .call("look up a session", move |db| find(db, id))
+            .call("look up a session", move |db| find(db, &veiled, id))
             .await
     }
 
@@ -132,9 +144,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn live_sessions(&self) -> Result<Vec<Session>, StoreError> {
+        let veiled = self.veiled.clone();
         self.readers
-            .call("list the live sessions", |db| {
-                select(db, "ended_at IS NULL ORDER BY seq", &[])
+            .call("list the live sessions", move |db| {
+                select(db, &veiled, "ended_at IS NULL ORDER BY seq", &[])
             })
             .await
     }
@@ -144,6 +157,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub async fn sessions(&self, filter: SessionFilter) -> Result<Vec<Session>, StoreError> {
+        let veiled = self.veiled.clone();
         self.readers
             .call("list sessions", move |db| {
                 let mut clauses = vec!["1".to_owned()];
@@ -183,21 +197,29 @@ impl Store {
                     filter.limit
                 );
                 let values: Vec<&dyn ToSql> = values.iter().map(AsRef::as_ref).collect();
-                select(db, &tail, &values)
+                select(db, &veiled, &tail, &values)
             })
             .await
     }
 }
 
+/// A session, and its environment as its row has it.
+struct Sealed {
+    session: Session,
+    env: String,
+}
+
 fn admit(
     db: &Connection,
-    session: &Session,
+    veiled: &Veiled,
+    sealed: &Sealed,
     announcement: &AuditRecord,
     max_live: u32,
     idempotency: Option<&Idempotency>,
 ) -> Result<Admission, StoreError> {
     let doing = "record a session";
     let sql = StoreError::sql(doing);
+    let session = &sealed.session;
     if let Some(repeat) = idempotency {
         db.execute(
             "DELETE FROM idempotency WHERE at < ?1",
@@ -217,7 +239,7 @@ fn admit(
                 return Ok(Admission::KeyReused);
             }
             let id = id.parse().map_err(|_| bad_row(doing, "session"))?;
-            let first = find(db, id)?.ok_or_else(|| bad_row(doing, "session"))?;
+            let first = find(db, veiled, id)?.ok_or_else(|| bad_row(doing, "session"))?;
             return Ok(Admission::Repeated(Box::new(first)));
         }
     }
@@ -248,7 +270,7 @@ fn admit(
         return Ok(refusal);
     }
     audit::insert(db, announcement)?;
-    insert(db, session)?;
+    insert(db, sealed)?;
     if let Some(repeat) = idempotency {
         db.execute(
             "INSERT INTO idempotency (principal, key, request, session, at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -265,7 +287,8 @@ fn admit(
     Ok(Admission::Admitted)
 }
 
-fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
+fn insert(db: &Connection, sealed: &Sealed) -> Result<(), StoreError> {
+    let Sealed { session, env } = sealed;
     let spec = &session.spec;
     db.prepare_cached(&format!(
         "INSERT INTO sessions ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, \
@@ -280,7 +303,7 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
             spec.image.to_string(),
             spec.created_by,
             serde_json::json!(spec.labels).to_string(),
-            serde_json::json!(spec.env).to_string(),
+            env,
             spec.workdir,
             spec.limits.memory_bytes,
             spec.limits.cpus,
@@ -314,18 +337,23 @@ fn insert(db: &Connection, session: &Session) -> Result<(), StoreError> {
     .map_err(StoreError::sql("record a session"))
 }
 
-fn find(db: &Connection, id: SessionId) -> Result<Option<Session>, StoreError> {
-    Ok(select(db, "id = ?1", &[&id.to_string()])?.pop())
+fn find(db: &Connection, veiled: &Veiled, id: SessionId) -> Result<Option<Session>, StoreError> {
+    Ok(select(db, veiled, "id = ?1", &[&id.to_string()])?.pop())
 }
 
-fn select(db: &Connection, tail: &str, values: &[&dyn ToSql]) -> Result<Vec<Session>, StoreError> {
+fn select(
+    db: &Connection,
+    veiled: &Veiled,
+    tail: &str,
+    values: &[&dyn ToSql],
+) -> Result<Vec<Session>, StoreError> {
     let doing = "read sessions";
     let sql = StoreError::sql(doing);
     let mut statement = db
         .prepare_cached(&format!("SELECT {COLUMNS} FROM sessions WHERE {tail}"))
         .map_err(&sql)?;
     let rows = statement
-        .query_map(values, |row| Ok(read(row)))
+        .query_map(values, |row| Ok(read(row, veiled)))
         .map_err(&sql)?;
     rows.map(|row| row.map_err(&sql)?.map_err(|what| bad_row(doing, &what)))
         .collect()
@@ -339,7 +367,7 @@ fn bad_row(doing: &'static str, what: &str) -> StoreError {
     }
 }
 
-fn read(row: &Row<'_>) -> Result<Session, String> {
+fn read(row: &Row<'_>, veiled: &Veiled) -> Result<Session, String> {
     fn field<T: rusqlite::types::FromSql>(row: &Row<'_>, column: &str) -> Result<T, String> {
         row.get(column).map_err(|error| error.to_string())
     }
@@ -369,7 +397,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
             team: parsed(row, "team")?,
             created_by: field(row, "created_by")?,
             labels: json(row, "labels")?,
-            env: json(row, "env")?,
+            env: veiled.read_env(&field::<String>(row, "id")?, &field::<String>(row, "env")?)?,
             workdir: field(row, "workdir")?,
             limits: Limits {
                 memory_bytes: field(row, "memory_bytes")?,
@@ -413,6 +441,7 @@ fn read(row: &Row<'_>) -> Result<Session, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::veil::Turned;
     use super::*;
     use crate::base::id::EventId;
     use crate::model::egress::SessionEgress;
@@ -488,6 +517,7 @@ mod tests {
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("state.db")).unwrap();
+        store.draw_veil(Box::new(Turned));
         (directory, store)
     }
 
@@ -520,6 +550,41 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(store.session(session.id).await.unwrap(), Some(session));
+    }
+
+    #[tokio::test]
+    async fn an_environment_is_never_in_the_file_and_never_another_sessions() {
+        let (directory, store) = store();
+        let session = session(1_000, None);
+        assert_eq!(admit(&store, &session).await, Admission::Admitted);
+        let path = directory.path().join("state.db");
+        let stranger = Connection::open(&path).unwrap();
+        let rows =
+            |query: &str| -> String { stranger.query_row(query, [], |row| row.get(0)).unwrap() };
+        let env = rows("SELECT env FROM sessions");
+        assert!(env.starts_with('"') && !env.contains("hush"), "{env}");
+        for file in ["state.db", "state.db-wal"] {
+            let bytes = std::fs::read(directory.path().join(file)).unwrap();
+            assert!(!bytes.windows(4).any(|window| window == b"hush"), "{file}");
+        }
+        // Without the veil, and in another's place, it is not read as an empty one.
+        let bare = Store::open(&path).unwrap();
+        let refused = bare.live_sessions().await.unwrap_err();
+        assert!(refused.to_string().contains("env"), "{refused}");
+        let other = SessionId::from_bytes([9; 16]).to_string();
+        stranger
+            .execute("UPDATE sessions SET id = ?1", [other])
+            .unwrap();
+        assert!(store.live_sessions().await.is_err());
+        // Nor is one written without it.
+        let admitted = bare.admit_session(self::session(2_000, None), record(), 10, None);
+        assert!(admitted.await.is_err());
+        // What a version wrote that sealed nothing is read.
+        stranger
+            .execute(r#"UPDATE sessions SET env = '{"A":"b"}'"#, [])
+            .unwrap();
+        let read = store.live_sessions().await.unwrap();
+        assert_eq!(read[0].spec.env, [("A".into(), "b".into())].into());
     }
 
     #[tokio::test]

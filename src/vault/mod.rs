@@ -13,6 +13,7 @@ mod envelope;
 mod mac;
 mod root;
 mod rotation;
+mod rows;
 mod signing;
 
 use std::fmt;
@@ -25,6 +26,7 @@ pub use self::envelope::EnvelopeError;
 pub use self::mac::{MacKey, TAG_BYTES};
 use self::root::{Root, named_context, read};
 pub use self::rotation::Rotation;
+pub use self::rows::RowKey;
 pub use self::signing::{PUBLIC_KEY_BYTES, SigningKey, is_signed_by};
 use crate::host::directory;
 use crate::model::credential::Anchor;

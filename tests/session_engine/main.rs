@@ -98,6 +98,8 @@ impl Bench {
     fn with(runtime: FakeRuntime) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let vault = casemate::vault::Vault::open(None, directory.path(), false).unwrap();
+        casemate::credential::veil::fleeting(&store, &vault).unwrap();
         let config = SessionsConfig {
             link_timeout: Duration::from_secs(2),
             reattach_timeout: Duration::from_secs(2),

@@ -286,7 +286,7 @@ async fn every_change_is_recorded_before_and_after() {
             "credential.delete",
             "credential_not_found",
             "vault.rotate",
-            "ok generation 2, 0 sealed anew",
+            "ok generation 2, 1 sealed anew",
         ]
     );
     let red = house.app.rotate_key(&admin()).await;
