@@ -13,12 +13,12 @@ use casemate::admin::protocol::{Answer, Envelope, Request, VERSION, codec};
 use casemate::base::exit::Exit;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use crate::failure::Failure;
-use crate::http::{Client, Papers};
+use crate::http::{Client, Line, Papers};
 use crate::key;
 
 /// How long an answer may take: stopping a session waits for half of it at most.
@@ -34,11 +34,6 @@ const LOAD_DEADLINE: Duration = Duration::from_secs(3600);
 const CHUNK_BYTES: usize = 256 << 10;
 
 type Frames = Framed<Box<dyn Line>, LengthDelimitedCodec>;
-
-/// What bytes go over.
-trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Line for T {}
 
 /// The sub-protocol of the HTTP door's socket for operators.
 const PROTOCOL: &str = "casemate.admin.v1";

@@ -30,8 +30,8 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::call::{Call, percent};
 pub use self::events::{Event, Events};
 pub use self::stream::{Body, Outgoing};
-pub use self::tls::Papers;
-use self::tls::{Line, Tls};
+use self::tls::Tls;
+pub use self::tls::{Line, Papers};
 pub use self::websocket::{Message, SocketReceiver, SocketSender};
 use crate::failure::Failure;
 
