@@ -249,7 +249,7 @@ async fn a_port_of_this_machine_leads_to_one_in_the_session() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let asked = tokio::task::spawn_blocking(move || {
+    let asked = std::thread::spawn(move || {
         let mut line = String::new();
         let mut reader = BufReader::new(forward.stdout.take().unwrap());
         // One JSON value, maybe of several lines.
@@ -268,7 +268,7 @@ async fn a_port_of_this_machine_leads_to_one_in_the_session() {
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
         (answer, forward.wait().unwrap())
     });
-    let (answer, ended) = asked.await.unwrap();
+    let (answer, ended) = asked.join().unwrap();
     assert!(
         answer.starts_with("HTTP/1.1 200 OK") && answer.contains("/forwarded"),
         "{answer}"

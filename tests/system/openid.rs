@@ -1,4 +1,4 @@
-//! Tokens of a real OpenID provider on loopback (`tests/oidc`), with the few lines of configuration that the documentation shows.
+//! Tokens of a real provider of `OpenID` on loopback (`tests/oidc`), with the few lines of configuration that the documentation shows.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};

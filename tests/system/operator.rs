@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use casemate::admin::protocol::{Answer, Request};
+use casemate::model::record::hex;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -21,8 +22,7 @@ struct Token {
 impl Token {
     fn new(seed: u8) -> Self {
         let digest = casemate::identity::digest(&[seed]);
-        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self::holding(seed, &format!("cmo_{digits}"))
+        Self::holding(seed, &format!("cmo_{}", hex(&digest)))
     }
 
     fn holding(seed: u8, text: &str) -> Self {

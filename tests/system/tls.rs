@@ -248,8 +248,8 @@ async fn curls_certificate_is_its_principal_and_one_that_nobody_knows_is_nobodys
     }
     let (code, said) = with(&ci, &make, "/v1/keys");
     assert!(code == 0 && said.ends_with(" 201"), "{said}");
-    let made = "SELECT principal FROM audit WHERE kind = 'key.create' AND stage = 'intent' ORDER BY seq DESC LIMIT 1";
-    assert_eq!(daemon.sql::<String>(made), ["certificate:ci"]);
+    let maker = "SELECT principal FROM audit WHERE kind = 'key.create' AND stage = 'intent' ORDER BY seq DESC LIMIT 1";
+    assert_eq!(daemon.sql::<String>(maker), ["certificate:ci"]);
 
     // Where a certificate is required, a client without one does not get as far as a key.
     assert_eq!(daemon.term().await, 0);
@@ -413,7 +413,7 @@ async fn another_certificate_is_for_who_comes_next_and_a_bad_one_is_for_nobody()
 fn operator_token() -> String {
     let mut random = [0; 32];
     getrandom::fill(&mut random).unwrap();
-    let digits: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = casemate::model::record::hex(&random);
     format!("cmo_{digits}")
 }
 

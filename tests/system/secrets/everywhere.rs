@@ -87,7 +87,7 @@ impl Ground {
 /// The operator token of this run.
 fn operator_token() -> String {
     let digest = casemate::identity::digest(Ground::mark("operator").as_bytes());
-    let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits = casemate::model::record::hex(&digest);
     format!("cmo_{digits}")
 }
 
@@ -518,8 +518,9 @@ fn is_clean(ground: &Ground, home: &str) {
         "secret of HS256" => place == format!("{home}/jwt.secret"),
         "private key of TLS" => place == format!("{home}/here.tls/server.key"),
         // What a program was given is in that program.
-        "environment of a session" => is_program(place) && place.ends_with("/environ"),
-        "environment of a run" => is_program(place) && place.ends_with("/environ"),
+        "environment of a session" | "environment of a run" => {
+            is_program(place) && place.ends_with("/environ")
+        }
         "argument" => {
             is_program(place) && place.ends_with("/cmdline")
                 || place == "answer to a program that is refused"

@@ -39,7 +39,7 @@ impl Hunt {
         for (at, head) in bytes.windows(HEAD).enumerate() {
             let head: &[u8; HEAD] = head.try_into().unwrap();
             // Most bytes begin nothing; a look-up of each takes long.
-            if !self.may_begin(head) {
+            if !self.may_begin(*head) {
                 continue;
             }
             for (index, form) in self.forms.get(head).into_iter().flatten() {
@@ -124,9 +124,9 @@ impl Hunt {
         looked
     }
 
-    fn may_begin(&self, head: &[u8; HEAD]) -> bool {
+    fn may_begin(&self, head: [u8; HEAD]) -> bool {
         // Runs of one byte make up most of what is large.
-        head[0] != head[1] || self.forms.contains_key(head)
+        head[0] != head[1] || self.forms.contains_key(&head)
     }
 }
 
@@ -185,7 +185,7 @@ fn every_form_is_found_and_no_other() {
     let secret = "planted secret/7Qm2?xW";
     hunt.plant("it", secret.as_bytes());
     hunt.plant("another", b"planted-other-Zr8NcYp3");
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = casemate::model::record::hex(secret.as_bytes());
     let text = |before: &str| STANDARD.encode(format!("{before}{secret} and more"));
     for look in [
         secret.to_owned(),

@@ -89,8 +89,8 @@ impl Papers {
         parameters.not_before = rcgen::date_time_ymd(2000, 1, 1);
         parameters.not_after = rcgen::date_time_ymd(until, 1, 1);
         parameters.extended_key_usages = vec![purpose];
-        let named = &mut parameters.distinguished_name;
-        named.push(rcgen::DnType::CommonName, file);
+        let subject = &mut parameters.distinguished_name;
+        subject.push(rcgen::DnType::CommonName, file);
         let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
         let paper = Paper {
             certificate: self.directory.join(format!("{file}.pem")),
