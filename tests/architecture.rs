@@ -163,11 +163,12 @@ const PLACES: &[(&str, &[&str])] = &[
         &[
             "backup/seal.rs",
             "base/secret.rs",
+            "credential/veil.rs",
             "daemon/start.rs",
-            "host/credential.rs",
             "host/credential.rs",
             "identity/",
             "session/launch.rs",
+            "store/veil.rs",
             "vault/",
             "bin/",
         ],

@@ -127,6 +127,22 @@ fn read_request(stream: &TcpStream) -> Seen {
         .map_or(0, |(_, value)| value.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
+    // To its end: whoever closes with something unread breaks the answer off too.
+    let is_chunked = head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked");
+    while is_chunked {
+        let mut size = String::new();
+        reader.read_line(&mut size).unwrap();
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
+            break;
+        };
+        let mut piece = vec![0; size + 2];
+        if reader.read_exact(&mut piece).is_err() || size == 0 {
+            break;
+        }
+        body.extend(&piece[..size]);
+    }
     Seen {
         line: head.lines().next().unwrap().to_owned(),
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),

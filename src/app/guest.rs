@@ -22,6 +22,7 @@ use crate::base::id::SessionId;
 use crate::model::event::{AuditEvent, FileChangeKind};
 use crate::model::principal::Principal;
 use crate::model::session::Session;
+use crate::model::template::RESERVED_PORT;
 use crate::session::activity::Use;
 use crate::session::guest::{Guest, failed};
 use crate::session::usage::UsageSeries;
@@ -335,7 +336,10 @@ impl App {
         id: SessionId,
     ) -> Result<Vec<OpenPort>, AppError> {
         let guest = self.guest(principal, id).await?;
-        guest.link().ports().await.map_err(told)
+        let mut open = guest.link().ports().await.map_err(told)?;
+        // The way out is the guest's own, and no program's.
+        open.retain(|open| open.port != RESERVED_PORT);
+        Ok(open)
     }
 
     /// What the session uses now, and has used. Looking is no use of it, and wakes nobody.
