@@ -7,6 +7,7 @@
 
 mod body;
 mod browser;
+mod conversation;
 mod endpoint;
 pub mod error;
 mod handshake;
@@ -25,6 +26,7 @@ pub mod sse;
 mod tests;
 pub mod tls;
 mod v1;
+mod who;
 
 pub use self::browser::Browsers;
 pub use self::server::{Server, ServerConfig};

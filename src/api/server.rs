@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,17 +22,19 @@ use tracing::{debug, error, info};
 
 use super::body;
 use super::browser::{self, Browsers, Site};
+use super::conversation::{Conversation, Ends};
 use super::endpoint::{self, Arrived, Visitor};
 use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
 use super::limit::Limits;
-use super::line::{Cut, Line, Parting, WRITE_DEADLINE};
-use super::reply::{ReplyBody, Taking};
+use super::line::{Cut, Line};
+use super::reply::ReplyBody;
 use super::route::{Access, Answer, Call, Once, Reply, Request as Taken, Route};
 use super::routes::ROUTES;
 use super::tls::{self, Greeted, Shown, Tls};
-use crate::app::{App, AppError, Authenticated, Validity};
+use super::who::presents;
+use crate::app::{App, Authenticated};
 use crate::base::id::RequestId;
 use crate::host::accept::{Bounds, accept};
 use crate::model::event::DoorLimit;
@@ -52,9 +51,6 @@ const MAX_HEADERS: usize = 100;
 
 /// Most requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
-
-/// How long a connection may ask nothing by which nobody has shown who they are. HTTP/1 has the bound of a head besides.
-const STRANGER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -83,7 +79,7 @@ pub struct ServerConfig {
 pub struct Server {
     pub(super) app: App,
     config: ServerConfig,
-    limits: Limits,
+    pub(super) limits: Limits,
     /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
     handshakes: Semaphore,
     table: Table,
@@ -155,10 +151,12 @@ impl Server {
         .await;
     }
 
-    async fn converse(self: Arc<Self>, stream: TcpStream, stop: CancellationToken) {
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "cannot set TCP_NODELAY");
-        }
+    /// What becomes of a connection. Its place among those of its address is taken at once, not when its task comes to run: who comes first has it.
+    fn converse(
+        self: Arc<Self>,
+        stream: TcpStream,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send {
         let ends = Ends {
             peer: stream.peer_addr().ok().map(|address| address.ip()),
             local: stream.local_addr().ok().map(|address| address.ip()),
@@ -166,13 +164,23 @@ impl Server {
             shown: None,
         };
         // Before anything is read: whoever has too many costs no more than this.
-        let Some(_place) = self.limits.connect(ends.peer) else {
+        let place = self.limits.connect(ends.peer);
+        if place.is_none() {
             self.app.crowded(ends.peer, DoorLimit::Connections);
             if self.limits.is_time_to_tell() {
                 info!(peer = ?ends.peer, "refused connections of an address that has too many");
             }
-            return;
-        };
+        }
+        async move {
+            let Some(_place) = place else { return };
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "cannot set TCP_NODELAY");
+            }
+            self.hear_out(stream, ends, stop).await;
+        }
+    }
+
+    async fn hear_out(self: Arc<Self>, stream: TcpStream, ends: Ends, stop: CancellationToken) {
         let begun = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -236,11 +244,7 @@ impl Server {
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
             .max_concurrent_streams(MAX_STREAMS)
             .keep_alive_interval(Some(Duration::from_secs(30)));
-        let conversation = Arc::new(Conversation {
-            stop: stop.clone(),
-            ends,
-            ..Conversation::default()
-        });
+        let conversation = Arc::new(Conversation::between(ends, stop.clone()));
         let service = {
             let conversation = Arc::clone(&conversation);
             service_fn(move |request| {
@@ -479,165 +483,6 @@ impl Server {
     }
 }
 
-/// Who speaks to whom, and how.
-#[derive(Clone, Default)]
-pub(super) struct Ends {
-    /// Who is at the other end of the line.
-    pub(super) peer: Option<IpAddr>,
-    /// Which of our addresses it came to.
-    local: Option<IpAddr>,
-    pub(super) is_tls: bool,
-    /// The certificate by which the other end is known.
-    shown: Option<Shown>,
-}
-
-impl Server {
-    /// Who asks. From an address that has nothing left (`crowded`), or failed too often, few are looked up at a time.
-    async fn authenticate(
-        &self,
-        ends: &Ends,
-        headers: &HeaderMap,
-        site: &Site,
-        crowded: Option<Duration>,
-    ) -> Result<Authenticated, Problem> {
-        let peer = ends.peer;
-        // What is sent with a request counts before what the connection began with, which browsers show for any page.
-        // Ports in sessions are not reached by a certificate at all: what runs there is a page too.
-        if let Some(shown) = &ends.shown
-            && !presents(headers)
-            && !browser::is_sent_by_another_page(headers, site)
-            && let Some(principal) = shown.principal(self.app.now())
-        {
-            return Ok(Authenticated {
-                principal: principal.clone(),
-                validity: Validity::default(),
-            });
-        }
-        let presented = credentials(headers).map(|presented| self.app.authenticate(presented));
-        self.vouched(peer, crowded, presented).await
-    }
-
-    /// Whoever presented this; it is looked up with the same care.
-    pub(super) async fn vouch(
-        &self,
-        peer: Option<IpAddr>,
-        crowded: Option<Duration>,
-        looked_up: impl Future<Output = Result<Authenticated, AppError>>,
-    ) -> Result<Authenticated, Problem> {
-        self.vouched(peer, crowded, Some(looked_up)).await
-    }
-
-    /// Whether there is something left for whoever asks; that there is not is noted.
-    pub(super) fn admit_principal(&self, asked: &Authenticated) -> Result<(), Problem> {
-        let admitted = self.limits.admit(&asked.principal);
-        admitted.map_err(|(limit, wait)| {
-            self.app.limited(&asked.principal, limit);
-            Limits::refused(limit, wait)
-        })
-    }
-
-    async fn vouched(
-        &self,
-        peer: Option<IpAddr>,
-        crowded: Option<Duration>,
-        looked_up: Option<impl Future<Output = Result<Authenticated, AppError>>>,
-    ) -> Result<Authenticated, Problem> {
-        let is_presented = looked_up.is_some();
-        let distrusted = crowded.or_else(|| self.limits.distrust(peer));
-        let asked = match (looked_up, distrusted) {
-            (None, _) => Err(AppError::Unauthenticated),
-            (Some(looked_up), None) => looked_up.await,
-            (Some(looked_up), Some(wait)) => self.limits.in_turn(looked_up, wait).await?,
-        };
-        if !matches!(asked, Err(AppError::Unauthenticated)) {
-            return Ok(asked?);
-        }
-        self.app.not_authenticated(peer);
-        let Some(wait) = distrusted else {
-            self.limits.failed(peer);
-            return Ok(asked?);
-        };
-        if is_presented {
-            Limits::hold_back().await;
-        }
-        Err(Limits::refused(DoorLimit::Address, wait))
-    }
-
-    /// An address that nobody is known by has nothing left: that is noted, and what it is told.
-    pub(super) fn crowded(&self, peer: Option<IpAddr>, wait: Duration) -> Problem {
-        self.app.crowded(peer, DoorLimit::Address);
-        Limits::refused(DoorLimit::Address, wait)
-    }
-}
-
-/// What the requests of one connection share.
-#[derive(Default)]
-pub(super) struct Conversation {
-    pub(super) stop: CancellationToken,
-    pub(super) ends: Ends,
-    /// Whether somebody who is known has spoken.
-    is_known: AtomicBool,
-    /// When the last request came.
-    last: Mutex<Option<Instant>>,
-    parting: Arc<Parting>,
-    /// What becomes of the connection after HTTP.
-    upgraded: Mutex<Option<BoxFuture<'static, ()>>>,
-    /// The streamed answers of HTTP/2.
-    taking: Mutex<Vec<Weak<Taking>>>,
-}
-
-impl Conversation {
-    /// Somebody who is known has spoken.
-    pub(super) fn know(&self) {
-        self.is_known.store(true, Ordering::Relaxed);
-    }
-
-    /// Ties a streamed answer to its connection.
-    fn bind(&self, request: RequestId, version: Version, reply: &mut Reply) {
-        let body = reply.response.body_mut();
-        if !body.takes_time() {
-            return;
-        }
-        let parting = (version < Version::HTTP_11).then(|| Arc::clone(&self.parting));
-        // HTTP/1 has one answer at a time, for which the line's own deadline speaks.
-        let taking = (version >= Version::HTTP_2).then(|| {
-            let taking = Arc::<Taking>::default();
-            let mut all = locked(&self.taking);
-            all.retain(|other| other.strong_count() > 0);
-            all.push(Arc::downgrade(&taking));
-            taking
-        });
-        body.bind(request, parting, taking);
-    }
-
-    /// Waits until a stranger has asked nothing for [`STRANGER_PATIENCE`].
-    async fn forgotten(&self) {
-        let began = Instant::now();
-        while !self.is_known.load(Ordering::Relaxed) {
-            let due = locked(&self.last).unwrap_or(began) + STRANGER_PATIENCE;
-            if Instant::now() >= due {
-                return;
-            }
-            tokio::time::sleep_until(due).await;
-        }
-        std::future::pending::<()>().await;
-    }
-
-    /// Waits until a client has taken nothing of some streamed answer for [`WRITE_DEADLINE`].
-    async fn stalled(&self) {
-        loop {
-            tokio::time::sleep(WRITE_DEADLINE / 4).await;
-            let is_stalled = locked(&self.taking)
-                .iter()
-                .filter_map(|taking| taking.upgrade()?.stalled_since())
-                .any(|since| since.elapsed() >= WRITE_DEADLINE);
-            if is_stalled {
-                return;
-            }
-        }
-    }
-}
-
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -696,28 +541,6 @@ fn head_too_large() -> Problem {
     )
 }
 
-/// Whether anything is presented, be it right or wrong.
-fn presents(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key")
-}
-
-/// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which
-/// of them counts must not be a matter of taste.
-fn credentials(headers: &HeaderMap) -> Option<&str> {
-    let mut bearer = headers.get_all(header::AUTHORIZATION).iter();
-    let mut key = headers.get_all("x-api-key").iter();
-    match (bearer.next(), bearer.next(), key.next(), key.next()) {
-        (Some(value), None, None, None) => {
-            let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-            scheme
-                .eq_ignore_ascii_case("bearer")
-                .then_some(token.trim())
-        }
-        (None, None, Some(value), None) => value.to_str().ok(),
-        _ => None,
-    }
-}
-
 fn is_request_id(value: &HeaderValue) -> bool {
     let bytes = value.as_bytes();
     (1..=128).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
@@ -726,62 +549,6 @@ fn is_request_id(value: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(n, v)| {
-                (
-                    n.parse::<header::HeaderName>().unwrap(),
-                    HeaderValue::from_static(v),
-                )
-            })
-            .collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stranger_is_forgotten_and_one_who_is_known_is_not() {
-        let conversation = Conversation::default();
-        let began = Instant::now();
-        conversation.forgotten().await;
-        assert_eq!(began.elapsed(), STRANGER_PATIENCE);
-        let asking = async {
-            for _ in 0..3 {
-                tokio::time::sleep(STRANGER_PATIENCE / 2).await;
-                *locked(&conversation.last) = Some(Instant::now());
-            }
-        };
-        tokio::join!(conversation.forgotten(), asking);
-        assert_eq!(began.elapsed(), STRANGER_PATIENCE * 7 / 2);
-        conversation.is_known.store(true, Ordering::Relaxed);
-        let never = tokio::time::timeout(STRANGER_PATIENCE * 100, conversation.forgotten());
-        assert!(never.await.is_err());
-    }
-
-    #[test]
-    fn one_credential_in_one_place() {
-        assert_eq!(
-            credentials(&headers(&[("authorization", "Bearer k")])),
-            Some("k")
-        );
-        assert_eq!(
-            credentials(&headers(&[("authorization", "bearer k")])),
-            Some("k")
-        );
-        assert_eq!(credentials(&headers(&[("x-api-key", "k")])), Some("k"));
-        assert_eq!(credentials(&headers(&[("authorization", "Basic k")])), None);
-        assert_eq!(
-            credentials(&headers(&[
-                ("authorization", "Bearer k"),
-                ("x-api-key", "k")
-            ])),
-            None
-        );
-        assert_eq!(credentials(&headers(&[])), None);
-        let mut twice = headers(&[("x-api-key", "k")]);
-        twice.append("x-api-key", HeaderValue::from_static("l"));
-        assert_eq!(credentials(&twice), None);
-    }
 
     #[test]
     fn every_route_has_a_known_method() {
