@@ -128,26 +128,28 @@ fn read_request(stream: &TcpStream) -> Seen {
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
     // To its end: whoever closes with something unread breaks the answer off too.
-    let is_chunked = head
-        .to_ascii_lowercase()
-        .contains("transfer-encoding: chunked");
-    while is_chunked {
-        let mut size = String::new();
-        reader.read_line(&mut size).unwrap();
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
-            break;
-        };
-        let mut piece = vec![0; size + 2];
-        if reader.read_exact(&mut piece).is_err() || size == 0 {
-            break;
+    let head_lower = head.to_ascii_lowercase();
+    if head_lower.contains("transfer-encoding: chunked") {
+        while let Some(piece) = read_chunk(&mut reader) {
+            body.extend(piece);
         }
-        body.extend(&piece[..size]);
     }
     Seen {
         line: head.lines().next().unwrap().to_owned(),
         body: serde_json::from_slice(&body).unwrap_or(Value::Null),
         head,
     }
+}
+
+/// The next piece of a chunked body; `None` at its end, and when it is broken off.
+fn read_chunk(reader: &mut impl BufRead) -> Option<Vec<u8>> {
+    let mut size = String::new();
+    reader.read_line(&mut size).ok()?;
+    let size = usize::from_str_radix(size.trim(), 16).ok()?;
+    let mut piece = vec![0; size + 2];
+    reader.read_exact(&mut piece).ok()?;
+    piece.truncate(size);
+    (size > 0).then_some(piece)
 }
 
 fn write_answer(mut stream: &TcpStream, status: u16, kind: &str, body: &[u8]) {
