@@ -408,6 +408,40 @@ async fn images_are_listed_again_when_one_of_them_went_meanwhile() {
 }
 
 #[tokio::test]
+async fn an_image_is_looked_at_again_when_another_went_and_missing_only_when_podman_names_it() {
+    let image: ImageDigest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+    let of = |hex: &str| json!({ "message": format!("failed to find image {}: {hex}: image not known", image.hex()) });
+    let calls = AtomicUsize::new(0);
+    let other = of(&"b".repeat(64)).to_string();
+    let found = json!({ "Architecture": "amd64", "RootFS": { "Layers": [image] } }).to_string();
+    let stub = Stub::new(move |_| match calls.fetch_add(1, Ordering::SeqCst) {
+        0 | 1 => Reply::Json(404, other.clone()),
+        _ => Reply::Json(200, found.clone()),
+    });
+    let made = stub.podman().makeup(image).await.unwrap();
+    assert_eq!(made.architecture, "amd64");
+    assert_eq!(stub.seen().len(), 3);
+
+    let own = of(&image.hex()).to_string();
+    let stub = Stub::new(move |_| Reply::Json(404, own.clone()));
+    let missing = stub.podman().makeup(image).await;
+    assert!(
+        matches!(missing, Err(RuntimeError::ImageMissing(_))),
+        "{missing:?}"
+    );
+    assert_eq!(stub.seen().len(), 1);
+
+    let other = of(&"b".repeat(64)).to_string();
+    let stub = Stub::new(move |_| Reply::Json(404, other.clone()));
+    let failed = stub.podman().makeup(image).await;
+    assert!(
+        matches!(failed, Err(RuntimeError::Failed { .. })),
+        "{failed:?}"
+    );
+    assert_eq!(stub.seen().len(), 4);
+}
+
+#[tokio::test]
 async fn what_podman_warns_of_is_removed_and_refused() {
     let deleted = Arc::new(AtomicUsize::new(0));
     let seen = deleted.clone();

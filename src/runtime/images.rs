@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::libpod::{Call, CallError, Libpod, unreachable};
 use super::{ArchiveStream, MAX_NAMES_BYTES, Makeup, RuntimeError};
 use crate::model::image::{ImageDigest, LayerDigest};
+
+/// How often podman is asked about images again when one of them went meanwhile, of which it then cannot tell.
+pub(super) const LIST_TRIES: u32 = 4;
 
 /// Longest name of an architecture, in bytes.
 const MAX_ARCHITECTURE_BYTES: usize = 32;
@@ -48,19 +52,12 @@ pub(super) async fn makeup(
     image: ImageDigest,
     deadline: Duration,
 ) -> Result<Makeup, RuntimeError> {
-    let path = format!("/images/{}/json", image.hex());
-    let call = Call::new(Method::GET, path, "look at an image", deadline);
-    let Inspected { architecture, root } = libpod.json(call).await.map_err(|error| {
-        if error.is_not_found() {
-            RuntimeError::ImageMissing(image)
-        } else {
-            error.into()
-        }
-    })?;
+    let doing = "look at an image";
+    let Inspected { architecture, root } = inspect(libpod, image, doing, deadline).await?;
     let is_plain = architecture.bytes().all(|b| b.is_ascii_alphanumeric());
     if architecture.len() > MAX_ARCHITECTURE_BYTES || !is_plain {
         return Err(RuntimeError::Failed {
-            doing: "look at an image",
+            doing,
             message: "it says no architecture".into(),
         });
     }
@@ -77,24 +74,53 @@ pub(super) async fn save(
     deadline: Duration,
 ) -> Result<ArchiveStream, RuntimeError> {
     let doing = "save an image";
-    let gone = |error: CallError| {
-        if error.is_not_found() {
-            RuntimeError::ImageMissing(image)
-        } else {
-            error.into()
-        }
-    };
-    let hex = image.hex();
-    let call = Call::new(Method::GET, format!("/images/{hex}/json"), doing, deadline);
-    let kept: Kept = libpod.json(call).await.map_err(gone)?;
+    let kept: Kept = inspect(libpod, image, doing, deadline).await?;
     let format = if kept.manifest_type.contains(".docker.") {
         "docker-archive"
     } else {
         "oci-archive"
     };
-    let path = format!("/images/{hex}/get?format={format}");
+    let path = format!("/images/{}/get?format={format}", image.hex());
     let call = Call::new(Method::GET, path, doing, deadline);
-    libpod.stream(call).await.map_err(gone)
+    libpod
+        .stream(call)
+        .await
+        .map_err(|error| missing(error, image))
+}
+
+/// What podman says of an image.
+///
+/// podman answers 404 to whatever goes wrong while it looks, also when another image went meanwhile of which it had read: only
+/// when it names this one is it missing.
+async fn inspect<T: DeserializeOwned>(
+    libpod: &Libpod,
+    image: ImageDigest,
+    doing: &'static str,
+    deadline: Duration,
+) -> Result<T, RuntimeError> {
+    let mut tries = 1;
+    loop {
+        let path = format!("/images/{}/json", image.hex());
+        let call = Call::new(Method::GET, path, doing, deadline);
+        let error = match libpod.json(call).await {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let is_of_another = error.is_not_found() && !error.is_of_missing_image(image);
+        if !is_of_another || tries == LIST_TRIES {
+            return Err(missing(error, image));
+        }
+        tracing::debug!(%image, %error, "podman stumbled over another image");
+        tries += 1;
+    }
+}
+
+fn missing(error: CallError, image: ImageDigest) -> RuntimeError {
+    if error.is_of_missing_image(image) {
+        RuntimeError::ImageMissing(image)
+    } else {
+        error.into()
+    }
 }
 
 /// What is in an image and not in the other: podman mounts both and compares, without reading a file.

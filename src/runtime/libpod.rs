@@ -26,6 +26,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ArchiveStream, RuntimeError};
+use crate::model::image::ImageDigest;
 
 /// Most bytes of one JSON answer: an inspect has 12 KiB, a list of 1,000 containers 1 MiB.
 pub(super) const JSON_BYTES: usize = 8 << 20;
@@ -64,6 +65,12 @@ impl CallError {
     /// Whether podman says that what was named does not exist.
     pub(super) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
+    }
+
+    /// Whether podman says that this image does not exist.
+    pub(super) fn is_of_missing_image(&self, image: ImageDigest) -> bool {
+        matches!(self, Self::Refused { message, .. }
+            if message.contains(&format!("{}: image not known", image.hex())))
     }
 
     /// Whether podman found nothing where, a moment before, it had read of an image or a layer.

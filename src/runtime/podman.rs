@@ -57,8 +57,6 @@ const WAIT_INTERVAL: &str = "1s";
 
 /// The exit code of a sandbox that ended without podman being told how.
 const UNTOLD: i32 = -1;
-/// How often images are listed again when one of them went meanwhile, of which podman then cannot tell.
-const LIST_TRIES: u32 = 4;
 /// What podman says, among other attempts, when a layer that it meant to take from another image went with that image.
 const LAYER_WENT: &str = ": layer not known";
 
@@ -636,7 +634,7 @@ impl SandboxRuntime for Podman {
         let mut tries = 1;
         let found = loop {
             match self.read("list images", images.list(&opts)).await {
-                Err(error) if error.is_of_gone_image() && tries < LIST_TRIES => tries += 1,
+                Err(error) if error.is_of_gone_image() && tries < images::LIST_TRIES => tries += 1,
                 found => break found?,
             }
         };
