@@ -332,6 +332,8 @@ async fn secrets_of_every_kind_turn_up_nowhere_that_anybody_looks() {
         "argv": ["sh", "-c", "cat >/dev/null; touch /tmp/began; until test -e /tmp/over; do sleep 0.1; done; echo $TOKEN $MORE $0", in_argument],
         "env": {"MORE": in_run},
         "stdin": in_input,
+        // As long as it takes to look everywhere.
+        "timeout_s": 600,
     });
     let mut baited = Command::new("sleep")
         .arg("600")

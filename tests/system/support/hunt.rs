@@ -1,21 +1,21 @@
 //! Looks for secrets in whatever somebody could read, in every form that they take on the way.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 
+use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-
-/// How many bytes of a form are looked up: no form is shorter.
-const HEAD: usize = 8;
 
 /// What is looked for.
 #[derive(Default)]
 pub struct Hunt {
-    secrets: Vec<(String, Vec<u8>)>,
-    /// Forms by their first bytes: whose, and the whole of it.
-    forms: HashMap<[u8; HEAD], Vec<(usize, Vec<u8>)>>,
+    /// Each form, and the name of what it is one of.
+    forms: Vec<(Vec<u8>, String)>,
+    /// Finds all of them at once.
+    finder: OnceCell<AhoCorasick>,
 }
 
 /// Where what was found: a place and a secret's name.
@@ -25,30 +25,19 @@ impl Hunt {
     /// Looks for this too; at least 12 bytes, that nobody has by chance.
     pub fn plant(&mut self, what: &str, secret: &[u8]) {
         assert!(secret.len() >= 12, "{what} is too short to be told apart");
-        let index = self.secrets.len();
-        self.secrets.push((what.to_owned(), secret.to_vec()));
-        for form in forms(secret) {
-            let head = form[..HEAD].try_into().unwrap();
-            self.forms.entry(head).or_default().push((index, form));
-        }
+        let forms = forms(secret).into_iter();
+        self.forms.extend(forms.map(|form| (form, what.to_owned())));
+        self.finder.take();
     }
 
     /// Names of the secrets that are in these bytes.
     pub fn names(&self, bytes: &[u8]) -> BTreeSet<String> {
-        let mut found = BTreeSet::new();
-        for (at, head) in bytes.windows(HEAD).enumerate() {
-            let head: &[u8; HEAD] = head.try_into().unwrap();
-            // Most bytes begin nothing; a look-up of each takes long.
-            if !self.may_begin(*head) {
-                continue;
-            }
-            for (index, form) in self.forms.get(head).into_iter().flatten() {
-                if bytes[at..].starts_with(form) {
-                    found.insert(self.secrets[*index].0.clone());
-                }
-            }
-        }
+        let forms = self.forms.iter().map(|(form, _)| form);
+        let finder = self.finder.get_or_init(|| AhoCorasick::new(forms).unwrap());
+        let found = finder.find_overlapping_iter(bytes);
         found
+            .map(|found| self.forms[found.pattern()].1.clone())
+            .collect()
     }
 
     /// Bytes from a place.
@@ -122,11 +111,6 @@ impl Hunt {
             looked += 1;
         }
         looked
-    }
-
-    fn may_begin(&self, head: [u8; HEAD]) -> bool {
-        // Runs of one byte make up most of what is large.
-        head[0] != head[1] || self.forms.contains_key(&head)
     }
 }
 
