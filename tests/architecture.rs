@@ -26,7 +26,17 @@ const PLACES: &[(&str, &[&str])] = &[
     ("anyhow", &["daemon/", "bin/"]),
     ("async_compression", &["api/v1/archive.rs", "bin/"]),
     ("async_trait", &["runtime/"]),
-    ("base64", &["api/", "app/links.rs", "identity/jwt/", "bin/"]),
+    (
+        "base64",
+        &[
+            "api/",
+            "app/links.rs",
+            "egress/",
+            "identity/jwt/",
+            "session/trust.rs",
+            "bin/",
+        ],
+    ),
     ("bytes", &[""]),
     ("casemate_link", &["session/", "endpoint/", "app/", "api/"]),
     ("clap", &["bin/"]),
@@ -95,6 +105,7 @@ const PLACES: &[(&str, &[&str])] = &[
     ("matchit", &["api/"]),
     ("nix", &["host/"]),
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
+    ("rcgen", &["egress/"]),
     (
         "ring",
         &[
@@ -142,6 +153,8 @@ const PLACES: &[(&str, &[&str])] = &[
         "tokio_rustls",
         &[
             "api/tls/",
+            "egress/",
+            "host/certificates.rs",
             "identity/jwt/fetch.rs",
             "bin/casemate/http/tls.rs",
         ],
@@ -165,6 +178,7 @@ const PLACES: &[(&str, &[&str])] = &[
             "base/secret.rs",
             "credential/veil.rs",
             "daemon/start.rs",
+            "egress/",
             "host/credential.rs",
             "identity/",
             "session/launch.rs",

@@ -16,7 +16,8 @@ use crate::backup::Backups;
 use crate::backup::keeper::Parts as BackupParts;
 use crate::base::clock::Clock;
 use crate::base::secret::Secret;
-use crate::credential::{Credentials, veil};
+use crate::credential::{Credentials, authority, veil};
+use crate::egress::AuthorityError;
 use crate::endpoint::Pool;
 use crate::identity::{HASH_KEY_BYTES, KeyHasher};
 use crate::model::settings::{BackupConfig, EndpointsConfig, SessionsConfig, VolumesConfig};
@@ -25,7 +26,21 @@ use crate::runtime::{RuntimeFacts, SandboxRuntime};
 use crate::session::manager::{Parts as SessionParts, Sessions, Settings};
 use crate::session::volumes::Volumes;
 use crate::store::Store;
-use crate::vault::Vault;
+use crate::vault::{Vault, VaultError};
+
+/// What an app is made of cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NoParts {
+    /// There is no key for links to ports.
+    #[error(transparent)]
+    Links(#[from] LinksError),
+    /// There is no key for what is sealed.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// There is no certificate authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+}
 
 /// What an app stands on. What a test does not care for has a default: see [`Ground::new`].
 pub struct Ground {
@@ -63,8 +78,8 @@ impl Ground {
     /// What an app is made of, with its links, volumes and backups below this directory.
     ///
     /// # Errors
-    /// The vault makes no key for links to ports.
-    pub fn parts(self, directory: &Path) -> Result<Parts, LinksError> {
+    /// [`NoParts`].
+    pub fn parts(self, directory: &Path) -> Result<Parts, NoParts> {
         let Self {
             store,
             audit,
@@ -79,7 +94,10 @@ impl Ground {
         };
         let links = Links::fleeting(&vault)?;
         veil::fleeting(&store, &vault)?;
+        let credentials = Credentials::new(store.clone(), vault, audit.clone());
         let sessions = Sessions::new(SessionParts {
+            opener: authority::fleeting(&store, Arc::clone(&clock))?,
+            lender: Arc::new(credentials.clone()),
             memory: Box::new(|| u64::MAX),
             runtime: Arc::clone(&runtime),
             store: store.clone(),
@@ -100,7 +118,7 @@ impl Ground {
         });
         Ok(Parts {
             sessions,
-            credentials: Credentials::new(store.clone(), vault, audit.clone()),
+            credentials,
             retention: Retention::new(audit.clone()),
             store,
             audit,

@@ -129,13 +129,26 @@ impl AuditLog {
         session: SessionId,
         event: AuditEvent,
     ) -> Result<Intent, AuditError> {
-        let record = self.record(Stage::Intent, &Principal::Daemon, Some(session), event)?;
-        let record = AuditRecord {
-            principal: inside(session),
-            ..record
-        };
+        let record = self.record_inside(Stage::Intent, session, event)?;
         self.append(record.clone()).await?;
         Ok(self.adopt(record))
+    }
+
+    /// A record as [`AuditLog::record`], of what a program in a session does outside of it.
+    ///
+    /// # Errors
+    /// [`AuditError::Id`].
+    pub fn record_inside(
+        &self,
+        stage: Stage,
+        session: SessionId,
+        event: AuditEvent,
+    ) -> Result<AuditRecord, AuditError> {
+        let record = self.record(stage, &Principal::Daemon, Some(session), event)?;
+        Ok(AuditRecord {
+            principal: inside(session),
+            ..record
+        })
     }
 
     /// The same of somebody whom nobody knows, where that is allowed.

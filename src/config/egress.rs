@@ -2,9 +2,11 @@
 
 use super::document::Value;
 use super::section::Section;
-use crate::model::egress::{EgressEffect, EgressRule, EgressRules, Scheme, problems_of};
+use super::validate::MAX_PATH_BYTES;
+use crate::model::egress::{EgressEffect, EgressRule, EgressRules, Scheme, problems_of_bounds};
+use crate::model::inject::{DEFAULT_HEADER, Injection, InjectionForm};
 use crate::model::name::Name;
-use crate::model::settings::EgressConfig;
+use crate::model::settings::{EgressConfig, SYSTEM_CA};
 
 /// The bounds of every way out, and what teams are allowed.
 pub(super) fn egress(keys: &Section<'_>) -> EgressConfig {
@@ -16,6 +18,7 @@ pub(super) fn egress(keys: &Section<'_>) -> EgressConfig {
         max_bytes: keys.integer("max_bytes", default.max_bytes, 0..=1 << 50),
         connect_timeout: keys.seconds("connect_timeout_s", default.connect_timeout, 1..=120),
         idle_timeout: keys.seconds("idle_timeout_s", default.idle_timeout, 1..=86_400),
+        ca: keys.path("ca_file", SYSTEM_CA, MAX_PATH_BYTES),
         teams: teams(keys).into(),
     }
 }
@@ -77,7 +80,32 @@ fn rule(keys: &Section<'_>) -> EgressRule {
         methods: some(keys, "methods", keys.words("methods")),
         paths: some(keys, "paths", keys.words("paths")),
         networks: some(keys, "networks", keys.words("networks")),
+        inject: injection(keys),
     }
+}
+
+fn injection(keys: &Section<'_>) -> Option<Injection> {
+    let is_set = keys.is_set("inject");
+    let keys = keys.section("inject");
+    let header = keys.optional("header");
+    let form = keys.single("as", |value| match value {
+        Value::Text(text) => text.parse::<InjectionForm>().map_err(|why| why.to_string()),
+        _ => Err("is a text".to_owned()),
+    });
+    let scrub = keys.flag("scrub", false);
+    if !is_set {
+        return None;
+    }
+    let how = "is missing; it names a credential of the session's team";
+    let credential = keys.required("credential", how, |text| {
+        text.parse::<Name>().map_err(|why| why.to_string())
+    })?;
+    Some(Injection {
+        credential,
+        header: header.unwrap_or_else(|| DEFAULT_HEADER.to_owned()),
+        form: form.unwrap_or_default(),
+        scrub,
+    })
 }
 
 fn some<T: Ord>(
@@ -91,7 +119,7 @@ fn some<T: Ord>(
 /// Says what is wrong with the rules of teams; those of templates are looked at with the rest of those.
 pub(super) fn check(keys: &Section<'_>, config: &EgressConfig) {
     for (team, rules) in config.teams.iter() {
-        for (path, problem) in problems_of(rules) {
+        for (path, problem) in problems_of_bounds(rules) {
             let whole = ["teams".to_owned(), team.to_string()]
                 .into_iter()
                 .chain(path);

@@ -49,6 +49,7 @@ pub(super) fn template(keys: &Section<'_>) -> Option<TemplateSpec> {
             ready: ready(keys),
             ports: keys.list("ports", port).unwrap_or_default(),
             endpoints: endpoints(&keys.section("endpoints")),
+            egress_ca: keys.flag("egress_ca", false),
         },
         egress: egress::rules(keys, "egress"),
         pool: keys.whole("pool", default.pool, |_| Ok(())),

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+pub mod authority;
 pub mod veil;
 
 use std::path::Path;
@@ -23,7 +24,7 @@ use crate::model::credential::{
     BadCredential, Credential, CredentialPlace, CredentialValue, Description,
     MAX_CREDENTIALS_OF_TEAM,
 };
-use crate::model::event::{AuditEvent, Stage};
+use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::name::Name;
 use crate::model::principal::Principal;
 use crate::model::template::Precondition;
@@ -282,12 +283,35 @@ impl Credentials {
         name: &Name,
         purpose: &Name,
     ) -> Result<CredentialValue, CredentialError> {
-        let Parts {
-            store,
-            vault,
-            audit,
-            ..
-        } = &*self.0;
+        let audit = &self.0.audit;
+        let recorded = |event| audit.record(Stage::Fact, by, session, event);
+        self.open(team, name, purpose, recorded).await
+    }
+
+    /// The same for what a program in a session does outside of it.
+    ///
+    /// # Errors
+    /// As [`Credentials::open_for_use`].
+    pub async fn open_inside(
+        &self,
+        session: SessionId,
+        team: &Name,
+        name: &Name,
+        purpose: &Name,
+    ) -> Result<CredentialValue, CredentialError> {
+        let audit = &self.0.audit;
+        let recorded = |event| audit.record_inside(Stage::Fact, session, event);
+        self.open(team, name, purpose, recorded).await
+    }
+
+    async fn open(
+        &self,
+        team: &Name,
+        name: &Name,
+        purpose: &Name,
+        recorded: impl Fn(AuditEvent) -> Result<AuditRecord, AuditError> + Send + Sync,
+    ) -> Result<CredentialValue, CredentialError> {
+        let Parts { store, vault, .. } = &*self.0;
         for _ in 0..TRIES {
             let event = AuditEvent::CredentialUse {
                 credential: name.clone(),
@@ -296,8 +320,7 @@ impl Credentials {
                 version: 0,
                 purpose: purpose.clone(),
             };
-            let record = audit.record(Stage::Fact, by, session, event);
-            let record = record.map_err(CredentialError::Audit)?;
+            let record = recorded(event).map_err(CredentialError::Audit)?;
             let used = store
                 .use_credential(team.clone(), name.clone(), purpose.clone(), record)
                 .await

@@ -41,7 +41,7 @@ pub(super) fn of_daemon(config: &Config, settings: &Path) -> Realm {
     }
 }
 
-/// The files that the settings name: of the door's certificate, of the keys of tokens, and of the operator token. They are read again, from the same
+/// The files that the settings name: of the door's certificate, of the keys of tokens, of the operator token, and of who verifies servers. They are read again, from the same
 /// directories; a reload that names one elsewhere than in `/etc` or `/usr` needs a restart.
 fn named_in(config: &Config) -> Vec<&Path> {
     let tls = config.http.tls.iter().flat_map(|tls| {
@@ -63,6 +63,7 @@ fn named_in(config: &Config) -> Vec<&Path> {
     let operator = operator.map(|operator| Path::new(&operator.token));
     tls.chain(keys)
         .chain(operator)
+        .chain([config.sessions.egress.ca.as_path()])
         .filter(|path| path.is_absolute())
         .collect()
 }

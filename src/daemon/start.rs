@@ -30,6 +30,7 @@ use crate::base::clock::{Clock, SystemClock, Timestamp};
 use crate::base::exit::Exit;
 use crate::base::secret::Secret;
 use crate::config::Config;
+use crate::credential::authority::NoAuthority;
 use crate::credential::{self, Credentials, NoVault};
 use crate::endpoint::Pool;
 use crate::host::credential::{DIRECTORY as CREDENTIALS, Source};
@@ -107,6 +108,16 @@ impl From<NoVault> for Refusal {
         match error {
             NoVault::Vault(error) => error.into(),
             NoVault::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<NoAuthority> for Refusal {
+    fn from(error: NoAuthority) -> Self {
+        match error {
+            NoAuthority::Vault(error) => error.into(),
+            NoAuthority::Store(error) => error.into(),
+            NoAuthority::Authority(error) => Self::new(Exit::Refused, Chain(&error).to_string()),
         }
     }
 }
@@ -220,9 +231,12 @@ impl Ground {
         let audit = AuditLog::new(store.clone(), Arc::clone(&clock));
         let audit = audit.with(config.audit.clone(), signer);
         let links = links(&store, &vault).await?;
+        let opener = credential::authority::open(&store, &vault, Arc::clone(&clock)).await?;
         let credentials = Credentials::new(store.clone(), vault, audit.clone());
         let volumes = volumes(config, &store, self.sandbox_group, &facts);
         let sessions = Sessions::new(SessionParts {
+            opener,
+            lender: Arc::new(credentials.clone()),
             memory: Box::new(memory::available_bytes),
             runtime: Arc::clone(&runtime),
             store: store.clone(),

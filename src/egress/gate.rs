@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,10 @@ use tracing::debug;
 use super::resolve::Resolve;
 use super::stream::Prefixed;
 use super::tunnel::Tunnel;
-use super::visit::Shared;
-use super::{Kind, Refusal, Warden, always, http, socks};
+use super::visit::{Arrived, Shared};
+use super::{Kind, Refusal, Warden, always, http, opened, socks};
 use crate::model::egress::Scheme;
-use crate::model::host::Host;
+use crate::model::host::{Host, HostName};
 use crate::policy::egress::Asked;
 
 /// How long a connection may take to say what it wants.
@@ -112,13 +112,17 @@ async fn serve<W: Warden>(mut stream: UnixStream, shared: Arc<Shared<W>>, turn: 
     };
     let stream = Prefixed::new(Bytes::copy_from_slice(&[first]), stream);
     if first == socks::VERSION {
-        socks_connection(stream, &shared).await;
+        socks_connection(stream, &shared, turn).await;
     } else {
         http::serve(stream, &shared, &turn).await;
     }
 }
 
-async fn socks_connection<W: Warden>(mut stream: Prefixed<UnixStream>, shared: &Arc<Shared<W>>) {
+async fn socks_connection<W: Warden>(
+    mut stream: Prefixed<UnixStream>,
+    shared: &Arc<Shared<W>>,
+    turn: Arc<Turn>,
+) {
     let asked = match timeout(REQUEST_PATIENCE, socks::ask(&mut stream)).await {
         Ok(Ok(asked)) => asked,
         Ok(Err(refusal)) => {
@@ -129,10 +133,9 @@ async fn socks_connection<W: Warden>(mut stream: Prefixed<UnixStream>, shared: &
     };
     let (host, port) = asked;
     match tunnel_to(shared, &host, port).await {
-        Ok((is_tls, arrived)) => {
+        Ok(way) => {
             if socks::answer(&mut stream, 0).await.is_ok() {
-                let tunnel = Tunnel { host, port, is_tls };
-                tunnel.carry(shared, stream, arrived).await;
+                way.carry(shared, host, port, stream, turn).await;
             }
         }
         Err(refusal) => {
@@ -141,12 +144,63 @@ async fn socks_connection<W: Warden>(mut stream: Prefixed<UnixStream>, shared: &
     }
 }
 
-/// Goes where a tunnel is asked for, for any bytes where a rule allows that, else for TLS; whether it is for TLS alone.
+/// How a tunnel leads to its host.
+pub(super) enum Way<W: Warden> {
+    /// Nothing is read but the first message.
+    Through {
+        /// Whether only TLS may.
+        is_tls: bool,
+        arrived: Arrived<W>,
+    },
+    /// TLS ends here, and each request in it goes its own way.
+    Opened(HostName),
+}
+
+impl<W: Warden> Way<W> {
+    /// Carries until it is over.
+    pub(super) async fn carry<C>(
+        self,
+        shared: &Arc<Shared<W>>,
+        host: Host,
+        port: u16,
+        client: C,
+        turn: Arc<Turn>,
+    ) where
+        C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match self {
+            Self::Through { is_tls, arrived } => {
+                let tunnel = Tunnel { host, port, is_tls };
+                tunnel.carry(shared, client, arrived).await;
+                drop(turn);
+            }
+            // In a task of its own: it is a conversation within one, whose type would know no end.
+            Self::Opened(host) => {
+                let through = Arc::clone(shared);
+                shared.tasks.spawn(async move {
+                    let stop = through.stop.clone();
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => {}
+                        () = opened::serve(&through, host, port, client, turn) => {}
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Goes where a tunnel is asked for: for any bytes where a rule allows that, else for TLS, which is opened where something may be added.
 pub(super) async fn tunnel_to<W: Warden>(
     shared: &Arc<Shared<W>>,
     host: &Host,
     port: u16,
-) -> Result<(bool, super::visit::Arrived<W>), Refusal> {
+) -> Result<Way<W>, Refusal> {
+    if let Host::Name(name) = host
+        && shared.warden.opens(host, port)
+    {
+        return Ok(Way::Opened(name.clone()));
+    }
     let asked = |scheme| Asked {
         host,
         port,
@@ -156,7 +210,7 @@ pub(super) async fn tunnel_to<W: Warden>(
     let is_tls = !shared.warden.decide(&asked(Scheme::Tcp)).allowed;
     let scheme = if is_tls { Scheme::Https } else { Scheme::Tcp };
     let arrived = shared.visit(&asked(scheme)).await?;
-    Ok((is_tls, arrived))
+    Ok(Way::Through { is_tls, arrived })
 }
 
 /// What is no host in its one spelling.

@@ -10,19 +10,24 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tracing::warn;
 
 use super::gate::{REQUEST_PATIENCE, Turn, no_host, tunnel_to};
-use super::tunnel::Tunnel;
-use super::visit::{Arrived, Shared};
+use super::inject::{Blotter, ask_plainly, is_plain, written};
+use super::visit::{Shared, Visit};
 use super::{Kind, Refusal, Warden, always};
 use crate::model::egress::Scheme;
-use crate::model::host::Host;
+use crate::model::host::{Host, HostName};
 use crate::policy::egress::Asked;
 
 /// Most bytes of a head, and most headers.
@@ -53,9 +58,55 @@ where
     W: Warden,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = service_fn(|request| {
+    let answered = |request| {
         let (shared, turn) = (Arc::clone(shared), Arc::clone(turn));
-        async move { Ok::<_, Infallible>(answer(&shared, &turn, request).await) }
+        async move { answer(&shared, &turn, request).await }
+    };
+    converse(stream, shared, None, answered).await;
+}
+
+/// Serves the requests that were within TLS to this host. `turn` is held as long as that lasts.
+pub(super) async fn serve_opened<W, S>(
+    stream: S,
+    shared: &Arc<Shared<W>>,
+    host: HostName,
+    port: u16,
+    turn: Arc<Turn>,
+) where
+    W: Warden,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let host = Host::Name(host);
+    let answered = |request: Request<Incoming>| {
+        let (shared, host) = (Arc::clone(shared), host.clone());
+        async move {
+            let asked = format!(
+                "{} https://{host}{}",
+                request.method(),
+                request.uri().path()
+            );
+            let answered = opened(&shared, &host, port, request).await;
+            answered.unwrap_or_else(|refusal| refused(&asked, &refusal))
+        }
+    };
+    converse(stream, shared, Some((&host, port)), answered).await;
+    drop(turn);
+}
+
+/// HTTP/1.1 with a sandbox; `within` says to which host, where that is known.
+async fn converse<W, S, F>(
+    stream: S,
+    shared: &Arc<Shared<W>>,
+    within: Option<(&Host, u16)>,
+    answered: impl Fn(Request<Incoming>) -> F,
+) where
+    W: Warden,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| {
+        let answered = answered(request);
+        async move { Ok::<_, Infallible>(answered.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -67,7 +118,8 @@ where
     if let Err(error) = connection.await
         && error.is_parse()
     {
-        shared.warden.denied(None, 0, always::ONE_FRAMING);
+        let (host, port) = within.map_or((None, 0), |(host, port)| (Some(host), port));
+        shared.warden.denied(host, port, always::ONE_FRAMING);
     }
 }
 
@@ -107,16 +159,15 @@ async fn connect<W: Warden>(
     let read = Host::parse_with_port(target.as_bytes(), None);
     let (host, port) = read.map_err(|why| shared.note(None, 0, no_host(&why)))?;
     check_host(request.headers(), &host, port).map_err(|no| shared.note(Some(&host), port, no))?;
-    let (is_tls, arrived) = tunnel_to(shared, &host, port).await?;
+    let way = tunnel_to(shared, &host, port).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     let (task, turn) = (Arc::clone(shared), Arc::clone(turn));
     shared.tasks.spawn(async move {
         // What was not upgraded is cut, which its visit records.
         if let Ok(client) = upgrade.await {
-            let tunnel = Tunnel { host, port, is_tls };
-            tunnel.carry(&task, TokioIo::new(client), arrived).await;
+            way.carry(&task, host, port, TokioIo::new(client), turn)
+                .await;
         }
-        drop(turn);
     });
     Ok(Response::new(empty()))
 }
@@ -134,48 +185,195 @@ async fn forward<W: Warden>(
             Refusal::new(Kind::Malformed, always::ONE_FRAMING, reason),
         ));
     };
-    let read = Host::parse_with_port(authority.as_str().as_bytes(), Some(80));
+    let is_tls = uri.scheme_str() == Some("https");
+    let default = if is_tls { 443 } else { 80 };
+    let read = Host::parse_with_port(authority.as_str().as_bytes(), Some(default));
     let (host, port) = read.map_err(|why| shared.note(None, 0, no_host(&why)))?;
     let noted = |refusal| shared.note(Some(&host), port, refusal);
-    if uri.scheme_str() != Some("http") {
-        let reason = "only http is asked for with a whole URL; CONNECT is for the rest";
+    check_host(request.headers(), &host, port).map_err(noted)?;
+    check_framing(request.headers()).map_err(noted)?;
+    let asked = |scheme, port| Asked {
+        host: &host,
+        port,
+        scheme,
+        request: Some((request.method().as_str(), uri.path())),
+    };
+    // What gets something added goes over TLS, however it was asked for.
+    let secure = match (is_tls, port) {
+        (true, port) => Some(port),
+        (false, 80) => Some(443),
+        (false, _) => None,
+    };
+    let is_added_to = |port: &u16| {
+        !shared
+            .warden
+            .injections(&asked(Scheme::Https, *port))
+            .is_empty()
+    };
+    if let Some(port) = secure.filter(is_added_to) {
+        return secured(shared, &host, port, request).await;
+    }
+    if is_tls || uri.scheme_str() != Some("http") {
+        let reason = "only http is asked for with a whole URL, and https where a rule adds something to the request; CONNECT is for the rest";
         return Err(noted(Refusal::new(
             Kind::Malformed,
             always::ONE_FRAMING,
             reason,
         )));
     }
-    check_host(request.headers(), &host, port).map_err(noted)?;
+    let (visit, upstream) = shared.visit(&asked(Scheme::Http, port)).await?;
+    let request = anew(request, &authority_of(&host, port, 80))?;
+    exchange(shared, visit, upstream, request, Blotter::default()).await
+}
+
+/// A request within TLS that was opened: its target is its `Host`'s.
+async fn opened<W: Warden>(
+    shared: &Arc<Shared<W>>,
+    host: &Host,
+    port: u16,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let noted = |refusal| shared.note(Some(host), port, refusal);
+    let is_of_origin = request.uri().authority().is_none() && request.uri().path().starts_with('/');
+    if request.method() == Method::CONNECT || !is_of_origin {
+        let reason = "within TLS a request names a path and nothing else";
+        return Err(noted(Refusal::new(
+            Kind::Malformed,
+            always::ONE_FRAMING,
+            reason,
+        )));
+    }
+    if !request.headers().contains_key(header::HOST) {
+        let reason = "the request has no Host";
+        return Err(noted(Refusal::new(
+            Kind::Denied,
+            always::HOST_IS_THE_TARGET,
+            reason,
+        )));
+    }
+    check_host(request.headers(), host, port).map_err(noted)?;
     check_framing(request.headers()).map_err(noted)?;
+    secured(shared, host, port, request).await
+}
+
+/// Sends a request over TLS to where its host's certificate was seen, with whatever rules add to it.
+async fn secured<W: Warden>(
+    shared: &Arc<Shared<W>>,
+    host: &Host,
+    port: u16,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let asked = Asked {
-        host: &host,
+        host,
         port,
-        scheme: Scheme::Http,
-        request: Some((request.method().as_str(), uri.path())),
+        scheme: Scheme::Https,
+        request: Some((method.as_str(), &path)),
     };
-    let arrived = shared.visit(&asked).await?;
-    let authority = if port == 80 {
+    let (visit, upstream) = shared.visit(&asked).await?;
+    let readied = async {
+        let upstream = secure(shared, host, upstream).await?;
+        let mut request = anew(request, &authority_of(host, port, 443))?;
+        let blotter = add(shared, &asked, request.headers_mut()).await?;
+        Ok((upstream, request, blotter))
+    };
+    let readied = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => Err(Refusal::new(Kind::Unreachable, "", "the session ends")),
+        readied = readied => readied,
+    };
+    match readied {
+        Ok((upstream, request, blotter)) => {
+            exchange(shared, visit, upstream, request, blotter).await
+        }
+        Err(refusal) => {
+            visit.end(Some(refusal.kind.code()));
+            Err(refusal)
+        }
+    }
+}
+
+/// TLS to a host, whose certificate is for that very name.
+async fn secure<W: Warden, S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &Arc<Shared<W>>,
+    host: &Host,
+    upstream: S,
+) -> Result<TlsStream<S>, Refusal> {
+    let unverified = |why: &dyn std::fmt::Display| {
+        Refusal::new(Kind::Unverified, "", format!("TLS to there: {why}"))
+    };
+    let settings = shared.warden.settings();
+    let Some(opener) = shared.warden.opener() else {
+        return Err(unverified(&"is not set up"));
+    };
+    let config = opener.verify(&settings.ca).await.map_err(|error| {
+        warn!(path = %settings.ca.display(), %error, "cannot read the certificates that servers are verified by (egress.ca_file)");
+        unverified(&"there are no certificates to verify it by; ask the operator")
+    })?;
+    let name = ServerName::try_from(host.to_string()).map_err(|error| unverified(&error))?;
+    let handshake = TlsConnector::from(config).connect(name, upstream);
+    match timeout(settings.connect_timeout, handshake).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(unverified(&error)),
+        Err(_) => Err(Refusal::new(Kind::Late, "", "TLS to there takes too long")),
+    }
+}
+
+/// Adds to a request what rules say; what is to be blotted out of its answer.
+async fn add<W: Warden>(
+    shared: &Arc<Shared<W>>,
+    asked: &Asked<'_>,
+    headers: &mut HeaderMap,
+) -> Result<Blotter, Refusal> {
+    let mut blotter = Blotter::default();
+    for (rule, injection) in shared.warden.injections(asked) {
+        let name = &injection.credential;
+        let refused = |why: &str| {
+            let rule = rule.to_string();
+            Refusal::new(
+                Kind::NoCredential,
+                rule,
+                format!("the credential {name} {why}"),
+            )
+        };
+        let lent = shared.warden.lend(name).await;
+        let value = lent.map_err(|why| refused(&why))?;
+        let written = written(&injection.form, &value);
+        let written = written.ok_or_else(|| refused("has bytes that no header may have"))?;
+        let header = HeaderName::from_bytes(injection.header.as_bytes());
+        let header = header.map_err(|_| refused("is for a header that cannot be one"))?;
+        headers.insert(header, written);
+        if injection.scrub {
+            blotter.add(&injection.form, &value);
+        }
+    }
+    if !blotter.is_idle() {
+        ask_plainly(headers);
+    }
+    Ok(blotter)
+}
+
+/// As `Host` names it.
+fn authority_of(host: &Host, port: u16, default: u16) -> String {
+    if port == default {
         host.to_string()
     } else {
         format!("{host}:{port}")
-    };
-    let request = anew(request, &authority).ok_or_else(|| {
-        Refusal::new(
-            Kind::Malformed,
-            always::ONE_FRAMING,
-            "the request cannot be written",
-        )
-    })?;
-    exchange(shared, arrived, request).await
+    }
 }
 
 /// Sends a request over a connection, and gives back the answer, whose body comes as it comes.
-async fn exchange<W: Warden>(
+async fn exchange<W, S>(
     shared: &Arc<Shared<W>>,
-    arrived: Arrived<W>,
+    visit: Visit<W>,
+    upstream: S,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Refusal> {
-    let (visit, upstream) = arrived;
+    blotter: Blotter,
+) -> Result<Response<Body>, Refusal>
+where
+    W: Warden,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let broken = |_| Refusal::new(Kind::Unreachable, "", "the connection broke");
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD_BYTES)
@@ -205,11 +403,45 @@ async fn exchange<W: Warden>(
     strip(&mut head.headers);
     head.version = Version::HTTP_11;
     head.extensions.clear();
-    Ok(Response::from_parts(head, without_trailers(body)))
+    let body = without_trailers(body);
+    if blotter.is_idle() {
+        return Ok(Response::from_parts(head, body));
+    }
+    if !is_plain(&head.headers) {
+        let reason = "the answer is compressed, so that nothing can be blotted out of it";
+        return Err(Refusal::new(Kind::Unreachable, "", reason));
+    }
+    blotter.clean(&mut head.headers);
+    Ok(Response::from_parts(head, blotted(body, blotter)))
+}
+
+/// A body without what is to be blotted out of it.
+fn blotted(body: Body, blotter: Blotter) -> Body {
+    let pieces = futures_util::stream::unfold(Some((body, blotter)), |state| async {
+        let (mut body, mut blotter) = state?;
+        Some(match body.frame().await {
+            Some(Ok(frame)) => {
+                let data = frame.into_data().unwrap_or_default();
+                let ready = blotter.push(&data);
+                (Ok(Frame::data(ready)), Some((body, blotter)))
+            }
+            Some(Err(error)) => (Err(error), None),
+            None => (Ok(Frame::data(blotter.rest())), None),
+        })
+    });
+    StreamBody::new(pieces).boxed_unsync()
 }
 
 /// The request as it goes on.
-fn anew(request: Request<Incoming>, authority: &str) -> Option<Request<Incoming>> {
+fn anew(request: Request<Incoming>, authority: &str) -> Result<Request<Incoming>, Refusal> {
+    let written = rewritten(request, authority);
+    written.ok_or_else(|| {
+        let reason = "the request cannot be written";
+        Refusal::new(Kind::Malformed, always::ONE_FRAMING, reason)
+    })
+}
+
+fn rewritten(request: Request<Incoming>, authority: &str) -> Option<Request<Incoming>> {
     let (mut head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let path = if path.is_empty() { "/" } else { path };
@@ -256,8 +488,8 @@ fn strip(headers: &mut HeaderMap) {
 /// Trailers could be taken for headers by whoever is next.
 fn without_trailers(body: Incoming) -> Body {
     let data = body.map_frame(|frame| match frame.into_data() {
-        Ok(data) => hyper::body::Frame::data(data),
-        Err(_) => hyper::body::Frame::data(Bytes::new()),
+        Ok(data) => Frame::data(data),
+        Err(_) => Frame::data(Bytes::new()),
     });
     data.boxed_unsync()
 }
@@ -307,7 +539,9 @@ fn refused(asked: &str, refusal: &Refusal) -> Response<Body> {
         Kind::Malformed => StatusCode::BAD_REQUEST,
         Kind::Denied => StatusCode::FORBIDDEN,
         Kind::TooMuch => StatusCode::TOO_MANY_REQUESTS,
-        Kind::NoSuchHost | Kind::Unreachable => StatusCode::BAD_GATEWAY,
+        Kind::NoSuchHost | Kind::Unreachable | Kind::Unverified | Kind::NoCredential => {
+            StatusCode::BAD_GATEWAY
+        }
         Kind::Late => StatusCode::GATEWAY_TIMEOUT,
         Kind::Unrecorded => StatusCode::SERVICE_UNAVAILABLE,
     };

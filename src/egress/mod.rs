@@ -2,13 +2,18 @@
 //!
 //! What comes is a sandbox's, and hostile. Each thing that is asked for goes the same way ([`visit`]): the rules judge the name,
 //! it is recorded, the name is resolved once, the rules judge every address of it, and one of those very addresses is
-//! dialled. TLS passes unread once its first message names the host that was asked for ([`hello`]). Connections, requests,
+//! dialled. TLS passes unread once its first message names the host that was asked for ([`hello`]); it is opened ([`opened`]) where a rule adds a
+//! credential to what is in it ([`inject`]). Connections, requests,
 //! bytes and every wait are bounded ([`Settings`]). Who decides and who records is a [`Warden`]: this folder knows no session.
 
+mod authority;
 mod gate;
 mod hello;
 mod http;
+mod inject;
 mod meter;
+mod opened;
+mod opener;
 mod resolve;
 mod socks;
 mod stream;
@@ -18,15 +23,23 @@ mod visit;
 #[cfg(test)]
 mod tests;
 
+pub use self::authority::{Authority, AuthorityError};
 pub use self::gate::Gate;
 pub use self::hello::{Hello, read_hello};
+pub use self::opener::Opener;
 pub use self::resolve::{Resolve, SystemResolver};
 pub use self::socks::{Request as SocksRequest, read_request};
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
 
+use crate::base::id::SessionId;
+use crate::model::credential::CredentialValue;
 use crate::model::host::Host;
+use crate::model::inject::Injection;
+use crate::model::name::Name;
 use crate::model::settings::EgressConfig;
 use crate::policy::egress::{Asked, EgressDecision};
 
@@ -57,8 +70,32 @@ pub trait Warden: Send + Sync + 'static {
     /// Records how it ended.
     fn finish(&self, record: Self::Record, end: End) -> impl Future<Output = ()> + Send;
 
+    /// What is added to a request that is allowed, by the names of rules.
+    fn injections(&self, asked: &Asked<'_>) -> Vec<(Name, Injection)>;
+
+    /// Whether TLS to there is opened: something may be added to what is in it, and the sandbox trusts us.
+    fn opens(&self, host: &Host, port: u16) -> bool;
+
+    /// How TLS is spoken where something is added.
+    fn opener(&self) -> Option<Arc<Opener>>;
+
+    /// The value of a credential, which is recorded before; or why not, in words that follow its name.
+    fn lend(
+        &self,
+        credential: &Name,
+    ) -> impl Future<Output = Result<CredentialValue, String>> + Send;
+
     /// Notes what was denied. `host` is what the sandbox said, where that is a host.
     fn denied(&self, host: Option<&Host>, port: u16, rule: &str);
+}
+
+/// A credential to come, or why not.
+pub type Lending<'a> = Pin<Box<dyn Future<Output = Result<CredentialValue, String>> + Send + 'a>>;
+
+/// Who has credentials.
+pub trait Lend: Send + Sync {
+    /// The value of a credential of a session's team, whose use is recorded before; or why not, in words that follow its name.
+    fn lend<'a>(&'a self, session: SessionId, team: &'a Name, name: &'a Name) -> Lending<'a>;
 }
 
 /// How a visit ended.
@@ -104,6 +141,10 @@ pub enum Kind {
     Late,
     /// It cannot be recorded.
     Unrecorded,
+    /// Whoever is there did not show that they are.
+    Unverified,
+    /// What is to be added cannot be had.
+    NoCredential,
 }
 
 impl Kind {
@@ -118,6 +159,8 @@ impl Kind {
             Self::Unreachable => "unreachable",
             Self::Late => "late",
             Self::Unrecorded => "unrecorded",
+            Self::Unverified => "unverified",
+            Self::NoCredential => "no_credential",
         }
     }
 }

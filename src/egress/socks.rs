@@ -166,7 +166,7 @@ pub(super) const fn code_of(kind: Kind) -> u8 {
         Kind::Denied | Kind::TooMuch => 2,
         Kind::NoSuchHost | Kind::Late => 4,
         Kind::Unreachable => 5,
-        Kind::Malformed | Kind::Unrecorded => 1,
+        Kind::Malformed | Kind::Unrecorded | Kind::Unverified | Kind::NoCredential => 1,
     }
 }
 

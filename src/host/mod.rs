@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod background;
+pub mod certificates;
 pub mod cgroup;
 pub mod credential;
 pub mod directory;

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::host::{Host, HostName};
+use super::inject::{Injection, may_have};
 use super::name::Name;
 use super::network::Network;
 
@@ -19,6 +20,8 @@ pub const MAX_RULES: usize = 64;
 pub const MAX_ENTRIES: usize = 256;
 /// Longest path, in bytes.
 pub const MAX_PATH_BYTES: usize = 512;
+/// Port of a rule that adds something and names none.
+pub const INJECTION_PORT: u16 = 443;
 /// Ports of a rule that allows and names none.
 pub const DEFAULT_PORTS: [u16; 2] = [80, 443];
 /// Schemes of a rule that allows and names none.
@@ -107,6 +110,10 @@ pub struct EgressRule {
     /// ones, loopback and the machine's own are reached where an operator's rule names them here or in `hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub networks: Option<BTreeSet<Network>>,
+    /// What is added to requests that it allows, of a template's rule for TLS to hosts by their whole names. Such a rule is for port 443 unless
+    /// it says, and its methods and paths can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inject: Option<Injection>,
 }
 
 /// What is wrong with a rule: the field, and what it must be.
@@ -131,6 +138,27 @@ impl EgressRule {
             methods: None,
             paths: None,
             networks: None,
+            inject: None,
+        }
+    }
+
+    /// Whether a rule that allows is for this port.
+    #[must_use]
+    pub fn is_for_port(&self, port: u16) -> bool {
+        match &self.ports {
+            Some(ports) => ports.contains(&port),
+            None if self.inject.is_some() => port == INJECTION_PORT,
+            None => DEFAULT_PORTS.contains(&port),
+        }
+    }
+
+    /// Whether a rule that allows is for this scheme.
+    #[must_use]
+    pub fn is_for_scheme(&self, scheme: Scheme) -> bool {
+        match &self.schemes {
+            Some(schemes) => schemes.contains(&scheme),
+            None if self.inject.is_some() => scheme == Scheme::Https,
+            None => DEFAULT_SCHEMES.contains(&scheme),
         }
     }
 
@@ -178,15 +206,55 @@ impl EgressRule {
         }
         let reads = self.methods.is_some() || self.paths.is_some();
         let is_read = |schemes: &BTreeSet<Scheme>| schemes.contains(&Scheme::Http);
-        if self.effect == EgressEffect::Allow && reads && !self.schemes.as_ref().is_none_or(is_read)
+        if self.effect == EgressEffect::Allow
+            && reads
+            && self.inject.is_none()
+            && !self.schemes.as_ref().is_none_or(is_read)
         {
             say(
                 "schemes",
                 "methods and paths can be read of http alone".to_owned(),
             );
         }
+        if let Some(problem) = self.inject.as_ref().and_then(|it| self.misfit(it)) {
+            say("inject", problem);
+        }
         problems
     }
+
+    /// Why the rule cannot add this.
+    fn misfit(&self, injection: &Injection) -> Option<String> {
+        let is_https = |schemes: &BTreeSet<Scheme>| *schemes == BTreeSet::from([Scheme::Https]);
+        let is_name = |host: &HostPattern| matches!(host, HostPattern::Name(_));
+        if self.effect != EgressEffect::Allow {
+            return Some("is for a rule that allows".to_owned());
+        }
+        if !self.hosts.iter().all(is_name) {
+            return Some("is for hosts by their whole names, such as api.example.org".to_owned());
+        }
+        if !self.schemes.as_ref().is_none_or(is_https) {
+            return Some(
+                "goes over verified TLS alone: leave schemes out, or say https".to_owned(),
+            );
+        }
+        if !self.methods.iter().flatten().all(|one| may_have(one)) {
+            return Some("is not for TRACE and CONNECT, which could show it".to_owned());
+        }
+        injection.problem()
+    }
+}
+
+/// Everything that is wrong with rules that add nothing to requests: those of sessions and teams.
+#[must_use]
+pub fn problems_of_bounds(rules: &EgressRules) -> Vec<(Vec<String>, String)> {
+    let adding = rules.iter().filter(|(_, rule)| rule.inject.is_some());
+    let adding = adding.map(|(name, _)| {
+        (
+            vec![name.to_string(), "inject".to_owned()],
+            "is for the rules of templates alone".to_owned(),
+        )
+    });
+    problems_of(rules).into_iter().chain(adding).collect()
 }
 
 /// Everything that is wrong with some rules: where, as the rule's name and its field, and what.
@@ -442,8 +510,44 @@ mod tests {
     }
 
     #[test]
+    fn only_a_rule_for_tls_to_whole_names_adds_something() {
+        let rule = |rest: &str| {
+            let text =
+                format!(r#"{{"hosts":["api.example.org"],"inject":{{"credential":"c"}}{rest}}}"#);
+            serde_json::from_str::<EgressRule>(&text).unwrap()
+        };
+        let plain = rule("");
+        assert_eq!(plain.problems(), []);
+        assert!(plain.is_for_port(443) && !plain.is_for_port(80));
+        assert!(plain.is_for_scheme(Scheme::Https) && !plain.is_for_scheme(Scheme::Http));
+        let good = rule(r#","schemes":["https"],"methods":["GET"],"paths":["/v1"],"ports":[8443]"#);
+        assert_eq!(good.problems(), []);
+        assert!(good.is_for_port(8443) && !good.is_for_port(443));
+        let mut wrong = vec![
+            rule(r#","effect":"deny""#),
+            rule(r#","schemes":["http"]"#),
+            rule(r#","schemes":["http","https"]"#),
+            rule(r#","schemes":["tcp"]"#),
+            rule(r#","methods":["TRACE"]"#),
+        ];
+        for host in ["*", "*.example.org", "192.0.2.1", "192.0.2.0/24"] {
+            wrong.push(EgressRule {
+                hosts: ["a.org", host].map(|host| host.parse().unwrap()).into(),
+                ..plain.clone()
+            });
+        }
+        for rule in wrong {
+            let fields: Vec<_> = rule.problems().iter().map(|one| one.field).collect();
+            assert_eq!(fields, ["inject"], "{rule:?}");
+        }
+        let rules = EgressRules::from([("a".parse().unwrap(), plain)]);
+        assert_eq!(problems_of(&rules), []);
+        assert_eq!(problems_of_bounds(&rules).len(), 1);
+    }
+
+    #[test]
     fn a_rule_reads_back_and_knows_all_of_its_fields() {
-        let text = r#"{"effect":"deny","hosts":["*.example.org","10.0.0.0/8"],"ports":[22],"schemes":["tcp"],"methods":["GET"],"paths":["/v1"],"networks":["::1"]}"#;
+        let text = r#"{"effect":"deny","hosts":["*.example.org","10.0.0.0/8"],"ports":[22],"schemes":["tcp"],"methods":["GET"],"paths":["/v1"],"networks":["::1"],"inject":{"credential":"c"}}"#;
         let rule: EgressRule = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&rule).unwrap(), text);
         assert!(serde_json::from_str::<EgressRule>(r#"{"hosts":["a"],"host":"b"}"#).is_err());

@@ -8,6 +8,7 @@ pub mod event;
 pub mod grant;
 pub mod host;
 pub mod image;
+pub mod inject;
 pub mod issuer;
 pub mod key;
 pub mod lease;

@@ -338,6 +338,9 @@ pub struct SessionsConfig {
     pub egress: EgressConfig,
 }
 
+/// The certificates of the system, where Debian has them.
+pub const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 /// What bounds the way out of each sandbox, whatever its rules allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EgressConfig {
@@ -353,6 +356,8 @@ pub struct EgressConfig {
     pub connect_timeout: Duration,
     /// How long a connection may be silent.
     pub idle_timeout: Duration,
+    /// The certificates by which servers are verified that something is added for.
+    pub ca: PathBuf,
     /// What the operator allows teams, by team. Of a team that is not named the operator's own templates decide.
     pub teams: Arc<BTreeMap<Name, EgressRules>>,
 }
@@ -366,6 +371,7 @@ impl Default for EgressConfig {
             max_bytes: 0,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
+            ca: SYSTEM_CA.into(),
             teams: Arc::default(),
         }
     }

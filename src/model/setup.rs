@@ -23,6 +23,9 @@ pub struct Setup {
     /// Who may reach which of its ports, and how.
     #[serde(skip_serializing_if = "is_default")]
     pub endpoints: Endpoints,
+    /// Whether its programs are told to trust the installation's own certificate authority, so that requests over TLS can get something added.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub egress_ca: bool,
 }
 
 /// What nobody set is left out, so that what was kept before reads the same.
@@ -34,7 +37,7 @@ impl Setup {
     /// Whether a session is ready as soon as its guest answers, in a sandbox that is warmed up where that is asked for.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.start.is_none() && self.ready.is_none()
+        self.start.is_none() && self.ready.is_none() && !self.egress_ca
     }
 }
 

@@ -583,6 +583,7 @@ mod tests {
                     interval_ms: READY_INTERVAL_MS.1,
                 }),
                 ports: (1..).take(MAX_PORTS).collect(),
+                egress_ca: true,
                 endpoints: Endpoints {
                     public: (1..).take(MAX_PORTS).collect(),
                     ..Endpoints::default()

@@ -13,10 +13,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::model::egress::{
-    DEFAULT_PORTS, DEFAULT_SCHEMES, EgressEffect, EgressRule, EgressRules, HostPattern, Scheme,
-    SessionEgress, is_plain_path,
+    EgressEffect, EgressRule, EgressRules, HostPattern, Scheme, SessionEgress, is_plain_path,
 };
 use crate::model::host::Host;
+use crate::model::inject::{Injection, may_have};
 use crate::model::name::Name;
 use crate::model::network::why_not_public;
 
@@ -147,6 +147,46 @@ impl Bounds<'_> {
         }
     }
 
+    /// What is added to a request that is allowed, with the rules that say so, by their names: a header that two would add is the first one's.
+    /// Nothing where the request cannot be read, or its answer would repeat it.
+    #[must_use]
+    pub fn injections(&self, asked: &Asked<'_>) -> Vec<(&Name, &Injection)> {
+        let mut added: Vec<(&Name, &Injection)> = Vec::new();
+        let is_readable = asked.request.is_some_and(|(method, _)| may_have(method));
+        if !is_readable || !self.decide(asked).allowed {
+            return added;
+        }
+        for (name, rule, injection) in self.injecting() {
+            let is_new = added
+                .iter()
+                .all(|(_, other)| other.header != injection.header);
+            if is_new && allows(rule, asked) {
+                added.push((name, injection));
+            }
+        }
+        added
+    }
+
+    /// Whether something may be added to a request over TLS to there, so that it has to be read.
+    #[must_use]
+    pub fn reads_tls(&self, host: &Host, port: u16) -> bool {
+        self.injecting().any(|(_, rule, _)| {
+            rule.is_for_port(port) && rule.hosts.iter().any(|one| is_meant(one, host, false))
+        })
+    }
+
+    /// A session and a team only narrow: what they would add counts for nothing.
+    fn injecting(&self) -> impl Iterator<Item = (&Name, &EgressRule, &Injection)> {
+        let templates = self
+            .0
+            .iter()
+            .filter(|(whose, _)| matches!(whose, Whose::Template { .. }));
+        templates
+            .flat_map(|(_, rules)| rules.iter())
+            .filter(|(_, rule)| rule.effect == EgressEffect::Allow)
+            .filter_map(|(name, rule)| Some((name, rule, rule.inject.as_ref()?)))
+    }
+
     /// Decides whether what is allowed may be reached at this address; `is_own` says that the address is the machine's.
     #[must_use]
     pub fn decide_address(
@@ -213,18 +253,8 @@ fn allows(rule: &EgressRule, asked: &Asked<'_>) -> bool {
             .hosts
             .iter()
             .any(|pattern| is_meant(pattern, asked.host, false))
-        && rule
-            .ports
-            .as_ref()
-            .map_or(DEFAULT_PORTS.contains(&asked.port), |ports| {
-                ports.contains(&asked.port)
-            })
-        && rule
-            .schemes
-            .as_ref()
-            .map_or(DEFAULT_SCHEMES.contains(&asked.scheme), |schemes| {
-                schemes.contains(&asked.scheme)
-            })
+        && rule.is_for_port(asked.port)
+        && rule.is_for_scheme(asked.scheme)
         && reads(rule, asked, false)
 }
 
@@ -643,6 +673,82 @@ mod tests {
                 .map(|(name, rule)| (name.parse().unwrap(), rule))
                 .collect()
         })
+    }
+
+    #[test]
+    fn what_is_added_is_what_a_templates_rule_says_of_what_is_allowed() {
+        use Scheme::{Http, Https, Tcp};
+        let template = r#"{
+            "a-all":{"hosts":["*"]},
+            "b":{"hosts":["api.org"],"methods":["GET"],"paths":["/v1"],"inject":{"credential":"one"}},
+            "c":{"hosts":["api.org"],"inject":{"credential":"two"}},
+            "d":{"hosts":["api.org"],"inject":{"credential":"three","header":"x-key"}},
+            "e":{"hosts":["deny.org"],"inject":{"credential":"four"}},
+            "f":{"effect":"deny","hosts":["deny.org"],"paths":["/secret"]}
+        }"#;
+        let bounds = Bounds(vec![(OPERATORS, Cow::Owned(rules(template)))]);
+        let added = |bounds: &Bounds<'_>, scheme, host: &str, port, request| {
+            let host: Host = host.parse().unwrap();
+            let asked = Asked {
+                host: &host,
+                port,
+                scheme,
+                request,
+            };
+            let added = bounds.injections(&asked);
+            let named = added.iter().map(|(_, it)| it.credential.to_string());
+            named.collect::<Vec<_>>().join(" ")
+        };
+        for (scheme, host, port, request, expected) in [
+            (Https, "api.org", 443, Some(("GET", "/v1/x")), "one three"),
+            (Https, "api.org", 443, Some(("POST", "/v1/x")), "two three"),
+            (
+                Https,
+                "api.org",
+                443,
+                Some(("GET", "/v1/../x")),
+                "two three",
+            ),
+            (Https, "api.org", 443, Some(("TRACE", "/v1")), ""),
+            (Https, "api.org", 443, None, ""),
+            (Https, "api.org", 8443, Some(("GET", "/v1")), ""),
+            (Http, "api.org", 80, Some(("GET", "/v1")), ""),
+            (Tcp, "api.org", 443, Some(("GET", "/v1")), ""),
+            (Https, "www.api.org", 443, Some(("GET", "/v1")), ""),
+            (Https, "deny.org", 443, Some(("GET", "/")), "four"),
+            (Https, "deny.org", 443, Some(("GET", "/secret/x")), ""),
+        ] {
+            let found = added(&bounds, scheme, host, port, request);
+            assert_eq!(found, expected, "{scheme} {host} {port} {request:?}");
+        }
+        let host = |text: &str| text.parse::<Host>().unwrap();
+        assert!(bounds.reads_tls(&host("api.org"), 443));
+        assert!(!bounds.reads_tls(&host("api.org"), 80));
+        assert!(!bounds.reads_tls(&host("other.org"), 443));
+        // A session or a team that would add something adds nothing, and one that narrows has its way.
+        let own =
+            rules(r#"{"own":{"hosts":["api.org"],"paths":["/v1"],"schemes":["http","https"]}}"#);
+        let layers = |whose| {
+            Bounds(vec![
+                (OPERATORS, Cow::Owned(rules(template))),
+                (whose, Cow::Owned(own.clone())),
+            ])
+        };
+        let asked = Some(("GET", "/v2"));
+        assert_eq!(
+            added(&layers(Whose::Session), Https, "api.org", 443, asked),
+            ""
+        );
+        let widening: EgressRules = serde_json::from_str(
+            r#"{"own":{"hosts":["*"],"inject":{"credential":"mine","header":"x-own"}}}"#,
+        )
+        .unwrap();
+        for whose in [Whose::Session, Whose::Team] {
+            let mut bounds = layers(whose);
+            bounds.0.push((whose, Cow::Borrowed(&widening)));
+            let found = added(&bounds, Https, "api.org", 443, Some(("GET", "/v1")));
+            assert_eq!(found, "one three");
+        }
     }
 
     proptest! {

@@ -16,9 +16,12 @@ use super::runner::Life;
 use crate::audit::Intent;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
-use crate::egress::{self, Gate, Settings, Warden};
+use crate::egress::{self, Gate, Opener, Settings, Warden};
+use crate::model::credential::CredentialValue;
 use crate::model::event::{AuditEvent, Outcome};
 use crate::model::host::Host;
+use crate::model::inject::Injection;
+use crate::model::name::Name;
 use crate::model::session::{Session, SessionSpec};
 use crate::policy::egress::{Asked, Bounds, EgressDecision};
 
@@ -55,7 +58,7 @@ struct SessionWarden {
 }
 
 impl SessionWarden {
-    fn judge(&self, decide: impl FnOnce(&Bounds<'_>) -> EgressDecision) -> EgressDecision {
+    fn judge<T>(&self, decide: impl FnOnce(&Bounds<'_>) -> T) -> T {
         let session = Arc::clone(&self.session.borrow());
         let SessionSpec { egress, team, .. } = &session.spec;
         let teams = self.house.settings().egress.teams;
@@ -109,6 +112,27 @@ impl Warden for SessionWarden {
         if let Err(error) = record.finish(outcome).await {
             warn!(session = %self.id, error = %Chain(&error), "cannot complete an audit record");
         }
+    }
+
+    fn injections(&self, asked: &Asked<'_>) -> Vec<(Name, Injection)> {
+        self.judge(|bounds| {
+            let added = bounds.injections(asked).into_iter();
+            added.map(|(name, it)| (name.clone(), it.clone())).collect()
+        })
+    }
+
+    fn opens(&self, host: &Host, port: u16) -> bool {
+        let trusts_us = self.session.borrow().spec.setup.egress_ca;
+        trusts_us && self.judge(|bounds| bounds.reads_tls(host, port))
+    }
+
+    fn opener(&self) -> Option<Arc<Opener>> {
+        Some(Arc::clone(&self.house.opener))
+    }
+
+    async fn lend(&self, credential: &Name) -> Result<CredentialValue, String> {
+        let team = self.session.borrow().spec.team.clone();
+        self.house.lender.lend(self.id, &team, credential).await
     }
 
     fn denied(&self, host: Option<&Host>, port: u16, rule: &str) {

@@ -22,12 +22,12 @@ use super::launch::End;
 use super::pool::{Claim, Pool};
 use super::runner::{Runner, Start};
 use super::volumes::Volumes;
-use super::{ready, state};
+use super::{ready, state, trust};
 use crate::audit::{AuditLog, Intent};
 use crate::base::clock::Clock;
 use crate::base::id::SessionId;
-use crate::egress::{Resolve, SystemResolver};
-use crate::model::egress::{EgressRules, SessionEgress, problems_of};
+use crate::egress::{Lend, Opener, Resolve, SystemResolver};
+use crate::model::egress::{EgressRules, SessionEgress, problems_of_bounds};
 use crate::model::event::{AuditEvent, AuditRecord, Stage};
 use crate::model::lease::{ACTIVE_STEP_S, Lease, MIN_IDLE_TIMEOUT_S, OnTimeout};
 use crate::model::name::Name;
@@ -61,6 +61,8 @@ pub(super) struct House {
     pub(super) checkpoints: Checkpoints,
     /// Who knows the names that sandboxes ask for.
     pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) opener: Arc<Opener>,
+    pub(super) lender: Arc<dyn Lend>,
 }
 
 impl House {
@@ -98,6 +100,10 @@ pub struct Parts {
     pub volumes: Volumes,
     /// Bounds, defaults and recipes.
     pub settings: Settings,
+    /// How TLS is spoken where a rule adds something to what is in it.
+    pub opener: Arc<Opener>,
+    /// Who has what is added.
+    pub lender: Arc<dyn Lend>,
     /// How many bytes of memory the machine has left.
     pub memory: Box<dyn Fn() -> u64 + Send + Sync>,
 }
@@ -181,6 +187,8 @@ impl Sessions {
                 settings: receiver,
                 checkpoints: Checkpoints::default(),
                 resolver: Arc::new(SystemResolver),
+                opener: parts.opener,
+                lender: parts.lender,
             }),
             table: Arc::default(),
             places,
@@ -615,6 +623,9 @@ fn admit(
     if !recipe.egress.is_empty() {
         env.extend(egress::environment());
     }
+    if recipe.setup.egress_ca {
+        env.extend(trust::environment());
+    }
     env.extend(recipe.env.clone());
     env.extend(new.env);
     // The bounds of every process hold for the session's environment, which each process gets.
@@ -687,7 +698,7 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), SessionErro
 /// # Errors
 /// [`SessionError::Invalid`].
 pub fn check_egress(rules: Option<&EgressRules>) -> Result<(), SessionError> {
-    let problem = rules.and_then(|rules| problems_of(rules).into_iter().next());
+    let problem = rules.and_then(|rules| problems_of_bounds(rules).into_iter().next());
     match problem {
         Some((path, problem)) => Err(SessionError::Invalid {
             field: "egress",

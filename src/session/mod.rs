@@ -42,6 +42,7 @@ pub mod run;
 pub mod runner;
 pub mod state;
 pub mod templates;
+pub mod trust;
 pub mod usage;
 pub mod volumes;
 pub mod wish;

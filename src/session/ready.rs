@@ -17,8 +17,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::info;
 
 use super::launch::End;
+use super::trust;
 use crate::base::chain::Chain;
 use crate::base::id::SessionId;
+use crate::egress::Opener;
 use crate::model::session::{Reason, SessionSpec};
 use crate::model::setup::{
     Probe, Program, READY_TIMEOUT_S, Readiness, Setup, StartCommand, WarmUp,
@@ -187,6 +189,8 @@ pub(super) async fn wake(link: &Link, warm_up: &WarmUp) -> Result<(), Unready> {
 pub(super) struct Opening<'a> {
     id: SessionId,
     spec: &'a SessionSpec,
+    /// Whom its programs are to trust, where the template asks for that.
+    trusted: Option<&'a Opener>,
     /// Its host name, where it is still to be warmed up.
     hostname: Option<String>,
     warm_by: Instant,
@@ -198,11 +202,17 @@ pub(super) struct Opening<'a> {
 
 impl<'a> Opening<'a> {
     /// Begins now. A sandbox that stood ready `is_warm`.
-    pub(super) fn begin(id: SessionId, spec: &'a SessionSpec, is_warm: bool) -> Self {
+    pub(super) fn begin(
+        id: SessionId,
+        spec: &'a SessionSpec,
+        is_warm: bool,
+        opener: &'a Opener,
+    ) -> Self {
         let warm_up = spec.setup.warm_up.as_ref().filter(|_| !is_warm);
         Self {
             id,
             spec,
+            trusted: spec.setup.egress_ca.then_some(opener),
             hostname: warm_up.map(|_| super::launch::hostname(id, spec.name.as_ref())),
             warm_by: Instant::now() + warm_up.map_or(Duration::ZERO, patience),
             deadline: None,
@@ -221,6 +231,9 @@ impl<'a> Opening<'a> {
             }
             wake(link, warm_up).await?;
             self.hostname = None;
+        }
+        if let Some(opener) = self.trusted {
+            trust::give(link, opener).await?;
         }
         let patience_s = setup.ready.as_ref().map_or(0, |ready| ready.timeout_s);
         let now = Instant::now();

@@ -529,7 +529,8 @@ impl Life {
         volumes::attach(&self.house, &self.session, sandbox).await?;
         let spec = self.session.spec.clone();
         let is_warm = matches!(before, Before::Warm);
-        let mut opening = Opening::begin(self.session.id, &spec, is_warm);
+        let opener = Arc::clone(&self.house.opener);
+        let mut opening = Opening::begin(self.session.id, &spec, is_warm, &opener);
         loop {
             let again = tokio::select! {
                 biased;

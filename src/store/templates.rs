@@ -460,6 +460,7 @@ mod tests {
                     interval_ms: 100,
                 }),
                 ports: vec![8000, 80],
+                egress_ca: true,
                 endpoints: Endpoints {
                     any_port: true,
                     public: vec![80],

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use casemate::audit::AuditLog;
 use casemate::base::clock::{SystemClock, Timestamp};
+use casemate::credential::{Credentials, authority};
 use casemate::model::image::ImageDigest;
 use casemate::model::name::Name;
 use casemate::model::principal::{Client, Principal};
@@ -36,6 +37,7 @@ use casemate::session::SessionError;
 use casemate::session::manager::{NewSession, Parts, Sessions, Settings, is_settled};
 use casemate::session::volumes::Volumes;
 use casemate::store::Store;
+use casemate::vault::Vault;
 use casemate_link::guest::{Dialer, Introduction};
 use casemate_link::handshake::KernelReport;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -240,10 +242,14 @@ fn sessions(
     std::fs::create_dir_all(files).unwrap();
     let mut volumes = Volumes::new(config_of_volumes, store.installation());
     volumes.problem = volumes_problem;
+    let audit = AuditLog::new(store.clone(), clock.clone());
+    let vault = Vault::open(None, directory.path(), false).unwrap();
     Sessions::new(Parts {
         runtime,
+        opener: authority::fleeting(store, clock.clone()).unwrap(),
+        lender: Arc::new(Credentials::new(store.clone(), vault, audit.clone())),
         store: store.clone(),
-        audit: AuditLog::new(store.clone(), clock.clone()),
+        audit,
         clock,
         link_root: directory.path().join("link"),
         volumes,

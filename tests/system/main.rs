@@ -30,6 +30,7 @@ mod egress;
 mod endpoints;
 mod files;
 mod http_door;
+mod injection;
 mod life;
 mod limits;
 mod openid;

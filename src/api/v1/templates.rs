@@ -63,6 +63,9 @@ pub(crate) struct PutTemplate {
     /// What its sessions may reach, by the names of rules: nothing unless one allows it, and the operator allows it the team.
     #[serde(default)]
     egress: EgressRules,
+    /// Whether its programs trust the installation's own certificate authority, so that requests over TLS can get something added.
+    #[serde(default)]
+    egress_ca: bool,
     /// Who may reach its ports, and how; whoever may use the session, those in `ports`, where absent.
     #[serde(default)]
     endpoints: Endpoints,
@@ -189,6 +192,7 @@ pub(crate) struct TemplateView {
     ports: Vec<u16>,
     /// What its sessions may reach, by the names of rules.
     egress: EgressRules,
+    egress_ca: bool,
     endpoints: Endpoints,
     pool: u32,
     /// How many of them stand ready now; only said in the list, since it is nothing of the version's.
@@ -341,6 +345,7 @@ impl PutTemplate {
                 ready: self.ready.map(ReadyDocument::read).transpose()?,
                 ports: self.ports,
                 endpoints: self.endpoints,
+                egress_ca: self.egress_ca,
             },
             pool: self.pool,
             egress: self.egress,
@@ -478,6 +483,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         ready,
         ports,
         endpoints,
+        egress_ca,
     } = spec.setup;
     TemplateView {
         name,
@@ -506,6 +512,7 @@ fn view(template: Template, team: Option<&Name>) -> TemplateView {
         pool: spec.pool,
         pool_ready: None,
         egress: spec.egress,
+        egress_ca,
         teams: spec.teams.map(|mut teams| {
             teams.retain(|named| team.is_none_or(|team| team == named));
             teams

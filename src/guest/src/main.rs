@@ -33,6 +33,7 @@ mod stream;
 mod sys;
 mod terminal;
 mod transfer;
+mod trust;
 mod usage;
 mod users;
 mod vfork;

@@ -30,7 +30,7 @@ use crate::rest::Rest;
 use crate::stream::{self, gone};
 use crate::transfer::{self, Transfer};
 use crate::wakeful::Wakeful;
-use crate::{VERSION, ports, say, usage};
+use crate::{VERSION, ports, say, trust, usage};
 
 /// Serves one link after another for as long as the guest lives.
 pub(crate) async fn run(mut dialer: Dialer, processes: Rc<Processes>) -> Infallible {
@@ -114,6 +114,7 @@ async fn answer(
         (&Method::GET, route::HEALTH) => document(StatusCode::OK, &health(processes)),
         (&Method::GET, route::USAGE) => document(StatusCode::OK, &usage::read(processes.started)),
         (&Method::POST, route::IDENTITY) => done(identify(body, rest).await),
+        (&Method::POST, route::TRUST) => done(extend_trust(body).await),
         (&Method::POST, route::REST) => {
             rest.ask();
             document(StatusCode::OK, &serde_json::Map::new())
@@ -238,6 +239,10 @@ async fn signal(body: Incoming, processes: &Processes) -> Result<(), Refusal> {
 async fn identify(body: Incoming, rest: &Rest) -> Result<Identity, Refusal> {
     let IdentityRequest { hostname } = asked(body).await?;
     identity::assume(&hostname, rest)
+}
+
+async fn extend_trust(body: Incoming) -> Result<(), Refusal> {
+    trust::extend(&asked(body).await?)
 }
 
 async fn resize(body: Incoming, processes: &Processes) -> Result<(), Refusal> {

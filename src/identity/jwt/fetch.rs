@@ -16,19 +16,17 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use crate::host::certificates::roots;
+use crate::model::settings::SYSTEM_CA;
 
 /// How long it may take from the first packet to the last byte.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// Most bytes of a set: a hundred keys have less than half of it.
 pub(super) const MAX_BYTES: usize = 256 << 10;
-/// Most bytes of a file of certificates.
-const MAX_CA_BYTES: u64 = 4 << 20;
-/// The certificates of the system, where Debian has them.
-const SYSTEM_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// What a set may be called (RFC 7517 section 8.5).
 const TYPES: [&str; 2] = ["application/jwk-set+json", "application/json"];
 
@@ -211,24 +209,10 @@ impl Place {
 
 /// What verifies servers; read anew each time, so that a new file is in force without a restart.
 async fn tls(path: &Path) -> io::Result<Arc<ClientConfig>> {
-    let found = tokio::fs::metadata(path).await?;
-    if !found.is_file() || found.len() > MAX_CA_BYTES {
-        return Err(io::Error::other("it is not a file of at most 4 MiB"));
-    }
-    let bytes = tokio::fs::read(path).await?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&bytes) {
-        let certificate = certificate.map_err(|_| io::Error::other("it is not PEM"))?;
-        // Of the system's some may be of a kind that is not known here.
-        let _ = roots.add(certificate);
-    }
-    if roots.is_empty() {
-        return Err(io::Error::other("it holds no certificate"));
-    }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(path).await?)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }

@@ -21,8 +21,8 @@ const MAGIC: [u8; 4] = *b"CMLK";
 pub const PROTOCOL: ProtocolRange = ProtocolRange { min: 1, max: 1 };
 
 /// What a guest of this build can do: a word for each family of requests, which a later one may add to.
-pub const CAPABILITIES: [&str; 8] = [
-    "process", "attach", "file", "archive", "port", "usage", "snapshot", "warm-up",
+pub const CAPABILITIES: [&str; 9] = [
+    "process", "attach", "file", "archive", "port", "usage", "snapshot", "warm-up", "trust",
 ];
 
 /// Longest list of capabilities that is looked at, and longest word in it.

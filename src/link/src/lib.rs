@@ -19,6 +19,7 @@ pub mod refusal;
 pub mod route;
 pub mod snapshot;
 pub mod token;
+pub mod trust;
 pub mod usage;
 pub mod warm_up;
 pub mod wire;

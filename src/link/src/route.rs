@@ -80,6 +80,9 @@ pub const PORT_LIST: &str = "/v1/port/list";
 /// `POST`: a [`crate::warm_up::IdentityRequest`]; the answer is a [`crate::warm_up::Identity`].
 pub const IDENTITY: &str = "/v1/identity";
 
+/// `POST`: a [`crate::trust::TrustRequest`].
+pub const TRUST: &str = "/v1/trust";
+
 /// `POST`: an empty document. The guest lets go of its link, and of everything else of the host's, until it finds a new token.
 pub const REST: &str = "/v1/rest";
 

@@ -28,6 +28,7 @@ use crate::process::{
 };
 use crate::refusal::code;
 use crate::route;
+use crate::trust::TrustRequest;
 use crate::usage::{Health, Usage};
 use crate::warm_up::{Identity, IdentityRequest};
 
@@ -227,6 +228,17 @@ impl Link {
         let request = IdentityRequest { hostname };
         let told = self.control(Method::POST, route::IDENTITY, &request);
         check::identity(told.await?)
+    }
+
+    /// Has programs trust this certificate too.
+    ///
+    /// # Errors
+    /// `Refused`, `Gone`, `Protocol`, `Deadline`.
+    pub async fn trust(&self, pem: String) -> Result<(), LinkError> {
+        self.needs("trust")?;
+        let request = TrustRequest { pem };
+        let _: serde::de::IgnoredAny = self.control(Method::POST, route::TRUST, &request).await?;
+        Ok(())
     }
 
     /// Has the guest let go of everything of the host's, so that a checkpoint can be taken; it has when this returns. The
