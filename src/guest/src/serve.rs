@@ -86,6 +86,8 @@ async fn serve(
         .auto_date_header(false)
         .serve_connection(TokioIo::new(Wakeful::new(socket)), service);
     tokio::select! {
+        // What is to be said is said, however long this thread had to wait.
+        biased;
         // However it ended, the daemon is dialed again.
         _ = connection => {}
         // Not in order, since a client that is told to go does not wait for the end: this one has to see it.
