@@ -79,7 +79,7 @@ class Raw:
 class Casemated:
     """A daemon of the benchmark's own, on podman's service of the development daemon."""
 
-    def __init__(self, **bounds):
+    def __init__(self, templates=None, settings="", **bounds):
         theirs = os.path.realpath(f"{DEV}/shared")
         text = read(f"{theirs}/casemate.yaml")
         self.program = f"{theirs}/bin/casemated"
@@ -101,13 +101,15 @@ class Casemated:
         text = re.sub(r"^state_dir: .*", f"state_dir: {self.files}/state", text, flags=re.M)
         text = re.sub(r"^runtime_dir: .*", f"runtime_dir: {self.runtime}", text, flags=re.M)
         text = re.sub(r"^  listen: .*", f"  listen: {address}", text, flags=re.M)
-        text += "\nsessions:\n" + "".join(f"  {name}: {value}\n" for name, value in bounds.items())
+        text += f"\n{settings}sessions:\n" + "".join(f"  {name}: {value}\n" for name, value in bounds.items())
         self.config = f"{self.files}/casemate.yaml"
         self.write(self.config, text)
         base = read(f"{theirs}/templates/base.yaml")
         self.write(f"{self.files}/templates/base.yaml", base)
         self.write(f"{self.files}/templates/warm.yaml", f"{base}\npool: {POOL}\n")
         self.write(f"{self.files}/templates/imports.yaml", f"{base}\n" + IMPORTING)
+        for name, more in (templates or {}).items():
+            self.write(f"{self.files}/templates/{name}.yaml", f"{base}\n{more}")
         self.process = None
         self.start()
         self.key = self.admin("key", "create", "bench")

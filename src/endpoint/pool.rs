@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use casemate_link::daemon::{LinkError, PortStream};
+use casemate_link::limits;
 use casemate_link::refusal::code;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -25,8 +26,8 @@ use crate::model::settings::EndpointsConfig;
 use crate::session::activity::Use;
 use crate::session::guest::Guest;
 
-/// Most requests and sockets of one session at a time: half of the streams of its link, so that its API stays reachable.
-pub const MAX_AT_ONCE: usize = 256;
+/// Most requests and sockets of one session at a time: what its link has for them and for files, so that its API stays reachable.
+pub const MAX_AT_ONCE: usize = limits::MAX_TRANSFERS;
 
 /// Most connections that are kept for one port.
 const MAX_KEPT: usize = 16;
