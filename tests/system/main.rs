@@ -32,6 +32,7 @@ mod files;
 mod http_door;
 mod life;
 mod limits;
+mod notebook;
 mod openid;
 mod operator;
 mod other_runtimes;
