@@ -37,6 +37,7 @@ mod openid;
 mod operator;
 mod other_runtimes;
 mod pause;
+mod peers;
 mod podman_trouble;
 mod pool;
 mod processes;
