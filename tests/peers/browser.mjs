@@ -1,6 +1,6 @@
 // Chromium, as somebody sits before it, told what to do by lines of JSON on standard input; each is answered by a line.
 //
-//   {"do": "visit", "url"}              goes there; {"status", "url": where that led}
+//   {"do": "visit", "url", "lands"}     goes there, and waits until it is where that leads (none: there); {"status", "url": where it is}
 //   {"do": "text"}                      what the page says; {"text"}
 //   {"do": "run", "code", "shows"}      types code into the last cell of the notebook that is open (none: leaves it as it is), runs
 //                                       it, and waits until "shows" is to be seen below it; {"output"}
@@ -30,9 +30,10 @@ page.on("console", (message) => { if (message.type() === "error") said.push(mess
 page.on("pageerror", (error) => said.push(String(error)));
 
 const commands = {
-  async visit({ url }) {
+  async visit({ url, lands }) {
     const answer = await page.goto(url);
-    return { status: answer.status(), url: page.url() };
+    if (lands) await page.waitForURL(lands);
+    return { status: answer?.status(), url: page.url() };
   },
   async text() {
     return { text: await page.innerText("body") };

@@ -1,11 +1,15 @@
 //! The template for notebooks as it is shipped, in a real browser: what a person with a link gets.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
 
 use crate::support::peer::Peer;
-use crate::support::{Daemon, bench};
+use crate::support::{Daemon, bench, wait_until};
 
 /// The shipped template, of the image that was made for it.
 fn template() -> Value {
@@ -24,6 +28,53 @@ fn notebook(code: &str) -> Bytes {
         .into()
 }
 
+/// What `casemate open` prints where there is a display, and the page that it has the desktop open.
+async fn open(daemon: &Daemon, id: &str, key: &str) -> (String, String) {
+    let desktop = daemon.home.join("desktop");
+    std::fs::create_dir(&desktop).unwrap();
+    let opener = desktop.join("xdg-open");
+    // What it is told is there all at once, or not at all.
+    std::fs::write(
+        &opener,
+        "#!/bin/sh\nprintf %s \"$1\" >\"${0%/*}/new\" && mv \"${0%/*}/new\" \"${0%/*}/told\"\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&opener, Permissions::from_mode(0o755)).unwrap();
+    let run = |display: &str, more: &[&str]| {
+        let said = Command::new(bench().bin.join("casemate"))
+            .args(["--url", &format!("http://{}", daemon.client.address)])
+            .args(["open", "8888", "--session", id])
+            .args(more)
+            .env("CASEMATE_API_KEY", key)
+            .env("PATH", format!("{}:/usr/bin:/bin", desktop.display()))
+            .env_remove("WAYLAND_DISPLAY")
+            .env("DISPLAY", display)
+            .env("XDG_RUNTIME_DIR", &desktop)
+            .output()
+            .unwrap();
+        assert!(said.status.success(), "{said:?}");
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let pages = || {
+        let files = std::fs::read_dir(&desktop).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        files
+            .filter(|file| file.extension().is_some_and(|end| end == "html"))
+            .count()
+    };
+    // Without a display, or where only the link is wanted, there is only the link.
+    for (display, more) in [("", &[][..]), (":0", &["--print"])] {
+        let said = run(display, more);
+        assert!(said.starts_with("http://8888-"), "{said}");
+        assert_eq!(pages(), 0);
+    }
+    let link = run(":0", &[]).trim().to_owned();
+    assert_eq!(pages(), 1);
+    let told = desktop.join("told");
+    wait_until("the desktop is told", async || told.exists()).await;
+    (link, std::fs::read_to_string(told).unwrap())
+}
+
 #[tokio::test]
 async fn a_notebook_is_opened_in_a_browser_by_a_link_and_its_cells_run() {
     let domain = json!({"domain": "box.localhost"});
@@ -36,7 +87,7 @@ async fn a_notebook_is_opened_in_a_browser_by_a_link_and_its_cells_run() {
     let put = client.send(Method::PUT, &path, &[], notebook(code)).await;
     assert!(put.status.is_success(), "{put:?}");
 
-    // A token for this session alone makes the link.
+    // Who has a token for this session alone opens it with the command line, at a desktop.
     let token = client
         .post(
             &format!("/v1/sessions/{id}/tokens"),
@@ -44,21 +95,21 @@ async fn a_notebook_is_opened_in_a_browser_by_a_link_and_its_cells_run() {
         )
         .await
         .expect(201);
-    let token = client.with_key(token["key"].as_str().unwrap());
-    let made = token
-        .post(&format!("/v1/sessions/{id}/links/8888"), json!({}))
-        .await
-        .expect(201);
-    let (origin, link) = made["url"].as_str().unwrap().split_once("/?").unwrap();
+    let (link, page) = open(&daemon, &id, token["key"].as_str().unwrap()).await;
+    let (origin, _) = link.split_once("/?").unwrap();
     let (_, host) = origin.split_once("//").unwrap();
 
     let mut browser = Peer::start("browser.mjs");
     // Without it there is nothing to see.
     let refused = browser.ask(&json!({"do": "visit", "url": format!("{origin}/lab")}));
     assert_eq!(refused["status"], 401, "{refused}");
-    let page = format!("{origin}/lab/tree/work.ipynb");
-    let visited = browser.ask(&json!({"do": "visit", "url": format!("{page}?{link}")}));
-    assert_eq!(visited, json!({"status": 200, "url": page}));
+    let lands = format!("{origin}/lab");
+    let visited =
+        browser.ask(&json!({"do": "visit", "url": format!("file://{page}"), "lands": lands}));
+    assert_eq!(visited["url"], lands);
+    let notebook = format!("{origin}/lab/tree/work.ipynb");
+    let visited = browser.ask(&json!({"do": "visit", "url": notebook}));
+    assert_eq!(visited, json!({"status": 200, "url": notebook}));
     let ran = browser.ask(&json!({"do": "run", "shows": "kernel"}));
     let kernel = client.out(&id, "uname -r").await;
     assert_eq!(ran["output"], format!("kernel {} 42", kernel.trim()));
