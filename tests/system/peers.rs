@@ -254,10 +254,7 @@ async fn a_flask_application_knows_where_it_is_and_who_came_back() {
     let image = std::fs::read(bench().bin.join("casemate-guest")).unwrap();
     let file = format!("file=@{}", bench().bin.join("casemate-guest").display());
     let sent = json_of(&["--form", &file, &format!("{home}upload")]);
-    let digest: String = Sha256::digest(&image)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest = format!("{:x}", Sha256::digest(&image));
     assert_eq!(sent["sha256"], digest);
     let (_, counted) = curl(&[&format!("{home}count/10000")]);
     assert_eq!(counted.lines().count(), 10_000);
