@@ -24,7 +24,7 @@ def login():
 @app.post("/upload")
 def upload():
     file = request.files["file"]
-    return {"name": file.filename, "sha256": hashlib.sha256(file.read()).hexdigest()}
+    return {"name": file.filename, "sha256": list(hashlib.sha256(file.read()).digest())}
 
 
 @app.get("/count/<int:number>")

@@ -254,8 +254,8 @@ async fn a_flask_application_knows_where_it_is_and_who_came_back() {
     let image = std::fs::read(bench().bin.join("casemate-guest")).unwrap();
     let file = format!("file=@{}", bench().bin.join("casemate-guest").display());
     let sent = json_of(&["--form", &file, &format!("{home}upload")]);
-    let digest = format!("{:x}", Sha256::digest(&image));
-    assert_eq!(sent["sha256"], digest);
+    let digest = Sha256::digest(&image).to_vec();
+    assert_eq!(sent["sha256"], json!(digest));
     let (_, counted) = curl(&[&format!("{home}count/10000")]);
     assert_eq!(counted.lines().count(), 10_000);
     // Its own errors are its own.
