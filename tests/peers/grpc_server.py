@@ -49,6 +49,9 @@ def talk(requests, _):
 
 
 def refuse(request, context):
+    # Without a word before it, the status is in the head of the answer; else in trailers.
+    if request.text != "at once":
+        context.send_initial_metadata([("x-first", "early")])
     context.set_trailing_metadata([("x-why", "told to"), ("x-bytes-bin", bytes(range(256)))])
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"not „{request.text}“, 100 %")
 

@@ -17,7 +17,9 @@ const deadline = () => ({ signal: AbortSignal.timeout(50_000) });
 let socket;
 
 async function heard() {
-  const [data, isBinary] = await once(socket, "message", deadline());
+  const gone = once(socket, "close", deadline()).then(([code]) => { throw new Error(`it was closed: ${code}`); });
+  gone.catch(() => {});
+  const [data, isBinary] = await Promise.race([once(socket, "message", deadline()), gone]);
   return isBinary ? data : data.toString();
 }
 

@@ -181,13 +181,16 @@ async fn a_grpc_service_is_found_by_reflection_and_called_in_every_way() {
     let texts: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
     let joined = client.ask(&json!({"do": "join", "texts": texts}));
     assert_eq!(joined["text"], texts.concat());
-    // An error is a status in the trailers, with what the service says of it.
-    let refused = client.ask(&json!({"do": "refuse", "text": "this"}));
+    // An error is a status in the trailers, or in the head where nothing came before, with what the service says of it.
     let bytes: Vec<u8> = (0..=255).collect();
-    assert_eq!(
-        refused,
-        json!({"code": "FAILED_PRECONDITION", "details": "not „this“, 100 %", "why": "told to", "bytes": bytes})
-    );
+    for text in ["this", "at once"] {
+        let refused = client.ask(&json!({"do": "refuse", "text": text}));
+        let details = format!("not „{text}“, 100 %");
+        assert_eq!(
+            refused,
+            json!({"code": "FAILED_PRECONDITION", "details": details, "why": "told to", "bytes": bytes})
+        );
+    }
     let talk = |client: &mut Peer, word: &str| {
         let said = client.ask(&json!({"do": "talk", "text": word}));
         assert_eq!(said["text"], format!("you said {word}"));
