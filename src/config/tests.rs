@@ -217,7 +217,7 @@ fn the_shipped_templates_lack_nothing_but_an_image() {
         template(text.replace(lines[0], IMAGE)).unwrap();
         names.push(file.file_name().unwrap().to_owned());
     }
-    assert_eq!(names, ["base.yaml", "python.yaml"]);
+    assert_eq!(names, ["base.yaml", "notebook.yaml", "python.yaml"]);
 }
 
 #[test]

@@ -276,7 +276,7 @@ async fn a_port_of_this_machine_leads_to_one_in_the_session() {
     assert_eq!(ended.code(), Some(130));
     let link = Command::new(bench().bin.join("casemate"))
         .args(["--url", &format!("http://{}", daemon.client.address)])
-        .args(["open", "8000", "--expires-in", "1m"])
+        .args(["open", "8000", "--expires-in", "1m", "--print"])
         .env("CASEMATE_API_KEY", daemon.client.key.as_deref().unwrap())
         .output()
         .unwrap();

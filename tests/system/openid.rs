@@ -1,55 +1,27 @@
 //! Tokens of a real provider of `OpenID` on loopback (`tests/oidc`), with the few lines of configuration that the documentation shows.
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::peer::Peer;
 use crate::support::{Client, Daemon, wait_until};
 
 const RESOURCE: &str = "https://casemate.example.com";
 
 /// The provider, which does what it is told.
-struct Provider {
-    child: Child,
-    tell: ChildStdin,
-    said: Lines<BufReader<ChildStdout>>,
-}
+struct Provider(Peer);
 
 impl Provider {
     fn start() -> Self {
         let installed = std::env::var("CASEMATE_TEST_OIDC").expect("run scripts/test");
-        let installed = PathBuf::from(installed);
-        // Modules are looked for beside the program.
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oidc/provider.mjs");
-        std::fs::copy(program, installed.join("provider.mjs")).unwrap();
-        let mut child = Command::new("node")
-            .arg("provider.mjs")
-            .current_dir(installed)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let tell = child.stdin.take().unwrap();
-        let said = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, tell, said }
+        Self(Peer::launch(&program, Path::new(&installed)))
     }
 
     fn ask(&mut self, command: &Value) -> Value {
-        writeln!(self.tell, "{command}").unwrap();
-        // Its library says this and that as well.
-        let line = loop {
-            let line = self.said.next().expect("it has ended").unwrap();
-            if line.starts_with('{') {
-                break line;
-            }
-        };
-        let answer: Value = serde_json::from_str(&line).unwrap();
-        assert!(answer["error"].is_null(), "{command}: {answer}");
-        answer
+        self.0.ask(command)
     }
 
     fn token(&mut self, command: &Value) -> String {
@@ -66,13 +38,6 @@ impl Provider {
         self.ask(&json!({"do": "requests"}))["requests"]
             .as_u64()
             .unwrap()
-    }
-}
-
-impl Drop for Provider {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -149,7 +149,8 @@ fn parse(line: &str) -> Option<OpenPort> {
     })
 }
 
-/// An address as the kernel prints it: words of 32 bits in the machine's byte order.
+/// An address as the kernel prints it: words of 32 bits in the machine's byte order. One of IPv4 that a socket of IPv6 was bound to
+/// (`::ffff:127.0.0.1`, as servers of gRPC do) is the one of IPv4.
 fn address_of(text: &str) -> Option<IpAddr> {
     let word = |at: usize| {
         let word = u32::from_str_radix(text.get(at * 8..at * 8 + 8)?, 16).ok()?;
@@ -160,7 +161,7 @@ fn address_of(text: &str) -> Option<IpAddr> {
         32 => {
             let words = [word(0)?, word(1)?, word(2)?, word(3)?];
             let bytes: [u8; 16] = words.concat().try_into().ok()?;
-            Some(IpAddr::from(bytes))
+            Some(IpAddr::from(bytes).to_canonical())
         }
         _ => None,
     }
@@ -191,6 +192,13 @@ mod tests {
             port: 8098,
             address: IpAddr::V6(Ipv6Addr::LOCALHOST),
             uid: 0,
+        };
+        assert_eq!(parse(line), Some(port));
+        let line = "   2: 0000000000000000FFFF00000100007F:1FA1 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 3 1";
+        let port = OpenPort {
+            port: 8097,
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            uid: 1000,
         };
         assert_eq!(parse(line), Some(port));
         // An established connection, an address that is not the loopback's, a heading, nothing.

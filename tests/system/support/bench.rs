@@ -19,6 +19,10 @@ pub struct Bench {
     pub image: String,
     /// The image as an archive.
     pub archive: PathBuf,
+    /// The digest of the image for notebooks.
+    pub notebook: String,
+    /// Where the packages of `tests/peers` are installed.
+    pub peers: PathBuf,
     /// Programs, where both users may run them.
     pub bin: PathBuf,
     /// A directory that both users reach; tests make their own below it.
@@ -36,6 +40,8 @@ pub fn bench() -> &'static Bench {
         rogue: env("CASEMATE_TEST_ROGUE").into(),
         image: env("CASEMATE_TEST_IMAGE"),
         archive: env("CASEMATE_TEST_ARCHIVE").into(),
+        notebook: env("CASEMATE_TEST_NOTEBOOK"),
+        peers: env("CASEMATE_TEST_PEERS").into(),
         bin: env("CASEMATE_TEST_BIN").into(),
         dir: env("CASEMATE_TEST_DIR").into(),
     })

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod hunt;
 pub mod journal;
 pub mod papers;
+pub mod peer;
 pub mod podman;
 pub mod schema;
 pub mod stream;
