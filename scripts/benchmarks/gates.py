@@ -71,16 +71,15 @@ asyncio.run(main(*sys.argv[1:]))
 # Runs a program in gVisor with the host's network, without us and without podman's, until its standard input ends.
 RAW = r"""
 set -e
-image=$1
-shift
+image=$1 words=$2
 container=$(podman create --network=none "$image" true)
 root=$(podman mount "$container")
 bundle=$(mktemp -d)
 cleanup() { runsc --root "$bundle/state" kill bench KILL 2>/dev/null; wait; podman rm -f "$container" >/dev/null; rm -rf "$bundle"; }
 trap cleanup EXIT
 (cd "$bundle" && runsc spec -- true)
-jq --arg root "$root" '.process.args = $ARGS.positional | .process.terminal = false | .root = {path: $root, readonly: false}
-    | del(.linux.namespaces[] | select(.type == "network"))' "$bundle/config.json" --args "$@" > "$bundle/new"
+jq --arg root "$root" --argjson words "$words" '.process.args = $words | .process.terminal = false | .root = {path: $root, readonly: false}
+    | del(.linux.namespaces[] | select(.type == "network"))' "$bundle/config.json" > "$bundle/new"
 mv "$bundle/new" "$bundle/config.json"
 runsc --root "$bundle/state" --platform=ptrace --ignore-cgroups --network=host --overlay2=root:self run --bundle "$bundle" bench </dev/null &
 cat >/dev/null
@@ -225,7 +224,7 @@ class Ground:
         """The same server in a gVisor sandbox of the same image whose network is the host's; its port."""
         port = free_port()
         words = ["python3", "-c", SERVER, "127.0.0.1", str(port)]
-        self.raw = subprocess.Popen([*self.bench.podman, "unshare", "sh", "-c", RAW, "raw", self.bench.image, *words],
+        self.raw = subprocess.Popen([*self.bench.podman, "unshare", "sh", "-c", RAW, "raw", self.bench.image, json.dumps(words)],
                                     stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         until("the server in a sandbox with the host's network listens", lambda: listens(port))
         return port

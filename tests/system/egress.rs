@@ -21,14 +21,14 @@ use crate::support::{Daemon, wait_until};
 const ADDRESS: &str = "127.0.0.2";
 
 /// A server of files on this machine, with a repository of git in it.
-struct Files {
-    directory: tempfile::TempDir,
-    port: u16,
+pub(crate) struct Files {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) port: u16,
     server: Child,
 }
 
 impl Files {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let port = TcpListener::bind((ADDRESS, 0))
             .unwrap()
@@ -61,7 +61,7 @@ impl Files {
         files
     }
 
-    fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{ADDRESS}:{}/{path}", self.port)
     }
 
@@ -110,7 +110,7 @@ async fn daemon(ports: &[u16]) -> Daemon {
     Daemon::up_with(&[("templates.base.egress", reaching(ports))]).await
 }
 
-fn reaching(ports: &[u16]) -> Value {
+pub(crate) fn reaching(ports: &[u16]) -> Value {
     json!({
         "here": {"hosts": [ADDRESS, "localhost"], "ports": ports, "schemes": ["http", "https"], "networks": ["127.0.0.0/8"]},
     })

@@ -37,6 +37,7 @@ mod notebook;
 mod openid;
 mod operator;
 mod other_runtimes;
+mod packages;
 mod pause;
 mod peers;
 mod podman_trouble;
