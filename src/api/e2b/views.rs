@@ -451,7 +451,7 @@ pub(super) fn metrics(session: &Session, looks: &[Usage]) -> Vec<Metric> {
             cpu_count: cpus(session),
             cpu_used_pct: used_us as f64 / 10.0 / (passed_ms.max(1) as f64),
             mem_used: look.memory_bytes,
-            mem_total: look.memory_total_bytes,
+            mem_total: session.spec.limits.memory_bytes,
             mem_cache: 0,
             disk_used: look.disk_bytes,
             disk_total: session.spec.limits.disk_bytes,
