@@ -108,8 +108,10 @@ const PLACES: &[(&str, &[&str])] = &[
     ("jiff", &["base/clock.rs", "daemon/logging.rs", "bin/"]),
     ("landlock", &["host/realm.rs"]),
     ("matchit", &["api/"]),
+    ("multer", &["api/e2b/envd/files.rs"]),
     ("nix", &["host/"]),
     ("podman_api", &["runtime/podman.rs", "runtime/probe.rs"]),
+    ("prost", &["api/e2b/"]),
     ("rcgen", &["egress/"]),
     (
         "ring",

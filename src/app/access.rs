@@ -10,6 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::links::Links;
 use super::{App, AppError, Authenticated, Validity};
 use crate::base::id::SessionId;
+use crate::identity;
 use crate::model::grant::{Grant, Role, Scope};
 use crate::model::principal::{Client, Principal, Proof};
 use crate::policy::{Action, Resource};
@@ -108,24 +109,25 @@ impl App {
         self.0.sessions.handle(id).is_some()
     }
 
-    /// Who presents what was signed with the token for all that is inside a session: of the one that is named, or of whichever `is_by`
-    /// finds it to be. The ids are random, and so are the tokens: nobody finds one by asking.
+    /// Who presents the digest of `text` with the token for all that is inside a session: of the one that is named, or of whichever it is. The
+    /// ids are random, and so are the tokens: nobody finds one by asking.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`].
     pub fn by_signature(
         &self,
         session: Option<SessionId>,
-        is_by: impl Fn(&str) -> bool,
+        text: impl Fn(&str) -> String,
+        claimed: &[u8; 32],
     ) -> Result<Authenticated, AppError> {
         let live = match session {
             Some(session) => vec![session],
             None => self.0.sessions.live_ids(),
         };
-        let links = &self.0.links;
-        let signer = live
-            .into_iter()
-            .find(|session| is_by(&links.access_token(Opens::Inside, *session)));
+        let signer = live.into_iter().find(|session| {
+            let token = self.0.links.access_token(Opens::Inside, *session);
+            identity::is_digest_of(text(&token).as_bytes(), claimed)
+        });
         self.holder_of_access(signer.ok_or(AppError::Unauthenticated)?)
     }
 

@@ -6,6 +6,9 @@ use crate::base::id::SessionId;
 use crate::model::endpoint::Target;
 use crate::model::web::{Authority, Host};
 
+/// The label below the domain that is the API's own: E2B's clients look for it there.
+const API: &str = "api";
+
 /// What paths of endpoints begin with.
 const SESSIONS: &str = "/v1/sessions/";
 
@@ -23,7 +26,7 @@ pub fn by_host(addressed: &Authority, domain: &str) -> Result<Option<Target>, No
         let label = name.strip_suffix(domain)?.strip_suffix('.')?;
         Some(label.to_owned())
     };
-    let Some(label) = below(name) else {
+    let Some(label) = below(name).filter(|label| label != API) else {
         return Ok(None);
     };
     let target = label.split_once('-').and_then(|(port, session)| {
@@ -104,7 +107,13 @@ mod tests {
             host_of(target, "box.example.com"),
             format!("8888-{ID}.box.example.com")
         );
-        for other in ["box.example.com", "example.com", "127.0.0.1", "[::1]"] {
+        for other in [
+            "box.example.com",
+            "api.box.example.com",
+            "example.com",
+            "127.0.0.1",
+            "[::1]",
+        ] {
             assert_eq!(host(other), Ok(None), "{other}");
         }
         assert_eq!(host(&format!("8888-{ID}.mailbox.example.com")), Ok(None));

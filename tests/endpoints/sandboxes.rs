@@ -52,7 +52,8 @@ impl Bench {
         assert_eq!(status(&said), 201, "{said}");
         let made = body(&said);
         let text = |name: &str| made[name].as_str().unwrap().to_owned();
-        assert_eq!(made["domain"], DOMAIN);
+        let (_, port) = self.address.split_once(':').unwrap();
+        assert_eq!(made["domain"], format!("{DOMAIN}:{port}"));
         assert_eq!(made["templateID"], "base");
         Sandbox {
             id: text("sandboxID"),

@@ -23,6 +23,7 @@ use crate::model::query::SessionFilter;
 use crate::model::sandbox::WantedLimits;
 use crate::model::session::{Phase, Session};
 use crate::model::template::Precondition;
+use crate::model::web::Authority;
 use crate::session::manager::NewSession;
 use crate::session::wish::Change;
 
@@ -216,8 +217,18 @@ async fn live(call: &Call) -> Result<std::sync::Arc<Session>, Problem> {
     Ok(session)
 }
 
+/// The domain below which sandboxes are found, with the port at which the client came.
 fn domain(call: &Call) -> Option<String> {
-    call.app.endpoints().domain.clone()
+    let domain = call.app.endpoints().domain.as_ref()?;
+    let host = call.headers.get(http::header::HOST);
+    let said = host
+        .and_then(|host| host.to_str().ok())
+        .or(call.authority.as_deref());
+    let port = said.and_then(|said| said.parse::<Authority>().ok()?.port);
+    Some(match port {
+        Some(port) => format!("{domain}:{port}"),
+        None => domain.clone(),
+    })
 }
 
 fn sandbox(call: &Call, session: &Session, status: StatusCode) -> Result<Reply, Problem> {

@@ -80,7 +80,8 @@ impl Server {
                 if signed.is_over(app.now()) {
                     return Err(AppError::Unauthenticated);
                 }
-                app.by_signature(session, |token| signed.is_by(token))
+                let claimed = signed.digest().ok_or(AppError::Unauthenticated)?;
+                app.by_signature(session, |token| signed.text(token), &claimed)
             };
             return self.vouch(peer, crowded, known).await;
         }

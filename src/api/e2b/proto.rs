@@ -8,6 +8,8 @@ use bytes::Bytes;
 use prost::{Message, Oneof};
 use serde::{Deserialize, Serialize};
 
+use crate::base::clock::Timestamp;
+
 /// Bytes are base64 in JSON, in any of its spellings.
 mod base64_bytes {
     use base64::Engine;
@@ -419,27 +421,21 @@ impl Time {
         }
     }
 
-    fn at(&self) -> Option<jiff::Timestamp> {
-        jiff::Timestamp::new(self.seconds, self.nanos).ok()
+    fn at(&self) -> Timestamp {
+        let millis = i64::from(self.nanos / 1_000_000);
+        Timestamp::claimed(self.seconds.saturating_mul(1000).saturating_add(millis))
     }
 }
 
 impl Serialize for Time {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let at = self
-            .at()
-            .ok_or_else(|| serde::ser::Error::custom("no such time"))?;
-        to.collect_str(&at)
+        self.at().serialize(to)
     }
 }
 
 impl<'a> Deserialize<'a> for Time {
     fn deserialize<D: serde::Deserializer<'a>>(from: D) -> Result<Self, D::Error> {
-        let at = jiff::Timestamp::deserialize(from)?;
-        Ok(Self {
-            seconds: at.as_second(),
-            nanos: at.subsec_nanosecond(),
-        })
+        Ok(Self::from_millis(Timestamp::deserialize(from)?.as_millis()))
     }
 }
 
@@ -615,7 +611,7 @@ mod tests {
         let written: serde_json::Value = serde_json::from_str(&json(&entry)).unwrap();
         assert_eq!(written["type"], "FILE_TYPE_DIRECTORY");
         assert_eq!(written["size"], "4096");
-        assert_eq!(written["modifiedTime"], "1970-01-01T00:00:01.5Z");
+        assert_eq!(written["modifiedTime"], "1970-01-01T00:00:01.500Z");
         assert_eq!(
             serde_json::from_str::<EntryInfo>(&json(&entry)).unwrap(),
             entry

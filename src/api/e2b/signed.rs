@@ -6,11 +6,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use http::Method;
-use subtle::ConstantTimeEq;
 
 use crate::api::body;
 use crate::base::clock::Timestamp;
-use crate::identity::digest;
 
 /// What an address says of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,21 +63,27 @@ impl Signed {
         end.is_none_or(|end| now.as_millis() >= end)
     }
 
-    /// Whether it was signed with this token.
-    pub(in crate::api) fn is_by(&self, token: &str) -> bool {
+    /// What is signed, with this token.
+    pub(in crate::api) fn text(&self, token: &str) -> String {
         let mut text = format!("{}:{}:{}:{token}", self.path, self.operation, self.user);
         if let Some(end) = &self.expires_s {
             text.push(':');
             text.push_str(end);
         }
-        let made = format!("v1_{}", STANDARD_NO_PAD.encode(digest(text.as_bytes())));
-        made.as_bytes().ct_eq(self.signature.as_bytes()).into()
+        text
+    }
+
+    /// The digest that it claims to be; `None` where it is none.
+    pub(in crate::api) fn digest(&self) -> Option<[u8; 32]> {
+        let text = self.signature.strip_prefix("v1_")?;
+        STANDARD_NO_PAD.decode(text).ok()?.try_into().ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sha2::Digest;
 
     // sha256("/home/user/a b.txt:read::token:1700000000"), as E2B's Python client makes it.
     const SIGNATURE: &str = "v1_6ezZXR9pEimnWDIY4qQlvgFoN6mWSd4NfZ8F2jf2SNg";
@@ -95,25 +99,27 @@ mod tests {
             format!("path={path}&signature={signature}&signature_expiration={end}")
         };
         let good = query("%2Fhome%2Fuser%2Fa+b.txt", "1700000000");
-        assert!(read(&good).unwrap().is_by("token"));
-        assert!(!read(&good).unwrap().is_by("tokem"));
-        assert!(
-            !read(&query("%2Fhome%2Fuser%2Fa+c.txt", "1700000000"))
-                .unwrap()
-                .is_by("token")
-        );
-        assert!(
-            !read(&query("%2Fhome%2Fuser%2Fa+b.txt", "1700000001"))
-                .unwrap()
-                .is_by("token")
-        );
-        assert!(
-            !read(&format!("{good}&username=root"))
-                .unwrap()
-                .is_by("token")
-        );
+        let is_by = |signed: Signed, token: &str| {
+            let made = sha2::Sha256::digest(signed.text(token).as_bytes());
+            signed
+                .digest()
+                .is_some_and(|claimed| claimed[..] == made[..])
+        };
+        assert!(is_by(read(&good).unwrap(), "token"));
+        assert!(!is_by(read(&good).unwrap(), "tokem"));
+        for other in [
+            query("%2Fhome%2Fuser%2Fa+c.txt", "1700000000"),
+            query("%2Fhome%2Fuser%2Fa+b.txt", "1700000001"),
+            format!("{good}&username=root"),
+        ] {
+            assert!(!is_by(read(&other).unwrap(), "token"), "{other}");
+        }
         let write = Signed::read(&Method::POST, Some(&good)).unwrap();
-        assert!(!write.is_by("token"));
+        assert!(!is_by(write, "token"));
+        for bad in ["v2_AAAA", "v1_AAAA", "v1_!", "x"] {
+            let signed = read(&format!("path=/a&signature={bad}")).unwrap();
+            assert_eq!(signed.digest(), None, "{bad}");
+        }
         assert_eq!(read(&format!("{good}&path=%2Fetc%2Fpasswd")), None);
         assert_eq!(read("path=%2Fa"), None);
         assert_eq!(Signed::read(&Method::DELETE, Some(&good)), None);
