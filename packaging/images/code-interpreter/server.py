@@ -18,7 +18,8 @@ Lines of a cell, by their `type`, in the order in which it made them, each sent 
                                     svg, png, jpeg, pdf, latex, json, javascript, data (of a data frame), chart (of a figure of
                                     matplotlib), extra (others, by media type); what a display changes later is left out
     error                           name, value, traceback: of the exception, or, where the cell did not end by itself,
-                                    OutputLimitExceeded, KernelDied, ContextRestarted, ContextRemoved, KernelNotStarted
+                                    OutputLimitExceeded, KernelDied, ContextRestarted, ContextRemoved, KernelNotStarted,
+                                    InternalError
     keepalive                       nothing was said for KEEPALIVE_SECS
     end_of_execution                always the last
 
@@ -126,10 +127,8 @@ class Cell:
         line = encode({"type": kind, **fields})
         self._size += len(line)
         if self._size > MAX_OUTPUT_BYTES:
-            self.fail(
-                "OutputLimitExceeded",
-                f"the cell was interrupted, because its output is more than {MAX_OUTPUT_BYTES >> 20} MiB: show less of it, or write it to a file",
-            )
+            much = f"the cell was interrupted, because its output is more than {MAX_OUTPUT_BYTES >> 20} MiB"
+            self.fail("OutputLimitExceeded", f"{much}: show less of it, or write it to a file")
             self.too_much.set()
             return
         self._lines.put_nowait(line)
@@ -201,6 +200,8 @@ class Kernel:
             client.start_channels(hb=False, stdin=False)
             await client.wait_for_ready(timeout=START_SECS)
         except (RuntimeError, OSError) as error:
+            if kernel._client:
+                kernel._client.stop_channels()
             await kernel._manager.shutdown_kernel(now=True)
             raise Refused(
                 503,
@@ -216,7 +217,7 @@ class Kernel:
         return kernel
 
     def __init__(self, place):
-        # Sockets in a directory, not ports: those are shown as the session's own.
+        # By sockets in a directory rather than five ports, which would be shown as the session's own.
         context = zmq.asyncio.Context.instance()
         # By default a thousand messages wait, and others are lost.
         context.setsockopt(zmq.RCVHWM, 0)
@@ -284,8 +285,11 @@ class Kernel:
         wait = self._manager.provisioner.process.wait
         status = await asyncio.get_running_loop().run_in_executor(self._waiters, wait)
         await asyncio.sleep(LAST_SAID_SECS)
-        how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
-        self._die(f"ended {how}")
+        if status < 0:
+            names = {number.value: number.name for number in signal.Signals}
+            self._die(f"ended by signal {names.get(-status, -status)}")
+        else:
+            self._die(f"ended with exit code {status}")
 
     def _die(self, how):
         if self.end.done():
@@ -372,19 +376,21 @@ class Context:
 
     def submit(self, cell):
         """Has a cell run when those before it have ended."""
-        self._waiting = [other for other in self._waiting if not other.abandoned.is_set()]
-        if len(self._waiting) == MAX_WAITING:
+        if len(self._waited_for()) == MAX_WAITING:
             message = f"{MAX_WAITING} cells wait in this context: try again when one has ended, or run this one in another context"
             raise Refused(429, "context_crowded", message)
         self._waiting.append(cell)
         if self._running is None or self._running.done():
             self._running = spawn(self._run())
 
+    def _waited_for(self):
+        """The cells that wait, without those whose clients went away."""
+        self._waiting = [cell for cell in self._waiting if not cell.abandoned.is_set()]
+        return self._waiting
+
     async def _run(self):
-        while self._waiting:
-            cell = self._waiting.pop(0)
-            if cell.abandoned.is_set():
-                continue
+        while waiting := self._waited_for():
+            cell = waiting.pop(0)
             try:
                 kernel = await self.kernel()
                 if self._lost:
@@ -393,6 +399,9 @@ class Context:
                 await kernel.run(cell)
             except Refused as refusal:
                 cell.fail("ContextRemoved" if self._removed else "KernelNotStarted", refusal.message)
+            except Exception:  # those that wait are to be run all the same
+                log.exception("a cell could not be run")
+                cell.fail("InternalError", "this is an error of the code interpreter's, whose log says more: restart the context")
             finally:
                 cell.end()
 
@@ -472,8 +481,8 @@ class Handler(RequestHandler):
     def asked(self, **kinds):
         """The members of the body by their names, None where they are missing or null; what has no name here is passed over."""
         if self.too_large:
-            message = f"the body is larger than {MAX_REQUEST_BYTES >> 20} MiB: write what is large to a file in the sandbox, and read it in the cell"
-            raise Refused(413, "too_large", message)
+            much = f"the body is larger than {MAX_REQUEST_BYTES >> 20} MiB"
+            raise Refused(413, "too_large", f"{much}: write what is large to a file in the sandbox, and read it in the cell")
         try:
             body = json.loads(self.received or b"{}")
         except ValueError as error:
@@ -485,7 +494,7 @@ class Handler(RequestHandler):
             if value is not None and not (isinstance(value, kind) and is_text(value)):
                 what = {str: "text", dict: "an object of texts"}[kind]
                 raise Refused(400, "bad_request", f"{name} is to be {what}")
-        return [body.get(name) for name in kinds]
+        return map(body.get, kinds)
 
     def answer(self, status, value=None):
         self.set_status(status)
@@ -502,7 +511,8 @@ class Handler(RequestHandler):
         elif status_code == 405:
             self.answer(405, {"code": "method_not_allowed", "message": f"{self.request.path} does not take {self.request.method}"})
         else:
-            self.answer(status_code, {"code": "internal", "message": "this is an error of the code interpreter's: its log in the session says more"})
+            message = "this is an error of the code interpreter's: its log in the session says more"
+            self.answer(status_code, {"code": "internal", "message": message})
 
     def log_exception(self, kind, value, trace):
         if not isinstance(value, (Refused, HTTPError)):
@@ -572,8 +582,11 @@ class Health(Handler):
 
 
 class NoSuchPath(Handler):
-    def prepare(self):
+    def refuse(self):
         raise Refused(404, "no_such_path", f"there is no {self.request.path}: /execute, /contexts and /health are there")
+
+    # Not before the body was read: tornado would hang up, while whoever asked takes the connection for one that can be used again.
+    get = head = post = put = patch = delete = options = refuse
 
 
 def require_python(language):
@@ -586,12 +599,13 @@ def no_such_context(context):
 
 
 def is_text(value):
-    """Whether a text is one, or an object of texts: JSON can say halves of characters."""
-    texts = value if isinstance(value, str) else [*value, *value.values()]
+    """Whether it is a text, or an object of texts: JSON can say halves of characters, which are none."""
+    texts = [*value, *value.values()] if isinstance(value, dict) else [value]
     try:
-        return all(isinstance(text, str) and text.encode() is not None for text in ([texts] if isinstance(texts, str) else texts))
-    except UnicodeEncodeError:
+        "".join(texts).encode()
+    except (TypeError, UnicodeEncodeError):
         return False
+    return True
 
 
 def result(data):
