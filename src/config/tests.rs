@@ -217,7 +217,13 @@ fn the_shipped_templates_lack_nothing_but_an_image() {
         template(text.replace(lines[0], IMAGE)).unwrap();
         names.push(file.file_name().unwrap().to_owned());
     }
-    assert_eq!(names, ["base.yaml", "notebook.yaml", "python.yaml"]);
+    let shipped = [
+        "base.yaml",
+        "code-interpreter-v1.yaml",
+        "notebook.yaml",
+        "python.yaml",
+    ];
+    assert_eq!(names, shipped);
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod admin;
 mod backup;
 mod bad_input;
 mod bad_machine;
+mod code_interpreter;
 mod crash;
 mod doctor;
 mod egress;

@@ -21,6 +21,8 @@ pub struct Bench {
     pub archive: PathBuf,
     /// The digest of the image for notebooks.
     pub notebook: String,
+    /// The digest of the image for code interpreters.
+    pub code_interpreter: String,
     /// Where the packages of `tests/peers` are installed.
     pub peers: PathBuf,
     /// Programs, where both users may run them.
@@ -41,6 +43,7 @@ pub fn bench() -> &'static Bench {
         image: env("CASEMATE_TEST_IMAGE"),
         archive: env("CASEMATE_TEST_ARCHIVE").into(),
         notebook: env("CASEMATE_TEST_NOTEBOOK"),
+        code_interpreter: env("CASEMATE_TEST_CODE_INTERPRETER"),
         peers: env("CASEMATE_TEST_PEERS").into(),
         bin: env("CASEMATE_TEST_BIN").into(),
         dir: env("CASEMATE_TEST_DIR").into(),
