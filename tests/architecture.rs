@@ -24,12 +24,16 @@ mod each_rule_can_fail;
 const PLACES: &[(&str, &[&str])] = &[
     ("age", &["backup/seal.rs"]),
     ("anyhow", &["daemon/", "bin/"]),
-    ("async_compression", &["api/v1/archive.rs", "bin/"]),
+    (
+        "async_compression",
+        &["api/v1/archive.rs", "api/e2b/envd/files.rs", "bin/"],
+    ),
     ("async_trait", &["runtime/"]),
     (
         "base64",
         &[
             "api/",
+            "app/access.rs",
             "app/links.rs",
             "egress/",
             "identity/jwt/",
@@ -46,6 +50,7 @@ const PLACES: &[(&str, &[&str])] = &[
     (
         "getrandom",
         &[
+            "api/e2b/envd/watchers.rs",
             "base/id.rs",
             "daemon/start.rs",
             "identity/",

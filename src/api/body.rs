@@ -97,19 +97,27 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// The pairs of a query, percent-decoded; every name must be one of `known`.
 pub(super) fn query(call: &Call, known: &[&str]) -> Result<Vec<(String, String)>, Problem> {
-    let mut pairs = Vec::new();
-    for pair in call.query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (name, value) = (decode(name)?, decode(value)?);
+    let pairs = pairs(&call.query)?;
+    for (name, _) in &pairs {
         if !known.contains(&name.as_str()) {
             return Err(Problem::bad_request(format!(
                 "there is no query parameter {name:?}; there are {}",
                 known.join(", ")
             )));
         }
-        pairs.push((name, value));
     }
     Ok(pairs)
+}
+
+/// The pairs of a query, percent-decoded.
+pub(super) fn pairs(query: &str) -> Result<Vec<(String, String)>, Problem> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Ok((decode(name)?, decode(value)?))
+        })
+        .collect()
 }
 
 /// A query whose parameters are there at most once, read by name.

@@ -66,9 +66,10 @@ pub struct Browsers {
 }
 
 /// The page that a request comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Site {
     /// None that says so: programs, and browsers that go somewhere.
+    #[default]
     None,
     /// One of our own.
     Same,

@@ -26,13 +26,16 @@ pub(super) const RATE_LIMITED: &str = "rate_limited";
 /// Seconds that a client should wait before it tries again when the daemon is merely busy.
 const RETRY_AFTER_S: &str = "2";
 
+/// Headers of an answer.
+pub(super) type Headers = Vec<(header::HeaderName, HeaderValue)>;
+
 /// A failure as the caller sees it.
 #[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
-    headers: Vec<(header::HeaderName, HeaderValue)>,
+    headers: Headers,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -147,6 +150,17 @@ impl Problem {
     /// The answer, after the cause has gone to the log.
     pub(super) fn into_reply(self, request: RequestId) -> Reply {
         self.into_reply_with(request, &())
+    }
+
+    /// What it is made of, after the cause has gone to the log: for whoever answers in other words than ours.
+    pub(super) fn into_parts(
+        self,
+        request: RequestId,
+    ) -> (StatusCode, &'static str, String, Headers) {
+        if let Some(cause) = &self.cause {
+            crate::app::report(&request, cause.as_ref());
+        }
+        (self.status, self.code, self.detail, self.headers)
     }
 
     /// The same as a page for people.

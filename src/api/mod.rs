@@ -8,6 +8,7 @@
 mod body;
 mod browser;
 mod conversation;
+mod e2b;
 mod endpoint;
 pub mod error;
 mod handshake;

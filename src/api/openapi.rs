@@ -143,7 +143,7 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         "responses": responses,
         "security": match route.access {
             Access::Open => json!([]),
-            Access::Key => json!([{"bearer": []}, {"key": []}]),
+            Access::Key | Access::Sandbox => json!([{"bearer": []}, {"key": []}]),
         },
     });
     let taken = match route.request {

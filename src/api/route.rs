@@ -1,7 +1,7 @@
 //! What a route is, what a handler gets, and what it gives back.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -9,6 +9,8 @@ use http::{HeaderMap, Method, StatusCode};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use tokio_util::sync::CancellationToken;
 
+use super::e2b::envd::watchers::Watchers;
+pub use super::e2b::error::Dialect;
 use super::error::Problem;
 use super::handshake::Handshake;
 use super::intake::BodyReader;
@@ -24,6 +26,8 @@ pub enum Access {
     Open,
     /// Whoever presents a valid key.
     Key,
+    /// Whoever presents the access token of the session that is addressed, a key of its team, or an address that was signed with that token.
+    Sandbox,
 }
 
 /// Makes the JSON schema of a type.
@@ -122,6 +126,8 @@ pub struct Route {
     pub others: &'static [(u16, &'static str, Answer)],
     /// Failures that a caller must expect, beside those of every route.
     pub failures: &'static [u16],
+    /// In whose words it answers, and fails.
+    pub dialect: Dialect,
     /// What does it.
     pub handler: Handler,
 }
@@ -150,6 +156,7 @@ impl Route {
             answer: Answer::Empty,
             others: &[],
             failures: &[],
+            dialect: Dialect::Casemate,
             handler,
         }
     }
@@ -243,6 +250,8 @@ pub struct Call {
     pub is_head: bool,
     /// The body, whole and bounded; empty where the route takes [`Request::Bytes`].
     pub body: Bytes,
+    /// The watchers of files that clients come back to.
+    pub(super) watchers: Arc<Watchers>,
     /// Cancelled when the daemon stops: what has no end of its own ends then.
     pub stop: CancellationToken,
     pub(super) once: Mutex<Once>,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,7 +23,9 @@ use tracing::{debug, error, info};
 use super::body;
 use super::browser::{self, Browsers, Site};
 use super::conversation::{Conversation, Ends};
-use super::endpoint::{self, Arrived, Visitor};
+use super::e2b::envd::watchers::Watchers;
+use super::e2b::{self, error::Dialect};
+use super::endpoint::{self, Arrived, Place, Visitor};
 use super::error::{Problem, RATE_LIMITED};
 use super::handshake::{self, Handshake};
 use super::intake::{BodyReader, Intake};
@@ -35,7 +37,7 @@ use super::routes::ROUTES;
 use super::tls::{self, Greeted, Shown, Tls};
 use super::who::presents;
 use crate::app::{App, Authenticated};
-use crate::base::id::RequestId;
+use crate::base::id::{RequestId, SessionId};
 use crate::host::accept::{Bounds, accept};
 use crate::model::event::DoorLimit;
 use crate::model::settings::HttpLimits;
@@ -83,6 +85,25 @@ pub struct Server {
     /// Places of handshakes of TLS: half of those of connections, as whoever is slow with them holds a connection's too.
     handshakes: Semaphore,
     table: Table,
+    /// What E2B's clients find in every sandbox.
+    pub(super) sandboxes: Table,
+    /// Their watchers of files there.
+    watchers: Arc<Watchers>,
+}
+
+/// What is known of how a request is to be answered, also when it fails.
+#[derive(Default)]
+pub(super) struct Answering {
+    /// The page that asks.
+    pub(super) site: Site,
+    /// In whose words.
+    pub(super) dialect: Dialect,
+    /// The sandbox that an E2B client means.
+    pub(super) session: Option<SessionId>,
+    /// For how long the address has nothing left.
+    pub(super) crowded: Option<Duration>,
+    /// What was asked, where the words depend on it.
+    headers: HeaderMap,
 }
 
 /// What the log says in place of a path that leads nowhere.
@@ -107,7 +128,8 @@ impl Server {
     /// # Errors
     /// When the table of routes is broken, which a test would have found.
     pub fn new(app: App, config: ServerConfig) -> Result<Self, BadRoutes> {
-        Self::with_routes(app, config, &ROUTES)
+        let routes = [&ROUTES[..], e2b::ROUTES].concat();
+        Self::with_routes(app, config, &routes)
     }
 
     /// The same with a table of its own, for tests and measurements.
@@ -119,14 +141,6 @@ impl Server {
         config: ServerConfig,
         routes: &[Route],
     ) -> Result<Self, BadRoutes> {
-        let mut by_path: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
-        for route in routes {
-            by_path.entry(route.path).or_default().push(route.clone());
-        }
-        let mut table = Table::new();
-        for (path, routes) in by_path {
-            table.insert(path, routes).map_err(BadRoutes)?;
-        }
         let limits = Limits::new(&config.limits);
         let handshakes = Semaphore::new((config.max_connections / 2).max(1));
         Ok(Self {
@@ -134,7 +148,9 @@ impl Server {
             config,
             limits,
             handshakes,
-            table,
+            table: table_of(routes)?,
+            sandboxes: table_of(e2b::envd::ROUTES)?,
+            watchers: Arc::default(),
         })
     }
 
@@ -303,11 +319,17 @@ impl Server {
         // Of a path only the route's: clients put keys into the rest, and it is in the log for longer than they last.
         let route = self.table.at(request.uri().path());
         let path = route.map_or(NO_ROUTE, |found| route_path(found.value));
-        let mut site = Site::None;
+        let mut answering = Answering::default();
         let answered =
-            AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut site))
+            AssertUnwindSafe(self.dispatch(conversation, request_id, request, &mut answering))
                 .catch_unwind()
                 .await;
+        let in_words = |problem: Problem| {
+            let Answering {
+                dialect, session, ..
+            } = answering;
+            e2b::error::answer(problem, request_id, dialect, session, &answering.headers)
+        };
         let mut reply = match answered {
             Ok(Ok(reply)) => reply,
             Ok(Err(problem)) => {
@@ -315,11 +337,11 @@ impl Server {
                 if problem.code() != RATE_LIMITED || self.limits.is_time_to_tell() {
                     info!(request = %request_id, %method, path, code = problem.code(), "refused a request");
                 }
-                problem.into_reply(request_id)
+                in_words(problem)
             }
             Err(_) => {
                 error!(request = %request_id, %method, path, "a handler panicked");
-                Problem::internal("a handler panicked").into_reply(request_id)
+                in_words(Problem::internal("a handler panicked"))
             }
         };
         let ours = HeaderValue::from_str(&request_id.to_string()).ok();
@@ -329,9 +351,9 @@ impl Server {
             headers.insert("x-request-id", value);
         }
         if is_passed {
-            browser::let_listed(headers, &site);
+            browser::let_listed(headers, &answering.site);
         } else {
-            browser::dress(headers, &site, conversation.ends.is_tls);
+            browser::dress(headers, &answering.site, conversation.ends.is_tls);
             if method == Method::HEAD {
                 reply = reply.without_body();
             }
@@ -348,10 +370,10 @@ impl Server {
         conversation: &Conversation,
         request_id: RequestId,
         mut request: Request<Incoming>,
-        site: &mut Site,
+        answering: &mut Answering,
     ) -> Result<Reply, Problem> {
         let on = hyper::upgrade::on(&mut request);
-        let (head, incoming) = request.into_parts();
+        let (mut head, incoming) = request.into_parts();
         if head_bytes(&head) > MAX_HEAD_BYTES {
             return Err(head_too_large());
         }
@@ -364,15 +386,28 @@ impl Server {
             ..
         } = conversation.ends;
         let crowded = self.limits.request(peer);
+        answering.crowded = crowded;
         let is_nobody = !presents(&head.headers) && conversation.ends.shown.is_none();
         if let Some(wait) = crowded.filter(|_| is_nobody) {
             return Err(self.crowded(peer, wait));
         }
         let mut place = endpoint::by_host(&self.app, &head, is_tls)?;
         if place.is_none() {
-            *site = self.config.browsers.judge(&head, local, is_tls)?;
-            place = endpoint::by_path(&head, is_tls);
+            answering.site = self.config.browsers.judge(&head, local, is_tls)?;
+            place = match endpoint::by_path(&head, is_tls) {
+                Some(place) => Some(place),
+                None => endpoint::by_headers(&mut head, is_tls)?,
+            };
         }
+        let inside = place.as_ref().and_then(Place::inside);
+        if inside.is_some() || (place.is_none() && e2b::inside::is_signed(&head)) {
+            answering.headers.clone_from(&head.headers);
+            let arrived = Arrived { head, intake, on };
+            return self
+                .inside(conversation, request_id, inside, arrived, answering)
+                .await;
+        }
+        let site = &answering.site;
         if let Some(place) = place {
             if browser::is_preflight(&head, site) {
                 return Ok(browser::preflight_to_programs(&head));
@@ -384,13 +419,8 @@ impl Server {
             };
             return Ok(self.visit(conversation, request_id, visitor).await);
         }
-        let found = self.table.at(head.uri.path()).map_err(|_| {
-            Problem::new(
-                StatusCode::NOT_FOUND,
-                "no_such_route",
-                "there is nothing at this path; /openapi.json lists what there is",
-            )
-        })?;
+        let found = self.table.at(head.uri.path());
+        let found = found.map_err(|_| no_such_route())?;
         if browser::is_preflight(&head, site) {
             return Ok(browser::preflight(&head, found.value));
         }
@@ -399,12 +429,13 @@ impl Server {
             .iter()
             .find(|route| route.takes(&head.method))
             .ok_or_else(|| method_not_allowed(found.value))?;
+        answering.dialect = route.dialect;
         let asked = match route.access {
             Access::Open => match crowded {
                 Some(wait) => return Err(self.crowded(peer, wait)),
                 None => None,
             },
-            Access::Key => {
+            Access::Key | Access::Sandbox => {
                 let asked = self
                     .authenticate(&conversation.ends, &head.headers, site, crowded)
                     .await?;
@@ -424,7 +455,7 @@ impl Server {
     }
 
     /// Calls a route's handler for whoever asks.
-    async fn call(
+    pub(super) async fn call(
         &self,
         conversation: &Conversation,
         request_id: RequestId,
@@ -465,6 +496,7 @@ impl Server {
             headers: head.headers,
             is_head: head.method == Method::HEAD,
             body,
+            watchers: Arc::clone(&self.watchers),
             stop: conversation.stop.clone(),
             once: Mutex::new(once),
         };
@@ -507,7 +539,28 @@ async fn first_bytes(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<B
     }
 }
 
-fn method_not_allowed(routes: &[Route]) -> Problem {
+/// Routes by their paths.
+fn table_of(routes: &[Route]) -> Result<Table, BadRoutes> {
+    let mut by_path: BTreeMap<&'static str, Vec<Route>> = BTreeMap::new();
+    for route in routes {
+        by_path.entry(route.path).or_default().push(route.clone());
+    }
+    let mut table = Table::new();
+    for (path, routes) in by_path {
+        table.insert(path, routes).map_err(BadRoutes)?;
+    }
+    Ok(table)
+}
+
+pub(super) fn no_such_route() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no_such_route",
+        "there is nothing at this path; /openapi.json lists what there is",
+    )
+}
+
+pub(super) fn method_not_allowed(routes: &[Route]) -> Problem {
     let mut allowed: Vec<&str> = routes.iter().map(|route| route.method.as_str()).collect();
     if routes.iter().any(Route::has_head) {
         allowed.push(Method::HEAD.as_str());

@@ -7,6 +7,7 @@ use http::{HeaderMap, header};
 
 use super::browser::{self, Site};
 use super::conversation::Ends;
+use super::e2b::{ACCESS_TOKEN, TRAFFIC_TOKEN};
 use super::error::Problem;
 use super::limit::Limits;
 use super::server::Server;
@@ -58,6 +59,16 @@ impl Server {
         })
     }
 
+    /// Nobody presents anything.
+    pub(super) async fn vouch_for_nobody(
+        &self,
+        peer: Option<IpAddr>,
+        crowded: Option<Duration>,
+    ) -> Result<Authenticated, Problem> {
+        let nothing = None::<std::future::Pending<Result<Authenticated, AppError>>>;
+        self.vouched(peer, crowded, nothing).await
+    }
+
     async fn vouched(
         &self,
         peer: Option<IpAddr>,
@@ -94,7 +105,10 @@ impl Server {
 
 /// Whether anything is presented, be it right or wrong.
 pub(super) fn presents(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::AUTHORIZATION) || headers.contains_key("x-api-key")
+    headers.contains_key(header::AUTHORIZATION)
+        || headers.contains_key("x-api-key")
+        || headers.contains_key(ACCESS_TOKEN)
+        || headers.contains_key(TRAFFIC_TOKEN)
 }
 
 /// The key in `Authorization: Bearer` or `X-API-Key`. Both at once is no credential at all: which

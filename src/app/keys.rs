@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{App, AppError};
+use super::{App, AppError, Opens};
 use crate::base::chain::Chain;
 use crate::base::clock::Timestamp;
 use crate::base::id::{KeyId, SessionId};
@@ -146,6 +146,9 @@ impl App {
     pub async fn authenticate(&self, presented: &str) -> Result<Authenticated, AppError> {
         if jwt::looks_like_one(presented) {
             return self.by_token(presented).await;
+        }
+        if Self::is_spelled_like_an_access_token(presented) {
+            return self.by_access_token(presented, Opens::Inside);
         }
         if presented.starts_with(operator::PREFIX) {
             return self.by_operator_token(presented);
@@ -339,7 +342,7 @@ impl App {
                 key.and_then(|key| key.expires_at)
             }
             // A token of somebody who signed in is short, and a certificate is renewed; what they make is theirs for longer.
-            Proof::Jwt { .. } | Proof::Certificate { .. } => None,
+            Proof::Jwt { .. } | Proof::Certificate { .. } | Proof::Access(_) => None,
         };
         let outlives = own_end.is_some_and(|own| end.is_none_or(|end| end > own));
         if outlives || !client.grant.covers(grant) {

@@ -3,6 +3,7 @@
 //! Every call goes one way: decide (pure) -> record the intent (fails = the call fails) -> act ->
 //! record the outcome. A front door only translates.
 
+mod access;
 mod accesses;
 mod backup;
 mod credentials;
@@ -23,6 +24,7 @@ mod templates;
 mod transfer;
 mod volumes;
 
+pub use self::access::{AccessTokens, Opens};
 pub use self::accesses::Accesses;
 pub use self::backup::HealthCheck;
 pub use self::doctor::Examine;

@@ -54,6 +54,8 @@ pub enum Proof {
         /// Whom it is about; printable ASCII of a bounded length.
         subject: String,
     },
+    /// The access token of a session, which whoever made it was given.
+    Access(SessionId),
     /// A certificate of TLS.
     Certificate {
         /// What the settings call it.
@@ -108,6 +110,7 @@ impl fmt::Display for Proof {
         match self {
             Self::Key(id) => id.fmt(f),
             Self::Jwt { issuer, subject } => write!(f, "jwt:{issuer}:{subject}"),
+            Self::Access(session) => write!(f, "access-token:{session}"),
             Self::Certificate { name } => write!(f, "certificate:{name}"),
         }
     }

@@ -52,7 +52,8 @@ pub struct Rule {
     /// Only clients of these roles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<BTreeSet<Role>>,
-    /// Only these clients, as the record names them: `key_…`, `certificate:name`, `jwt:issuer:subject`, or `jwt:issuer:*` for all
+    /// Only these clients, as the record names them: `key_…`, `certificate:name`, `jwt:issuer:subject`, `access-token:*` for the access
+    /// tokens of sessions, or `jwt:issuer:*` for all
     /// of an issuer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principals: Option<BTreeSet<String>>,
@@ -222,7 +223,7 @@ impl Rule {
             if !can_name(principal) {
                 say(
                     "principals",
-                    "names a client as the record does: key_…, certificate:name, jwt:issuer:subject, or jwt:issuer:*"
+                    "names a client as the record does: key_…, certificate:name, access-token:*, jwt:issuer:subject, or jwt:issuer:*"
                         .to_owned(),
                 );
                 break;
@@ -266,6 +267,7 @@ fn within<T: Ord>(set: Option<&BTreeSet<T>>, value: &T) -> bool {
 fn is_named(named: &BTreeSet<String>, by: &Proof) -> bool {
     let any = match by {
         Proof::Jwt { issuer, .. } => named.contains(&format!("jwt:{issuer}:*")),
+        Proof::Access(_) => named.contains("access-token:*"),
         Proof::Key(_) | Proof::Certificate { .. } => false,
     };
     any || named.contains(&by.to_string())
@@ -275,6 +277,9 @@ fn is_named(named: &BTreeSet<String>, by: &Proof) -> bool {
 fn can_name(text: &str) -> bool {
     if text.len() > MAX_PRINCIPAL_BYTES || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return false;
+    }
+    if text == "access-token:*" {
+        return true;
     }
     match text.strip_prefix("jwt:").map(|rest| rest.split_once(':')) {
         Some(Some((issuer, subject))) => issuer.parse::<Name>().is_ok() && !subject.is_empty(),

@@ -387,6 +387,13 @@ impl Sessions {
         self.places.occupy(&session.spec.team)
     }
 
+    /// The sessions that are live.
+    #[must_use]
+    pub fn live_ids(&self) -> Vec<SessionId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.keys().copied().collect()
+    }
+
     /// How many sessions are live.
     #[must_use]
     pub fn live(&self) -> usize {

@@ -22,13 +22,14 @@ pub(in crate::api) use self::who::LINK;
 use self::who::Presented;
 use super::browser;
 use super::conversation::Conversation;
+use super::e2b;
 use super::error::Problem;
 use super::handshake;
 use super::intake::Intake;
 use super::reply::Reply;
 use super::server::Server;
-use crate::app::{App, AppError, Authenticated, EndpointRefusal, PassKind};
-use crate::base::id::RequestId;
+use crate::app::{App, AppError, Authenticated, EndpointRefusal, Opens, PassKind};
+use crate::base::id::{RequestId, SessionId};
 use crate::endpoint::address;
 use crate::endpoint::headers::{self, Journey};
 use crate::endpoint::{Answered, Visit};
@@ -47,8 +48,10 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     target: Target,
-    /// How long the beginning of the path is that names it; 0 by host name.
+    /// How long the beginning of the path is that names it; 0 where it is not named there.
     prefix: usize,
+    /// Whether it is reached at the API's own origin: by path, or by E2B's headers.
+    is_at_ours: bool,
     addressed: Authority,
     is_tls: bool,
 }
@@ -67,6 +70,7 @@ pub(super) fn by_host(app: &App, head: &Parts, is_tls: bool) -> Result<Option<Pl
     Ok(target.map(|target| Place {
         target,
         prefix: 0,
+        is_at_ours: false,
         addressed,
         is_tls,
     }))
@@ -79,9 +83,27 @@ pub(super) fn by_path(head: &Parts, is_tls: bool) -> Option<Place> {
     Some(Place {
         target,
         prefix,
+        is_at_ours: true,
         addressed,
         is_tls,
     })
+}
+
+/// The place that a request names in E2B's headers.
+///
+/// # Errors
+/// When they name none.
+pub(super) fn by_headers(head: &mut Parts, is_tls: bool) -> Result<Option<Place>, Problem> {
+    let Some(target) = e2b::by_headers(&mut head.headers)? else {
+        return Ok(None);
+    };
+    Ok(Some(Place {
+        target,
+        prefix: 0,
+        is_at_ours: true,
+        addressed: browser::addressed(head, is_tls)?,
+        is_tls,
+    }))
 }
 
 /// A request as it came.
@@ -100,8 +122,9 @@ pub(super) struct Visitor {
 }
 
 impl Place {
-    const fn is_by_path(&self) -> bool {
-        self.prefix > 0
+    /// The session where it is what is inside that is meant, as E2B's clients do.
+    pub(super) fn inside(&self) -> Option<SessionId> {
+        (self.target.port == e2b::envd::PORT).then_some(self.target.session)
     }
 
     /// Whether a page is this endpoint's own.
@@ -153,14 +176,14 @@ impl Server {
         let (link, query) = who::take_link(head.uri.query()).map_err(plain)?;
         let mut presented = who::take_from_headers(&mut head.headers, is_secure).map_err(plain)?;
         presented.link.clone_from(&link);
-        if place.is_by_path() {
+        if place.is_at_ours {
             presented.cookie = None;
             head.headers.remove(header::COOKIE);
         }
         let (asked, via) = self
             .admit(conversation, crowded, presented, &mut head.headers, target)
             .await?;
-        if via == Via::Public && place.is_by_path() {
+        if via == Via::Public && place.is_at_ours {
             return Err(plain(Problem::unauthenticated()));
         }
         if via == Via::Cookie {
@@ -168,7 +191,7 @@ impl Server {
         }
         if via == Via::Link
             && let Some(link) = link
-            && !place.is_by_path()
+            && !place.is_at_ours
             && head.method == Method::GET
             && page::wants_page(&head.headers)
             && let Some(reply) = self.exchange(&link, &place, &head, query.as_deref(), is_secure)
@@ -183,7 +206,7 @@ impl Server {
             .await
             .map_err(told)?;
         let journey = journey(&place, &head, peer, is_trusted);
-        let host = if place.is_by_path() {
+        let host = if place.is_at_ours {
             format!("localhost:{}", target.port)
         } else {
             journey.host.clone()
@@ -202,7 +225,7 @@ impl Server {
             over: self.over(asked),
             is_upgrade,
             is_http2,
-            is_by_path: place.is_by_path(),
+            is_by_path: place.is_at_ours,
             own_cookie: who::is_own_cookie,
         };
         let passed = self.app.pool().forward(visit, request, &host).await;
@@ -258,8 +281,9 @@ impl Server {
             link,
             cookie,
             bearer,
+            access,
         } = presented;
-        let is_sole = key.is_none() && link.is_none() && cookie.is_none();
+        let is_sole = key.is_none() && link.is_none() && cookie.is_none() && access.is_none();
         if !is_sole
             && let Some(bearer) = &bearer
             && app.authenticate(bearer).await.is_ok()
@@ -272,6 +296,13 @@ impl Server {
                 self.vouch(peer, crowded, app.authenticate(key)).await,
                 Via::Credential,
             )
+        } else if let Some(access) = &access {
+            let known = app.by_access_token(access, Opens::Ports);
+            if let Err(gone @ AppError::Session(_)) = known {
+                return Err(Told::of(gone, target));
+            }
+            let known = self.vouch(peer, crowded, async { known });
+            (known.await, Via::Credential)
         } else if let Some(link) = &link {
             let looked_up = app.by_pass(PassKind::Link, link, target);
             (self.vouch(peer, crowded, looked_up).await, Via::Link)
@@ -331,7 +362,7 @@ fn check_form(head: &Parts, place: &Place) -> Result<(), Problem> {
             "CONNECT and TRACE are not passed on",
         ));
     }
-    if place.is_by_path() && head.headers.contains_key(SERVICE_WORKER) {
+    if place.is_at_ours && head.headers.contains_key(SERVICE_WORKER) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "no_service_worker",
@@ -442,7 +473,7 @@ fn rest(path: &str, prefix: usize, query: Option<&str>) -> Result<http::Uri, Pro
 
 /// What browsers are told of a program's answer.
 fn dress(headers: &mut HeaderMap, place: &Place, via: Via) {
-    if place.is_by_path() {
+    if place.is_at_ours {
         // One more policy: both hold.
         headers.append(header::CONTENT_SECURITY_POLICY, SANDBOX);
         headers.insert(

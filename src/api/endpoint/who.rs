@@ -6,6 +6,7 @@
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
+use crate::api::e2b::{ACCESS_TOKEN, TRAFFIC_TOKEN};
 use crate::api::error::Problem;
 use crate::app::App;
 
@@ -29,6 +30,8 @@ pub(super) struct Presented {
     pub(super) cookie: Option<String>,
     /// A bearer that may be a token of an issuer's, and may be the program's.
     pub(super) bearer: Option<String>,
+    /// An access token of a session, of either kind.
+    pub(super) access: Option<String>,
 }
 
 /// The name of our cookie.
@@ -77,6 +80,12 @@ pub(super) fn take_from_headers(
             .map(str::to_owned);
     }
     presented.cookie = take_cookie(headers, cookie_name(is_tls))?;
+    // E2B's clients send both, and either is enough.
+    for name in [&ACCESS_TOKEN, &TRAFFIC_TOKEN] {
+        for value in take(headers, name, App::is_spelled_like_an_access_token) {
+            presented.access.get_or_insert(value);
+        }
+    }
     Ok(presented)
 }
 

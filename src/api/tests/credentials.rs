@@ -69,6 +69,7 @@ impl House {
             is_tls: false,
             is_head: false,
             body: body.into(),
+            watchers: std::sync::Arc::default(),
             stop: CancellationToken::new(),
             once: Mutex::new(Once::default()),
         }

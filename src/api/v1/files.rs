@@ -164,16 +164,28 @@ const fn yes() -> bool {
 }
 
 pub(crate) async fn read(call: &Call) -> Result<Reply, Problem> {
-    let (principal, id) = (call.principal()?, call.segment("id")?);
     let place = place(&mut Query::read(call, &["path", "user"])?)?;
+    read_at(call, call.segment("id")?, &place).await
+}
+
+/// Reads a file as the headers ask for it: all, a part, or nothing where it did not change.
+pub(in crate::api) async fn read_at(
+    call: &Call,
+    id: SessionId,
+    place: &Place,
+) -> Result<Reply, Problem> {
+    let principal = call.principal()?;
     let asks = [header::RANGE, header::IF_MATCH, header::IF_NONE_MATCH];
     if !call.is_head && !asks.iter().any(|name| call.headers.contains_key(name)) {
-        let request = ReadRequest { place, range: None };
+        let request = ReadRequest {
+            place: place.clone(),
+            range: None,
+        };
         let download = call.app.read_file(principal, id, &request).await?;
         return Ok(whole(download));
     }
     for _ in 0..LOOKS {
-        if let Some(reply) = read_part(call, principal, id, &place).await? {
+        if let Some(reply) = read_part(call, principal, id, place).await? {
             return Ok(reply);
         }
     }
@@ -250,7 +262,7 @@ fn whole(download: Download) -> Reply {
 }
 
 /// The bytes of a file or archive, as they come.
-pub(super) fn pieces(
+pub(in crate::api) fn pieces(
     download: Download,
 ) -> impl Stream<Item = Result<bytes::Bytes, AppError>> + Send {
     futures_util::stream::unfold(download, async |mut download| {
@@ -335,7 +347,9 @@ pub(super) fn condition(headers: &HeaderMap) -> Result<Option<WriteCondition>, P
 }
 
 /// The metadata in a request's headers; `None` where there is none, which leaves a file's as it is.
-fn metadata(headers: &HeaderMap) -> Result<Option<BTreeMap<String, String>>, Problem> {
+pub(in crate::api) fn metadata(
+    headers: &HeaderMap,
+) -> Result<Option<BTreeMap<String, String>>, Problem> {
     let mut metadata = BTreeMap::new();
     for (name, value) in headers {
         let Some(name) = name.as_str().strip_prefix(METADATA) else {

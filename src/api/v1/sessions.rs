@@ -240,7 +240,7 @@ pub(crate) async fn list(call: &Call) -> Result<Reply, Problem> {
     Ok(Reply::json(StatusCode::OK, &page))
 }
 
-fn idempotency_key(call: &Call) -> Result<Option<String>, Problem> {
+pub(in crate::api) fn idempotency_key(call: &Call) -> Result<Option<String>, Problem> {
     let Some(value) = call.headers.get("idempotency-key") else {
         return Ok(None);
     };
