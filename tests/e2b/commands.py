@@ -28,7 +28,7 @@ def run_with_output(here):
 # The oldest decode each piece by itself, wherever it was cut.
 @step("commands.unicode", has=lambda: "incrementaldecoder" in inspect.getsource(e2b.CommandHandle))
 def run_with_letters(here):
-    result = here.sandbox.commands.run("python3 -c 'import sys; print(\"ü€😀\" * 50000); print(\"ü€\" * 50000, file=sys.stderr)'")
+    result = here.sandbox.commands.run('python3 -c \'import sys; print("ü€😀" * 50000); print("ü€" * 50000, file=sys.stderr)\'')
     same((result.stdout, result.stderr), ("ü€😀" * 50_000 + "\n", "ü€" * 50_000 + "\n"))
 
 
@@ -53,7 +53,7 @@ def exit_code(here):
 def cwd(here):
     same(out(here.sandbox, "pwd"), "/home/user\n")
     same(out(here.sandbox, "pwd", cwd="/tmp"), "/tmp\n")
-    with raises(e2b.InvalidArgumentException, text="/no/such/place"):
+    with raises(e2b.InvalidArgumentException):
         here.sandbox.commands.run("pwd", cwd="/no/such/place")
 
 
@@ -67,7 +67,7 @@ def envs(here):
 def user(here):
     same(out(here.sandbox, "id -un; echo $HOME"), "user\n/home/user\n")
     same(out(here.sandbox, "id -un; echo $HOME", user="root"), "root\n/root\n")
-    with raises(e2b.AuthenticationException, e2b.InvalidArgumentException, text="nobody-here"):
+    with raises(e2b.AuthenticationException, e2b.InvalidArgumentException):
         here.sandbox.commands.run("id", user="nobody-here")
 
 
@@ -108,11 +108,10 @@ def output_comes_while_it_runs(here):
 @step("commands.list")
 def list_commands(here):
     commands = here.sandbox.commands
-    handle = commands.run("exec sleep 3600.5", background=True, envs={"MARK": "x"}, cwd="/tmp")
+    handle = commands.run("exec sleep 3600.5", background=True, cwd="/tmp")
     found = [one for one in commands.list() if one.pid == handle.pid]
-    same(
-        [(one.cmd, one.args, one.envs, one.cwd) for one in found], [("/bin/bash", ["-l", "-c", "exec sleep 3600.5"], {"MARK": "x"}, "/tmp")]
-    )
+    wanted = ("/bin/bash", ["-l", "-c", "exec sleep 3600.5"], "/tmp")
+    same([(one.cmd, one.args, one.cwd) for one in found], [wanted])
     same(commands.kill(handle.pid), True)
     until("it is not listed", lambda: handle.pid not in [one.pid for one in commands.list()])
 
@@ -195,28 +194,32 @@ def stream_input(here):
 # --- terminals ---
 
 
-def read_until(pieces, wanted):
-    """Reads a terminal until this was shown."""
-    shown = b""
-    for _, _, piece in pieces:
-        shown += piece or b""
-        if wanted in shown:
-            return
-    raise AssertionError(f"it ended without {wanted!r}: {shortened(shown)}")
+class Screen:
+    """What a terminal showed so far."""
+
+    def __init__(self, handle):
+        self.pieces = iter(handle)
+        self.shown = b""
+
+    def shows(self, wanted):
+        """Reads until this was shown."""
+        while wanted not in self.shown:
+            piece = next(self.pieces, None)
+            assert piece is not None, f"it ended without {wanted!r}: {shortened(self.shown)}"
+            self.shown += piece[2] or b""
 
 
 @step("pty")
 def pty(here):
     terminals = here.sandbox.pty
     handle = terminals.create(PtySize(rows=24, cols=80), cwd="/tmp", envs={"MARK": "mark"}, timeout=PATIENCE_S)
-    shown = iter(handle)
+    screen = Screen(handle)
     terminals.send_stdin(handle.pid, b"stty size; echo $PWD-$MARK-$TERM; tty\n")
-    read_until(shown, b"24 80")
-    read_until(shown, b"/tmp-mark-xterm-256color")
-    read_until(shown, b"/dev/pts/")
+    for wanted in (b"24 80", b"/tmp-mark-xterm-256color", b"/dev/pts/"):
+        screen.shows(wanted)
     terminals.resize(handle.pid, PtySize(rows=31, cols=101))
     terminals.send_stdin(handle.pid, b"stty size\n")
-    read_until(shown, b"31 101")
+    screen.shows(b"31 101")
     terminals.send_stdin(handle.pid, b"exit 7\n")
     with raises(e2b.CommandExitException) as held:
         handle.wait()
@@ -228,9 +231,9 @@ def kill_a_pty(here):
     terminals = here.sandbox.pty
     handle = terminals.create(PtySize(rows=24, cols=80), user="root", timeout=PATIENCE_S)
     terminals.send_stdin(handle.pid, b"id -un; echo 'the' end\n")
-    shown = iter(handle)
-    read_until(shown, b"root")
-    read_until(shown, b"the end")
+    screen = Screen(handle)
+    for wanted in (b"root", b"the end"):
+        screen.shows(wanted)
     same(terminals.kill(handle.pid), True)
     until("it is not found", lambda: terminals.kill(handle.pid) is False)
 
@@ -241,7 +244,7 @@ def connect_to_a_pty(here):
     first.disconnect()
     second = here.sandbox.pty.connect(first.pid, timeout=PATIENCE_S)
     here.sandbox.pty.send_stdin(first.pid, b"echo 'still' there\n")
-    read_until(iter(second), b"still there")
+    Screen(second).shows(b"still there")
     same(here.sandbox.pty.kill(first.pid), True)
 
 
@@ -249,5 +252,5 @@ def connect_to_a_pty(here):
 def stream_to_a_pty(here):
     handle = here.sandbox.pty.create(PtySize(rows=24, cols=80), timeout=PATIENCE_S)
     here.sandbox.pty.stream_input(handle.pid, [b"echo 'by ", "stream'\n"])
-    read_until(iter(handle), b"by stream\r\n")
+    Screen(handle).shows(b"by stream\r\n")
     same(here.sandbox.pty.kill(handle.pid), True)

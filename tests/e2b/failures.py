@@ -100,13 +100,13 @@ def another_team(here):
 def full_disk(here):
     sandbox = here.new()
     with raises(e2b.CommandExitException, text="No space left"):
-        sandbox.commands.run(f"head -c {4 << 30} /dev/zero >/home/user/fill", timeout=120)
+        sandbox.commands.run(f"for n in $(seq 16); do head -c {256 << 20} /dev/zero >/home/user/fill$n || exit; done", timeout=50)
     with raises(e2b.NotEnoughSpaceException):
         sandbox.files.write("/home/user/more", BIG)
     with raises(e2b.NotEnoughSpaceException):
         sandbox.files.write_files([{"path": f"/home/user/{n}", "data": BIG} for n in range(2)])
     same(sandbox.is_running(), True)
-    out(sandbox, "rm -f /home/user/fill /home/user/more /home/user/[01]")
+    out(sandbox, "rm -f /home/user/fill* /home/user/more /home/user/[01]")
     sandbox.files.write("/home/user/more", BIG)
     same(out(sandbox, "sha256sum </home/user/more"), f"{hashlib.sha256(BIG).hexdigest()}  -\n")
 

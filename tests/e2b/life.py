@@ -67,6 +67,7 @@ def network(here):
 @step("kill")
 def kill(here):
     here.gone = here.sandbox
+    del here.shared
     same([here.gone.kill(), here.gone.kill()], [True, False])
 
 

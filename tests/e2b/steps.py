@@ -15,7 +15,7 @@ import e2b
 from e2b import AsyncSandbox, Sandbox, SandboxQuery
 
 PATIENCE_S = 30  # for what happens by and by
-STEP_S = 150  # for a step, whatever it waits for
+STEP_S = 60  # for a step, whatever it waits for
 LIFE_S = 600  # of a sandbox, far longer than the journey
 GREETING = "grüß dich, 'you'\n\"all\""
 NOTE = "a b&c=d/ü+%"  # what a metadata filter must carry

@@ -26,6 +26,7 @@ mod bad_input;
 mod bad_machine;
 mod crash;
 mod doctor;
+mod e2b;
 mod egress;
 mod endpoints;
 mod files;
