@@ -11,6 +11,7 @@ mod hostile;
 mod pipeline;
 mod protocols;
 mod record;
+mod sandboxes;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -20,6 +20,7 @@ use crate::base::clock::Timestamp;
 use crate::base::id::SessionId;
 use crate::model::name::Name;
 use crate::model::query::SessionFilter;
+use crate::model::sandbox::WantedLimits;
 use crate::model::session::{Phase, Session};
 use crate::model::template::Precondition;
 use crate::session::manager::NewSession;
@@ -243,7 +244,7 @@ async fn create(call: &Call, timeout_s: u64) -> Result<Reply, Problem> {
         volumes: wanted.volumes()?,
         egress: wanted.egress()?,
         workdir: None,
-        limits: Default::default(),
+        limits: WantedLimits::default(),
         labels: wanted.metadata,
         env: wanted.env_vars,
     };
@@ -454,7 +455,7 @@ async fn list(call: &Call, states: &[&'static str]) -> Result<Reply, Problem> {
                 from = Some(
                     session_of(&value)
                         .ok_or_else(|| Problem::bad_request("nextToken: as it was given"))?,
-                )
+                );
             }
             _ => {
                 let number: Option<usize> = value.parse().ok();

@@ -84,7 +84,7 @@ fn plain(
     message: &str,
     session: Option<SessionId>,
 ) -> Reply {
-    let id = session.map(|session| session.suffix());
+    let id = session.map(SessionId::suffix);
     let body = Body {
         sandbox_id: id.as_deref(),
         code: status.as_u16(),

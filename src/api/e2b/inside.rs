@@ -47,10 +47,11 @@ impl Server {
         let asked = asked.await?;
         conversation.know();
         self.admit_principal(&asked)?;
-        let session = session.or_else(|| match &asked.principal {
+        let signed_for = match &asked.principal {
             Principal::Client(client) => client.session,
             _ => None,
-        });
+        };
+        let session = session.or(signed_for);
         let session = session.ok_or_else(Problem::unauthenticated)?;
         let path = BTreeMap::from([("id".to_owned(), session.to_string())]);
         self.call(conversation, request_id, route, path, arrived, Some(asked))

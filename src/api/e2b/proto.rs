@@ -74,7 +74,6 @@ macro_rules! names_in_json {
                 Name($kind),
             }
 
-            #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
             pub(super) fn serialize<S: Serializer>(value: &i32, to: S) -> Result<S::Ok, S::Error> {
                 match <$kind>::try_from(*value) {
                     Ok(known) => known.serialize(to),
@@ -506,6 +505,7 @@ WatchDirResponse {
 
 /// Something in a stream of what happens to files.
 #[derive(Clone, PartialEq, Oneof, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one at a time, on its way out")]
 #[serde(rename_all = "camelCase")]
 pub(in crate::api) enum Watched {
     #[prost(message, tag = "1")]

@@ -451,7 +451,7 @@ pub(super) fn metrics(session: &Session, looks: &[Usage]) -> Vec<Metric> {
             cpu_count: cpus(session),
             cpu_used_pct: used_us as f64 / 10.0 / (passed_ms.max(1) as f64),
             mem_used: look.memory_bytes,
-            mem_total: look.memory_total_bytes,
+            mem_total: session.spec.limits.memory_bytes,
             mem_cache: 0,
             disk_used: look.disk_bytes,
             disk_total: session.spec.limits.disk_bytes,
@@ -489,7 +489,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn egress(network: Value) -> Result<Option<EgressRules>, Problem> {
+    fn egress(network: &Value) -> Result<Option<EgressRules>, Problem> {
         let new = json!({"network": network});
         serde_json::from_value::<NewSandbox>(new).unwrap().egress()
     }
@@ -504,19 +504,19 @@ mod tests {
 
     #[test]
     fn networks_become_rules() {
-        assert_eq!(egress(Value::Null).unwrap(), None);
-        assert_eq!(egress(json!({"allowPublicTraffic": false})).unwrap(), None);
+        assert_eq!(egress(&Value::Null).unwrap(), None);
+        assert_eq!(egress(&json!({"allowPublicTraffic": false})).unwrap(), None);
         assert_eq!(
-            egress(json!({"denyOut": ["0.0.0.0/0"]})).unwrap(),
+            egress(&json!({"denyOut": ["0.0.0.0/0"]})).unwrap(),
             Some(EgressRules::new())
         );
         let some = egress(
-            json!({"allowOut": ["example.org", "*.example.com", "8.8.8.8"], "denyOut": ["0.0.0.0/0"]}),
+            &json!({"allowOut": ["example.org", "*.example.com", "8.8.8.8"], "denyOut": ["0.0.0.0/0"]}),
         );
         let some = some.unwrap().unwrap();
         assert_eq!(some.len(), 1);
         assert_eq!(hosts(&some, "allow").len(), 3);
-        let others = egress(json!({"denyOut": ["10.1.0.0/16", "evil.example"]}))
+        let others = egress(&json!({"denyOut": ["10.1.0.0/16", "evil.example"]}))
             .unwrap()
             .unwrap();
         assert_eq!(hosts(&others, "deny-0"), ["*"]);
@@ -528,7 +528,7 @@ mod tests {
             json!({"maskRequestHost": "x"}),
             json!({"allowOut": ["not a host"]}),
         ] {
-            assert!(egress(refused.clone()).is_err(), "{refused}");
+            assert!(egress(&refused).is_err(), "{refused}");
         }
         let none: NewSandbox =
             serde_json::from_value(json!({"allow_internet_access": false})).unwrap();

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 use crate::commands::process::{exec, logs, ps, shell, signal, start};
 use crate::commands::{
-    admin, audit, cp, credential, forward, key, open, policy, run, session, template, volume,
+    admin, audit, cp, credential, e2b, forward, key, open, policy, run, session, template, volume,
 };
 
 /// The commands as the help shows them: what belongs together stands together.
@@ -27,6 +27,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "credential",
             "key",
             "audit",
+            "e2b",
         ],
     ),
     (
@@ -144,6 +145,9 @@ pub enum Command {
     Forward(forward::Forward),
     /// Print a signed link to a port in a session, for a browser
     Open(open::Open),
+    /// Have programs that were made for E2B come here
+    #[command(subcommand, name = "e2b")]
+    E2b(e2b::Command),
     /// Show and make what sessions are made of
     #[command(subcommand)]
     Template(template::Command),

@@ -80,17 +80,13 @@ pub(in crate::api) async fn write(call: &Call) -> Result<Reply, Problem> {
     } else {
         Box::pin(reader.map_err(std::io::Error::from))
     };
-    let written = match said.and_then(|said| multer::parse_boundary(said).ok()) {
-        Some(boundary) => form(call, multer::Multipart::new(body, boundary), place).await?,
-        None => {
-            let missing = || {
-                Problem::bad_request(
-                    "path: this query parameter is missing, and the body is no form",
-                )
-            };
-            let place = place.ok_or_else(missing)?;
-            vec![one(call, place, body, length.filter(|_| !is_packed)).await?]
-        }
+    let boundary = said.and_then(|said| multer::parse_boundary(said).ok());
+    let written = if let Some(boundary) = boundary {
+        form(call, multer::Multipart::new(body, boundary), place).await?
+    } else {
+        let missing = "path: this query parameter is missing, and the body is no form";
+        let place = place.ok_or_else(|| Problem::bad_request(missing))?;
+        vec![one(call, place, body, length.filter(|_| !is_packed)).await?]
     };
     Ok(Reply::json(StatusCode::OK, &written))
 }

@@ -91,9 +91,8 @@ impl Watchers {
         while events.len() < MAX_EVENTS {
             match watcher.watch.next().now_or_never() {
                 Some(Some(Ok(event))) => events.push(event),
-                None => break,
-                // Its session's end is told by the next call; an end of its own is that of what it watched.
-                Some(None | Some(Err(_))) => break,
+                // Nothing more for now; or its end: that of its session is told by the next call.
+                None | Some(None | Some(Err(_))) => break,
             }
         }
         Ok((events, watcher.looking.clone()))

@@ -6,6 +6,7 @@ pub mod audit;
 pub mod cp;
 pub mod credential;
 pub mod doctor;
+pub mod e2b;
 mod ending;
 pub mod forward;
 pub mod grant;
@@ -26,6 +27,7 @@ mod which;
 use std::path::PathBuf;
 
 use casemate::base::exit::Exit;
+use casemate::base::secret::Secret;
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
@@ -51,9 +53,13 @@ impl Context {
         if self.papers.certificate.is_some() && !self.has_key() {
             return self.stranger();
         }
+        Client::new(&self.url, Some(self.key()?), &self.papers)
+    }
+
+    /// The caller's key.
+    pub fn key(&self) -> Result<Secret<String>, Failure> {
         let environment = std::env::var_os(own_key::VARIABLE);
-        let key = own_key::find(self.key_file.as_deref(), environment)?;
-        Client::new(&self.url, Some(key), &self.papers)
+        own_key::find(self.key_file.as_deref(), environment)
     }
 
     /// Whether the caller has said that there is a key.
@@ -105,6 +111,7 @@ pub async fn execute(cli: Cli) -> Result<u8, Failure> {
         Command::Signal(signal) => signal.execute(&context).await?,
         Command::Forward(forward) => return forward.execute(&context).await,
         Command::Open(open) => open.execute(&context).await?,
+        Command::E2b(e2b) => e2b.execute(&context)?,
         Command::Cp(cp) => return cp.execute(&context).await,
         Command::Ready => return ready::execute(&context).await,
         Command::Session(command) => command.execute(&context).await?,
