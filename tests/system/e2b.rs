@@ -144,7 +144,12 @@ const ONLY_IN_PYTHON: &[&str] = &[
 const NOT_IN_JAVASCRIPT: &[&str] = &["commands.output_not_kept", "stdin.stream", "pty.stream"];
 
 /// What our door refuses: the step, the error's class in Python and in JavaScript, and what it says.
-const REFUSED: &[(&str, &str, &str, &str)] = &[];
+const REFUSED: &[(&str, &str, &str, &str)] = &[(
+    "fork",
+    "SandboxException",
+    "SandboxError",
+    "501: a sandbox that runs cannot be copied with its memory",
+)];
 
 /// How steps are to end, by their names.
 type Results = BTreeMap<String, String>;
