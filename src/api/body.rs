@@ -166,7 +166,8 @@ impl Query {
     }
 }
 
-fn decode(text: &str) -> Result<String, Problem> {
+/// What was percent-encoded, or encoded as in a form.
+pub(super) fn decode(text: &str) -> Result<String, Problem> {
     let bad = || Problem::bad_request("the query is not percent-encoded UTF-8");
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

@@ -27,6 +27,7 @@ mod bad_machine;
 mod code_interpreter;
 mod crash;
 mod doctor;
+mod e2b;
 mod egress;
 mod endpoints;
 mod files;

@@ -446,7 +446,13 @@ async fn list(call: &Call, states: &[&'static str]) -> Result<Reply, Problem> {
     let (mut limit, mut from, mut is_ascending) = (LISTED, None::<SessionId>, false);
     for (name, value) in body::query(call, &known)? {
         match name.as_str() {
-            "metadata" => chosen.metadata = body::pairs(&value)?,
+            // Clients encode names and values, and then the pairs.
+            "metadata" => {
+                chosen.metadata = body::pairs(&value)?
+                    .iter()
+                    .map(|(name, value)| Ok((body::decode(name)?, body::decode(value)?)))
+                    .collect::<Result<_, Problem>>()?;
+            }
             "state" => {
                 for word in value.split(',') {
                     let state = states.iter().find(|state| **state == word.trim());

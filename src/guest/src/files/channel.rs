@@ -1,9 +1,8 @@
 //! A file's bytes on a connection of their own, beside the link: one long system call after the other on a thread, instead
 //! of frames.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,8 +11,6 @@ use bytes::{Bytes, BytesMut};
 use casemate_link::guest::ChannelDialer;
 use casemate_link::limits::{CHANNEL_PART_BYTES, MAX_CHANNELS};
 use casemate_link::refusal::{Refusal, code};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::actor::{Actor, begin_open, joined};
@@ -107,13 +104,10 @@ impl Channel {
         let work = move |stream: &UnixStream| {
             let mut buffer = BytesMut::zeroed(CHANNEL_PART_BYTES);
             loop {
-                let count = match recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_WAITALL) {
-                    Ok(0) => return Ok((sink, Ok(()))),
-                    Ok(count) => count,
-                    Err(Errno::EINTR) => continue,
-                    // Whether it was all, the transfer's stream says.
-                    Err(_) => return Ok((sink, Ok(()))),
-                };
+                let count = fill(stream, &mut buffer);
+                if count == 0 {
+                    return Ok((sink, Ok(())));
+                }
                 let part = buffer.split_to(count).freeze();
                 let taken = sink.take(std::slice::from_ref(&part));
                 if taken.is_err() {
@@ -155,6 +149,23 @@ impl Channel {
         let _ = stream.shutdown(Shutdown::Both);
         joined(job.await)
     }
+}
+
+/// Reads until the buffer is full or no more comes; how much there is. Whether it was all, the transfer's stream says.
+///
+/// Not with `MSG_WAITALL`: a call that has a part of the bytes already does not notice in gVisor (20240729) when the other side
+/// ends at that moment, and waits for ever.
+fn fill(mut stream: &UnixStream, buffer: &mut [u8]) -> usize {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match stream.read(rest) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    filled
 }
 
 /// The buffer of which a part was used.
