@@ -320,6 +320,8 @@ def port(here):
     url = f"{os.environ['E2B_SANDBOX_URL']}/word"
     until("the port is open", lambda: fetch(url, headers) == (200, b"from inside"))
     handle.kill()
+    with raises(e2b.CommandExitException):
+        handle.wait()
     until("the port is closed", lambda: fetch(url, headers)[0] != 200)
     status, body = fetch(url, headers)
     assert status == 502 and b"port is not open" in body, (status, body)

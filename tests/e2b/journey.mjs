@@ -717,6 +717,7 @@ step("port", async () => {
   const ask = () => plain(`${process.env.E2B_SANDBOX_URL}/word`, { headers });
   await until("the port is open", async () => (await ask()).body.toString() === "from inside");
   await handle.kill();
+  await handle.wait().catch(() => {});
   await until("the port is closed", async () => (await ask()).status !== 200);
   const { status, body } = await ask();
   same([status, body.includes("port is not open")], [502, true]);

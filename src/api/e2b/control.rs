@@ -171,6 +171,13 @@ pub(in crate::api) const ROUTES: &[Route] = &[
         "Keep a sandbox's files as a template.",
         |call| Box::pin(snapshot(call)),
     ),
+    route(
+        Method::GET,
+        "/snapshots",
+        "e2b_snapshots",
+        "List snapshots.",
+        |call| Box::pin(snapshots(call)),
+    ),
     taking(
         Method::POST,
         "/sandboxes/{id}/fork",
@@ -560,8 +567,7 @@ async fn snapshot(call: &Call) -> Result<Reply, Problem> {
     let session = live(call).await?;
     let name = match &wanted.name {
         Some(name) => name.clone(),
-        // One that no other snapshot has.
-        None => format!("snapshot-{}", call.request_id.suffix()),
+        None => format!("{}{}", snapshots_of(session.id), call.request_id.suffix()),
     };
     let name: Name = name
         .parse()
@@ -575,6 +581,31 @@ async fn snapshot(call: &Call) -> Result<Reply, Problem> {
         names: vec![name],
     };
     Ok(Reply::json(StatusCode::CREATED, &view))
+}
+
+/// What the names of snapshots of a sandbox begin with that nobody named.
+fn snapshots_of(session: SessionId) -> String {
+    format!("snapshot-{}-", session.suffix())
+}
+
+/// The snapshots that nobody named, of a sandbox or of all: they are known by their names.
+async fn snapshots(call: &Call) -> Result<Reply, Problem> {
+    let mut query = Query::read(call, &["sandboxID", "name", "limit", "nextToken"])?;
+    let beginning = match query.text("sandboxID") {
+        Some(id) => snapshots_of(session_of(&id).ok_or_else(not_found)?),
+        None => "snapshot-".to_owned(),
+    };
+    let templates = call.app.templates(call.principal()?).await?;
+    let found = templates
+        .into_iter()
+        .filter(|template| template.name.as_str().starts_with(&beginning));
+    let views: Vec<_> = found
+        .map(|template| SnapshotView {
+            id: template.name.clone(),
+            names: vec![template.name],
+        })
+        .collect();
+    Ok(Reply::json(StatusCode::OK, &views))
 }
 
 async fn fork(call: &Call) -> Result<Reply, Problem> {

@@ -47,7 +47,11 @@ pub(in crate::api) fn answer(
     if dialect == Dialect::Casemate {
         return problem.into_reply(request);
     }
-    let (status, code, detail, headers) = problem.into_parts(request);
+    let (mut status, code, detail, headers) = problem.into_parts(request);
+    // Clients tell by the status alone that what they ask for is at fault.
+    if dialect == Dialect::Sandbox && matches!(code, "wrong_file_kind" | "program_refused") {
+        status = StatusCode::BAD_REQUEST;
+    }
     let is_gone = matches!(code, "session_not_found" | "session_not_ready");
     let mut reply = if dialect != Dialect::E2b && is_gone {
         // These very words tell clients that it is not there, and is not merely out of reach.

@@ -19,12 +19,26 @@ use crate::model::principal::Principal;
 /// The path of signed addresses.
 const FILES: &str = "/files";
 
-/// Whether a request says by its signature alone which sandbox it is for.
-pub(in crate::api) fn is_signed(head: &Parts) -> bool {
-    head.uri.path() == FILES && Signed::read(&head.method, head.uri.query()).is_some()
-}
-
 impl Server {
+    /// Whether a path is one of the control routes.
+    pub(in crate::api) fn is_control(&self, path: &str) -> bool {
+        let found = self.table.at(path);
+        found.is_ok_and(|found| {
+            found
+                .value
+                .iter()
+                .any(|route| route.dialect == Dialect::E2b)
+        })
+    }
+
+    /// Whether a request says by its token or its signature alone which sandbox it is for.
+    pub(in crate::api) fn says_which_sandbox(&self, head: &Parts) -> bool {
+        if head.headers.contains_key(ACCESS_TOKEN) {
+            return self.sandboxes.at(head.uri.path()).is_ok();
+        }
+        head.uri.path() == FILES && Signed::read(&head.method, head.uri.query()).is_some()
+    }
+
     /// Answers a request for what is inside a sandbox; without one, for that whose token it was signed with.
     pub(in crate::api) async fn inside(
         &self,

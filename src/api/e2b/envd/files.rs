@@ -30,6 +30,8 @@ struct Written {
     path: String,
     name: String,
     r#type: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
 }
 
 pub(in crate::api) async fn read(call: &Call) -> Result<Reply, Problem> {
@@ -165,6 +167,7 @@ async fn one(
         path: entry.path,
         name,
         r#type: "file",
+        metadata: entry.metadata,
     })
 }
 

@@ -74,7 +74,13 @@ pub(in crate::api) async fn make_dir(call: &Call) -> Result<Reply, Problem> {
         let made = call
             .app
             .make_directory(call.principal()?, id(call)?, request)
-            .await?;
+            .await;
+        let made = made.map_err(|error| match Problem::from(error) {
+            problem if problem.code() == "file_exists" => {
+                Problem::bad_request("there is a file in its place")
+            }
+            problem => problem,
+        })?;
         if !made.created {
             return Err(Problem::new(
                 StatusCode::CONFLICT,
@@ -275,11 +281,28 @@ pub(super) fn info(entry: FileEntry, kind: FileKind) -> EntryInfo {
         owner: entry.owner.unwrap_or_else(|| entry.uid.to_string()),
         group: entry.group.unwrap_or_else(|| entry.gid.to_string()),
         modified_time: Some(Time::from_millis(entry.modified_ms)),
-        symlink_target: entry.target,
+        symlink_target: entry.target.map(|target| absolute(&entry.path, &target)),
         metadata: entry.metadata,
         is_symlink,
         path: entry.path,
     }
+}
+
+/// Where the symbolic link at `path` leads, as an absolute path without detours.
+fn absolute(path: &str, target: &str) -> String {
+    let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let mut steps: Vec<&str> = Vec::new();
+    let from = if target.starts_with('/') { "" } else { parent };
+    for step in from.split('/').chain(target.split('/')) {
+        match step {
+            "" | "." => {}
+            ".." => {
+                steps.pop();
+            }
+            step => steps.push(step),
+        }
+    }
+    format!("/{}", steps.join("/"))
 }
 
 /// As `ls -l` writes them.
@@ -428,6 +451,19 @@ mod tests {
         assert_eq!(permissions(FileKind::File, 0o100_644), "-rw-r--r--");
         assert_eq!(permissions(FileKind::Directory, 0o755), "drwxr-xr-x");
         assert_eq!(permissions(FileKind::Symlink, 0o777), "Lrwxrwxrwx");
+    }
+
+    #[test]
+    fn a_link_leads_to_an_absolute_path() {
+        for (target, leads_to) in [
+            ("file", "/a/b/file"),
+            ("../c", "/a/c"),
+            ("/etc/../x", "/x"),
+            ("../../../..", "/"),
+            ("./d/", "/a/b/d"),
+        ] {
+            assert_eq!(absolute("/a/b/link", target), leads_to, "{target}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::api::error::Problem;
 use crate::api::reply::Reply;
 use crate::api::route::{Access, Answer, Call, Request, Route};
 use crate::base::id::SessionId;
+use crate::model::session::Phase;
 
 /// The port at which clients look for it.
 pub(in crate::api) const PORT: u16 = 49983;
@@ -182,7 +183,8 @@ pub(in crate::api) const ROUTES: &[Route] = &[
 /// Only whoever may look at a session that lives comes so far.
 async fn health(call: &Call) -> Result<Reply, Problem> {
     let session = call.app.session(call.principal()?, id(call)?).await?;
-    if session.ended_at.is_some() {
+    // One that is paused does not run, and asking does not wake it.
+    if session.ended_at.is_some() || session.status.phase == Phase::Paused {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "session_not_found",

@@ -22,7 +22,10 @@ use crate::api::e2b::proto::{
 };
 use crate::api::error::Problem;
 use crate::api::route::{Call, Reply};
-use crate::app::Attachment;
+use crate::app::{AppError, Attachment, Upload};
+
+/// Input on its way to a process.
+type Feeding = Upload<crate::app::Input>;
 
 /// How often a stream in which nothing happens says so, where the client does not ask for it.
 const KEEPALIVE: Duration = Duration::from_secs(90);
@@ -90,17 +93,50 @@ pub(in crate::api) async fn update(call: &Call) -> Result<Reply, Problem> {
 
 pub(in crate::api) async fn send_input(call: &Call) -> Result<Reply, Problem> {
     connect::unary(call, async |asked: SendInputRequest| {
+        let (principal, id) = (call.principal()?, id(call)?);
+        let is_pipe = matches!(
+            asked.input.as_ref().and_then(|input| input.input.as_ref()),
+            Some(Input::Stdin(_))
+        );
         let data = data(asked.input)?;
         let process = selector(asked.process)?;
+        if is_pipe && !runs(call, &process).await? {
+            return Err(no_such_process());
+        }
         let input = call
             .app
-            .process_input(call.principal()?, id(call)?, process, false);
-        let mut input = input.await?;
-        input.write(data).await?;
-        input.commit().await?;
+            .process_input(principal, id, process.clone(), false);
+        let fed = feed(input.await?, data).await;
+        settled(call, &process, fed).await?;
         Ok(Empty {})
     })
     .await
+}
+
+async fn feed(mut input: Feeding, data: Bytes) -> Result<(), AppError> {
+    input.write(data).await?;
+    input.commit().await?;
+    Ok(())
+}
+
+/// What became of input. One that read what it wanted and ended meanwhile is not to blame, nor is who fed it.
+async fn settled(
+    call: &Call,
+    process: &Selector,
+    fed: Result<(), AppError>,
+) -> Result<(), Problem> {
+    match fed.map_err(Problem::from) {
+        Err(problem) if problem.code() == "no_input" && !runs(call, process).await? => Ok(()),
+        fed => fed,
+    }
+}
+
+/// Whether a process runs, and has not ended yet.
+async fn runs(call: &Call, process: &Selector) -> Result<bool, Problem> {
+    let known = call.app.processes(call.principal()?, id(call)?).await?;
+    Ok(known
+        .iter()
+        .any(|known| known.exit.is_none() && is_it(known, process)))
 }
 
 pub(in crate::api) async fn stream_input(call: &Call) -> Result<Reply, Problem> {
@@ -110,12 +146,14 @@ pub(in crate::api) async fn stream_input(call: &Call) -> Result<Reply, Problem> 
         match (event, &mut input) {
             (Some(InputEvent::Start(OneProcess { process })), None) => {
                 let process = selector(process)?;
-                let opened = call
-                    .app
-                    .process_input(call.principal()?, id(call)?, process, false);
-                input = Some(opened.await?);
+                let opened =
+                    call.app
+                        .process_input(call.principal()?, id(call)?, process.clone(), false);
+                input = Some((opened.await?, process));
             }
-            (Some(InputEvent::Data(sent)), Some(input)) => input.write(data(sent.input)?).await?,
+            (Some(InputEvent::Data(sent)), Some((input, _))) => {
+                input.write(data(sent.input)?).await?
+            }
             (Some(InputEvent::Keepalive(_)) | None, _) => {}
             (Some(InputEvent::Start(_)), Some(_)) | (Some(InputEvent::Data(_)), None) => {
                 return Err(Problem::bad_request(
@@ -124,8 +162,8 @@ pub(in crate::api) async fn stream_input(call: &Call) -> Result<Reply, Problem> 
             }
         }
     }
-    if let Some(input) = input {
-        input.commit().await?;
+    if let Some((input, process)) = input {
+        settled(call, &process, input.commit().await.map(|_| ())).await?;
     }
     messages.answer(&Empty {})
 }
@@ -133,10 +171,14 @@ pub(in crate::api) async fn stream_input(call: &Call) -> Result<Reply, Problem> 
 pub(in crate::api) async fn close_stdin(call: &Call) -> Result<Reply, Problem> {
     connect::unary(call, async |asked: OneProcess| {
         let process = selector(asked.process)?;
+        if !runs(call, &process).await? {
+            return Err(no_such_process());
+        }
         let input = call
             .app
-            .process_input(call.principal()?, id(call)?, process, true);
-        input.await?.commit().await?;
+            .process_input(call.principal()?, id(call)?, process.clone(), true);
+        let ended = input.await?.commit().await.map(|_| ());
+        settled(call, &process, ended).await?;
         Ok(Empty {})
     })
     .await
@@ -154,14 +196,10 @@ pub(in crate::api) async fn send_signal(call: &Call) -> Result<Reply, Problem> {
             }
         };
         // One that has ended is kept for who comes late, and is nobody to send a signal to.
-        let (principal, id) = (call.principal()?, id(call)?);
-        let known = call.app.processes(principal, id).await?;
-        let runs = known
-            .iter()
-            .any(|known| known.exit.is_none() && is_it(known, &process));
-        if !runs {
+        if !runs(call, &process).await? {
             return Err(no_such_process());
         }
+        let (principal, id) = (call.principal()?, id(call)?);
         call.app
             .signal_process(principal, id, process, signal)
             .await?;
