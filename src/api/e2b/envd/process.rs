@@ -152,7 +152,7 @@ pub(in crate::api) async fn stream_input(call: &Call) -> Result<Reply, Problem> 
                 input = Some((opened.await?, process));
             }
             (Some(InputEvent::Data(sent)), Some((input, _))) => {
-                input.write(data(sent.input)?).await?
+                input.write(data(sent.input)?).await?;
             }
             (Some(InputEvent::Keepalive(_)) | None, _) => {}
             (Some(InputEvent::Start(_)), Some(_)) | (Some(InputEvent::Data(_)), None) => {
