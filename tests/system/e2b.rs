@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 
-use crate::support::{Daemon, bench};
+use crate::support::{Daemon, bench, peer};
 
 /// Far longer than any of them takes: what hangs is a failure.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -224,7 +224,7 @@ impl Sdk {
             python.env("PYTHONDONTWRITEBYTECODE", "1").arg("-s");
             python
         } else {
-            let mut node = Command::new("node");
+            let mut node = Command::new(peer::node());
             node.env_clear();
             node
         };

@@ -101,6 +101,16 @@ impl Drop for Peer {
     }
 }
 
+/// A node that is new enough for every peer, whatever the machine's own is.
+pub fn node() -> PathBuf {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/peers/node_modules");
+    let node = |machine: &str| modules.join(format!("node-linux-{machine}/bin/node"));
+    [node("x64"), node("arm64")]
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from("node"))
+}
+
 /// Where their programs are.
 pub fn peers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers")
