@@ -331,16 +331,24 @@ impl Intent {
     /// # Errors
     /// [`AuditError`].
     pub async fn finish(self, outcome: Outcome) -> Result<(), AuditError> {
+        self.log.append(self.outcome(outcome)?).await
+    }
+
+    /// The record of how it ended, for who writes it together with what ended. It is recorded as soon as that is written; until
+    /// then the intent waits.
+    ///
+    /// # Errors
+    /// [`AuditError::Id`].
+    pub fn outcome(&self, outcome: Outcome) -> Result<AuditRecord, AuditError> {
         let at = self.log.clock.now();
-        let record = AuditRecord {
+        Ok(AuditRecord {
             id: EventId::generate(at).map_err(AuditError::Id)?,
             at,
             stage: Stage::Outcome,
             intent: Some(self.record.id),
             outcome: Some(outcome),
-            ..self.record
-        };
-        self.log.append(record).await
+            ..self.record.clone()
+        })
     }
 }
 

@@ -420,9 +420,7 @@ impl Life {
         let link = self
             .open_up(&mut door, &sandbox, link, Before::Launched(restored))
             .await?;
-        self.session.ready_at = Some(self.house.clock.now());
-        self.change(Event::Linked).await?;
-        self.finish_intent(Outcome::Ok { detail: None }).await;
+        self.become_ready(Event::Linked).await?;
         Ok((door, link))
     }
 
@@ -437,17 +435,14 @@ impl Life {
         self.session.sandbox = Some(sandbox.clone());
         self.open_gate(&door.directory).await?;
         if self.session.spec.setup.is_empty() && self.session.spec.volumes.is_empty() {
-            self.session.ready_at = Some(self.house.clock.now());
-            self.change(Event::Claimed).await?;
+            self.become_ready(Event::Claimed).await?;
         } else {
             self.change(Event::Begin).await?;
             link = self
                 .open_up(&mut door, &sandbox, link, Before::Warm)
                 .await?;
-            self.session.ready_at = Some(self.house.clock.now());
-            self.change(Event::Linked).await?;
+            self.become_ready(Event::Linked).await?;
         }
-        self.finish_intent(Outcome::Ok { detail: None }).await;
         Ok((door, Some(link)))
     }
 
@@ -510,10 +505,8 @@ impl Life {
             link = self
                 .open_up(&mut door, &sandbox, link, Before::Launched(None))
                 .await?;
-            self.session.ready_at = Some(house.clock.now());
-            self.change(Event::Linked).await?;
+            self.become_ready(Event::Linked).await?;
         }
-        self.finish_intent(Outcome::Ok { detail: None }).await;
         info!(session = %self.session.id, sandbox = %sandbox, "adopted a running session");
         Ok((door, Some(link)))
     }
@@ -564,6 +557,16 @@ impl Life {
         taken.map_err(|error| unwritten(&error))
     }
 
+    /// Takes the step after which the session can be used. With it, its creation is complete in the record.
+    async fn become_ready(&mut self, event: Event) -> Result<(), End> {
+        self.session.ready_at = Some(self.house.clock.now());
+        let taken = self.change(event).await;
+        if taken.is_err() {
+            self.session.ready_at = None;
+        }
+        taken
+    }
+
     /// Writes the session down in the middle of a launch, which cannot go on without.
     async fn keep(&mut self) -> Result<(), End> {
         let kept = self.put_down(None).await;
@@ -593,7 +596,7 @@ impl Life {
     }
 
     /// Writes the session down, with the audit record of a phase change, then publishes it.
-    pub(super) async fn put_down(&self, from: Option<Phase>) -> Result<(), SessionError> {
+    pub(super) async fn put_down(&mut self, from: Option<Phase>) -> Result<(), SessionError> {
         self.write(from).await?;
         if from.is_some() {
             self.tell();
@@ -602,26 +605,49 @@ impl Life {
         Ok(())
     }
 
-    async fn write(&self, from: Option<Phase>) -> Result<(), SessionError> {
-        let record = from
-            .map(|from| {
-                let event = AuditEvent::SessionPhase {
-                    from,
-                    to: self.session.status.phase,
-                    reason: self.session.status.reason,
-                };
-                let id = Some(self.session.id);
-                self.house
-                    .audit
-                    .record(Stage::Fact, &Principal::Daemon, id, event)
-            })
-            .transpose()
-            .map_err(SessionError::Audit)?;
+    async fn write(&mut self, from: Option<Phase>) -> Result<(), SessionError> {
+        let mut records = Vec::new();
+        if let Some(from) = from {
+            let event = AuditEvent::SessionPhase {
+                from,
+                to: self.session.status.phase,
+                reason: self.session.status.reason,
+            };
+            let id = Some(self.session.id);
+            let log = &self.house.audit;
+            let record = log.record(Stage::Fact, &Principal::Daemon, id, event);
+            records.push(record.map_err(SessionError::Audit)?);
+        }
+        // In one transaction with what it tells of: neither a full disk nor a sudden end can come in between.
+        let creation = self.intent.as_ref().zip(self.creation());
+        let is_complete = creation.is_some();
+        if let Some((intent, outcome)) = creation {
+            let record = intent.outcome(outcome);
+            records.push(record.map_err(SessionError::Audit)?);
+        }
         self.house
             .store
-            .update_session(self.session.clone(), record)
+            .update_session(self.session.clone(), records)
             .await
-            .map_err(SessionError::Store)
+            .map_err(SessionError::Store)?;
+        if is_complete {
+            self.intent = None;
+        }
+        Ok(())
+    }
+
+    /// What became of the session's creation, as soon as that is known.
+    fn creation(&self) -> Option<Outcome> {
+        let session = &self.session;
+        if session.ready_at.is_some() {
+            return Some(Outcome::Ok { detail: None });
+        }
+        session.ended_at.map(|_| {
+            let reason = session.status.reason;
+            Outcome::Failed {
+                code: reason.map_or("internal", Reason::as_str).to_owned(),
+            }
+        })
     }
 
     /// What is published of the session.
@@ -688,25 +714,7 @@ impl Life {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY.1);
         }
-        let code = self
-            .session
-            .status
-            .reason
-            .map_or("internal", Reason::as_str);
-        self.finish_intent(Outcome::Failed {
-            code: code.to_owned(),
-        })
-        .await;
         self.tell();
         self.publish();
-    }
-
-    /// Completes the audit record of the session's creation, once.
-    async fn finish_intent(&mut self, outcome: Outcome) {
-        if let Some(intent) = self.intent.take()
-            && let Err(error) = intent.finish(outcome).await
-        {
-            warn!(session = %self.session.id, error = %Chain(&error), "cannot complete an audit record");
-        }
     }
 }

@@ -80,7 +80,7 @@ impl Store {
             .await
     }
 
-    /// Keeps where a session stands, its container and its times, together with the audit record of
+    /// Keeps where a session stands, its container and its times, together with the audit records of
     /// the change.
     ///
     /// # Errors
@@ -88,12 +88,12 @@ impl Store {
     pub async fn update_session(
         &self,
         session: Session,
-        change: Option<AuditRecord>,
+        changes: Vec<AuditRecord>,
     ) -> Result<(), StoreError> {
         let doing = "keep the state of a session";
         self.writer
             .call(doing, Durability::Process, move |db| {
-                if let Some(change) = &change {
+                for change in &changes {
                     audit::insert(db, change)?;
                 }
                 db.prepare_cached(
@@ -546,7 +546,7 @@ mod tests {
         session.sandbox = Some(SandboxId::try_from("0".repeat(64)).unwrap());
         session.ready_at = Some(Timestamp::from_millis(3));
         store
-            .update_session(session.clone(), Some(record()))
+            .update_session(session.clone(), vec![record()])
             .await
             .unwrap();
         assert_eq!(store.session(session.id).await.unwrap(), Some(session));
@@ -595,7 +595,10 @@ mod tests {
         let second = session(2_000, Some("n"));
         assert_eq!(admit(&store, &second).await, Admission::NameTaken);
         first.ended_at = Some(Timestamp::from_millis(3));
-        store.update_session(first.clone(), None).await.unwrap();
+        store
+            .update_session(first.clone(), Vec::new())
+            .await
+            .unwrap();
         assert_eq!(admit(&store, &second).await, Admission::Admitted);
         let kept = store.session(first.id).await.unwrap().unwrap();
         assert!(

@@ -56,7 +56,11 @@ async fn a_token_that_a_crash_left_in_the_sandbox_is_taken_out_before_anything_c
         std::fs::copy(&token, directory.join("token")).unwrap();
         let mut interrupted = Session::clone(&session);
         interrupted.status.phase = phase;
-        bench.store.update_session(interrupted, None).await.unwrap();
+        bench
+            .store
+            .update_session(interrupted, Vec::new())
+            .await
+            .unwrap();
         bench.next_daemon();
         bench.sessions.reconcile().await.unwrap();
         let settled = bench.until(&session, is_settled).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use casemate::model::egress::EgressRule;
-use casemate::model::event::AuditEvent;
+use casemate::model::event::{AuditEvent, Outcome, Stage};
 use casemate::model::lease::OnTimeout;
 use casemate::model::session::{Phase, Reason, Session};
 use casemate::runtime::fake::{FakeCall, FakeFailure};
@@ -289,7 +289,7 @@ async fn an_end_interrupts_a_pause_and_deadlines_change() {
     bench.nothing_is_left();
 }
 
-/// Breaks the table of sessions for whoever changes a row, until it is mended.
+/// Breaks a table for whoever changes it, until it is mended.
 struct BrokenStore(rusqlite::Connection);
 
 impl BrokenStore {
@@ -297,12 +297,16 @@ impl BrokenStore {
         Self::when(bench, "TRUE")
     }
 
-    /// Only for changes of this kind.
+    /// Only for changes of a session of this kind.
     fn when(bench: &Bench, condition: &str) -> Self {
+        Self::on(bench, "UPDATE ON sessions", condition)
+    }
+
+    fn on(bench: &Bench, what: &str, condition: &str) -> Self {
         let db = rusqlite::Connection::open(bench.directory.path().join("state.db")).unwrap();
         db.busy_timeout(PATIENCE).unwrap();
         db.execute_batch(&format!(
-            "CREATE TRIGGER broken BEFORE UPDATE ON sessions WHEN {condition}
+            "CREATE TRIGGER broken BEFORE {what} WHEN {condition}
              BEGIN SELECT RAISE(ABORT, 'broken'); END"
         ))
         .unwrap();
@@ -312,6 +316,34 @@ impl BrokenStore {
     fn mend(self) {
         self.0.execute_batch("DROP TRIGGER broken").unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_creation_ended_is_in_the_record_with_what_ended_it() {
+    let bench = Bench::new();
+    let outcome = "NEW.kind = 'session.create' AND NEW.stage = 'outcome'";
+    let broken = BrokenStore::on(&bench, "INSERT ON audit", outcome);
+    let session = bench.try_create(NewSession::default()).await.unwrap();
+    // What cannot be recorded is not done: it is never ready, and does not count as ended before that is recorded either.
+    let stopping = |session: &Session| session.status.phase == Phase::Stopping;
+    bench.until(&session, stopping).await;
+    broken.mend();
+    let ended = bench.ended(&session).await;
+    assert_eq!(
+        (ended.status.phase, ended.status.reason, ended.ready_at),
+        (Phase::Failed, Some(Reason::StoreFailed), None)
+    );
+    let outcomes: Vec<_> = bench
+        .audit()
+        .await
+        .into_iter()
+        .filter(|record| record.stage == Stage::Outcome)
+        .map(|record| (record.session, record.outcome))
+        .collect();
+    let code = Reason::StoreFailed.as_str().to_owned();
+    let failed = Some(Outcome::Failed { code });
+    assert_eq!(outcomes, [(Some(session.id), failed)]);
+    bench.nothing_is_left();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -154,7 +154,11 @@ async fn a_stop_that_a_crash_interrupted_is_finished_with_its_own_reason() {
     let mut stopping = Session::clone(&session);
     stopping.status.phase = Phase::Stopping;
     stopping.status.reason = Some(Reason::Operator);
-    bench.store.update_session(stopping, None).await.unwrap();
+    bench
+        .store
+        .update_session(stopping, Vec::new())
+        .await
+        .unwrap();
     bench.next_daemon();
     bench.sessions.reconcile().await.unwrap();
     let ended = bench.ended(&session).await;
